@@ -1,0 +1,46 @@
+# make demo, make test, make lint: each sets up what is missing first.
+#   MMDIST_STACK=openmmlab|onedl   the original distributions, or the forks
+#   PYTHON=python3.12              the Python of a new environment
+#   QUICK=1                        a two-minute demo
+#   TESTS=tests/test_setup.py ARGS='-m "not slow"'   passed on to pytest
+MMDIST_STACK ?= openmmlab
+VENV ?= .venv$(if $(filter-out openmmlab,$(MMDIST_STACK)),-$(MMDIST_STACK))
+PY := $(VENV)/bin/python
+LINT := $(wildcard mmdist tools tests configs setup.py)
+
+.PHONY: help setup demo test lint format clean distclean
+
+help:
+	@echo 'make demo    set up if needed, then train and compare on digit scenes (QUICK=1: 2 minutes)'
+	@echo 'make test    set up if needed, then run the tests (TESTS=... ARGS=...)'
+	@echo 'make lint    flake8, isort and yapf (make format applies the last two)'
+	@echo 'make setup   set up only (PYTHON=python3.12, MMDIST_STACK=onedl)'
+	@echo 'make clean   remove caches; make distclean: the environments too'
+
+setup:
+	@sh tools/setup/install.sh '$(VENV)' '$(MMDIST_STACK)' '$(PYTHON)'
+
+demo: setup
+	$(PY) tools/demo.py $(if $(filter-out 0,$(QUICK)),--quick) $(ARGS)
+
+# one thread a process: on few cores more threads only wait for each other
+test: export OMP_NUM_THREADS ?= 1
+test: export MKL_NUM_THREADS ?= 1
+test: setup
+	$(PY) -m pytest $(TESTS) $(ARGS)
+
+lint: setup
+	$(PY) -m flake8 $(LINT)
+	$(PY) -m isort --check-only --diff $(LINT)
+	$(PY) -m yapf --diff --recursive --parallel $(LINT)
+
+format: setup
+	$(PY) -m isort $(LINT)
+	$(PY) -m yapf --in-place --recursive --parallel $(LINT)
+
+clean:
+	rm -rf build dist *.egg-info .pytest_cache .hypothesis
+	find mmdist tools tests -name __pycache__ -type d -prune -exec rm -rf {} +
+
+distclean: clean
+	rm -rf .venv .venv-onedl .cache mmdist/.mim

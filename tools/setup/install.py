@@ -1,0 +1,481 @@
+"""Make the virtual environment of mmdist, one resumable step after another.
+
+Run by ``make`` through ``install.sh``; needs the standard library only.
+A finished step leaves a stamp in the environment. The stamp holds a hash of
+what the step depends on, its predecessors included, so that a changed pin
+redoes its own step and those after it, and an interrupted set-up goes on at
+the step it was in.
+"""
+import argparse
+import fcntl
+import hashlib
+import math
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import sysconfig
+import tarfile
+import tempfile
+import threading
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+CACHE = ROOT / '.cache'
+STACKS = ('openmmlab', 'onedl')
+# on one core of 2024, for the estimate printed before a build
+SECONDS_PER_FILE = 3
+SECONDS_PER_HEADER = 25
+PROGRAM = '#include <Python.h>\n#include <optional>\nint main() {}\n'
+PROGRESS = re.compile(r'\[\d+/\d+\]|Downloading|Installing|Precompiling')
+# mmcv itself cannot be imported yet: its dependencies come later
+LOAD_OPS = '''
+import importlib.metadata, importlib.util, pathlib, sys, sysconfig, torch
+name, version = sys.argv[1:]
+assert importlib.metadata.version(name) == version
+folder = pathlib.Path(sysconfig.get_paths()['platlib'], 'mmcv')
+ops = importlib.util.spec_from_file_location(
+    'mmcv._ext', next(folder.glob('_ext*.so')))
+importlib.util.module_from_spec(ops)
+'''
+# both distributions of a module would overwrite each other's files
+CHECK = '''
+import importlib.metadata, sys
+import mmcv.ops, mmdet, mmengine, mmseg
+names = {x.metadata['Name'] for x in importlib.metadata.distributions()}
+sys.exit(' '.join(['also installed:', *both])
+         if (both := names & set(sys.argv[1:])) else 0)
+'''
+
+
+class SetupError(Exception):
+    """What the user reads: a sentence, not a traceback."""
+
+
+def requirements(name):
+    """The file's lines without comments."""
+    text = (ROOT / 'requirements' / f'{name}.txt').read_text()
+    return [x for x in text.splitlines() if x and not x.startswith('#')]
+
+
+def mmcv_requirement(stack):
+    """('mmcv', '2.1.0'), or the fork's name and version."""
+    for line in requirements(stack):
+        name, _, version = line.partition('==')
+        if name.endswith('mmcv'):
+            return name, version
+    raise SetupError(f'requirements/{stack}.txt pins no mmcv.')
+
+
+def cores():
+    try:
+        return len(os.sched_getaffinity(0))
+    except AttributeError:  # macOS
+        return os.cpu_count() or 1
+
+
+def compile_jobs():
+    """All cores, unless the memory would not do: a compiler takes 1.5 GB."""
+    jobs = os.environ.get('MAX_JOBS')
+    if jobs and jobs.isdigit():
+        return int(jobs)
+    try:
+        pages = os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE')
+        return max(1, min(cores(), int(pages / 1.5e9)))
+    except (ValueError, OSError):
+        return cores()
+
+
+def has_nvcc():
+    """Whether torch would find a CUDA toolkit to compile with."""
+    home = os.environ.get('CUDA_HOME') or os.environ.get('CUDA_PATH')
+    return bool(
+        home or shutil.which('nvcc')
+        or Path('/usr/local/cuda/bin/nvcc').exists())
+
+
+def duration(seconds):
+    minutes, seconds = divmod(round(seconds), 60)
+    return f'{minutes} min {seconds:02d} s' if minutes else f'{seconds} s'
+
+
+class Screen:
+    """One line a step: rewritten on a terminal, sparse in a log."""
+
+    def __init__(self):
+        self.live = sys.stdout.isatty()
+        self.last = time.monotonic()
+
+    def update(self, text, every=30):
+        """Show a passing state; in a log at most once in ``every`` s."""
+        if self.live:
+            width = shutil.get_terminal_size().columns - 1
+            print(f'\r\033[K{text[:width]}', end='', flush=True)
+        elif time.monotonic() - self.last >= every:
+            self.last = time.monotonic()
+            print(text, flush=True)
+
+    def done(self, text):
+        self.last = time.monotonic()
+        print(f'\r\033[K{text}' if self.live else text, flush=True)
+
+
+class Runner:
+    """Runs commands: output to the log, progress to the screen."""
+
+    def __init__(self, log):
+        self.log = log
+        self.screen = Screen()
+
+    def __call__(self, title, command, env=None, cwd=None, check=True):
+        start = time.monotonic()
+        with open(self.log, 'ab') as log:
+            log.write(f'\n$ {" ".join(map(str, command))}\n'.encode())
+            log.flush()
+            offset = log.tell()
+            process = subprocess.Popen([str(x) for x in command],
+                                       cwd=cwd,
+                                       env=dict(os.environ, **(env or {})),
+                                       stdin=subprocess.DEVNULL,
+                                       stdout=subprocess.PIPE,
+                                       stderr=subprocess.STDOUT)
+            state = {'line': ''}
+            reader = threading.Thread(
+                target=self._read, args=(process.stdout, log, state))
+            reader.start()
+            try:
+                while reader.is_alive():
+                    reader.join(1)
+                    self._show(title, state, time.monotonic() - start)
+            except BaseException:
+                process.terminate()
+                raise
+            code = process.wait()
+        if code and check:
+            self.screen.done(f'{title}: failed')
+            self._tail(offset)
+            raise SetupError(
+                f'The whole log is in {os.path.relpath(self.log)}. Once the '
+                'cause is removed, the same command goes on from here.')
+        return code
+
+    @staticmethod
+    def _read(pipe, log, state):
+        for line in pipe:
+            log.write(line)
+            log.flush()
+            text = line.decode(errors='replace').strip()
+            if PROGRESS.match(text):
+                state['line'] = text
+
+    def _show(self, title, state, elapsed):
+        line, every = state['line'], 30
+        count = re.match(r'\[(\d+)/(\d+)\]', line)
+        if count:
+            done, total = map(int, count.groups())
+            before, since = state.setdefault('first', (done, elapsed))
+            line, every = count[0], 10
+            if done > before + 2:
+                left = (elapsed - since) / (done - before) * (total - done)
+                line += f' about {duration(left)} left'
+        elif line.startswith('Installing'):
+            line = 'Installing'
+        self.screen.update(f'{title}: {duration(elapsed)}  {line}', every)
+
+    def _tail(self, offset, lines=15):
+        with open(self.log, 'rb') as log:
+            log.seek(offset)
+            text = log.read().decode(errors='replace').splitlines()
+        print(*(f'    {x[:200]}' for x in text[-lines:]), sep='\n')
+
+
+class Setup:
+
+    def __init__(self, venv, stack):
+        self.venv = venv
+        self.stack = stack
+        self.python = venv / 'bin' / 'python'
+        self.stamps = venv / '.stamps'
+        self.title = ''
+        self.run = Runner(CACHE / f'setup-{stack}.log')
+        version = '{}.{}'.format(*sys.version_info)
+        self.key = f'{version} {stack} {ROOT}'
+        # name, what it depends on, what it does
+        self.steps = [
+            ('environment', '', self.make_venv),
+            ('build tools', requirements('build'), self.build_tools),
+            ('torch', requirements('torch'), self.torch),
+            ('mmcv', mmcv_requirement(stack), self.mmcv),
+            ('packages', [requirements(x)
+                          for x in (stack, 'runtime', 'dev')], self.packages),
+            ('mmdist', (ROOT / 'setup.py').read_text(), self.mmdist),
+            ('check', '', self.check),
+        ]
+
+    def __call__(self):
+        self.check_version()
+        start, ran = time.monotonic(), 0
+        for number, (name, depends, action) in enumerate(self.steps, 1):
+            self.key = hashlib.sha256(
+                f'{self.key} {name} {depends}'.encode()).hexdigest()
+            stamp = self.stamps / name.replace(' ', '-')
+            if stamp.exists() and stamp.read_text() == self.key:
+                continue
+            if not ran:
+                print(
+                    f'Setting up {self.venv.name} with Python '
+                    f'{sys.version.split()[0]} and the {self.stack} stack: '
+                    'a few minutes and the download of torch\n(log: '
+                    f'{os.path.relpath(self.run.log)}; interrupted, it goes '
+                    'on where it was)',
+                    flush=True)
+            ran += 1
+            self.title = f'[{number}/{len(self.steps)}] {name}'
+            began = time.monotonic()
+            note = action()
+            stamp.parent.mkdir(exist_ok=True)
+            stamp.write_text(self.key)
+            self.run.screen.done(f'{self.title}: {note or "done"} '
+                                 f'({duration(time.monotonic() - began)})')
+        if ran:
+            print(f'Set-up finished in {duration(time.monotonic() - start)}.')
+
+    def pip(self, *args, check=True):
+        return self.run(
+            self.title, [self.python, '-m', 'pip', *args],
+            env={'PIP_DISABLE_PIP_VERSION_CHECK': '1'},
+            check=check)
+
+    def install(self, *args, check=True):
+        return self.pip(
+            'install', '--progress-bar=off', '--no-input', *args, check=check)
+
+    def works(self, code, *args):
+        command = [self.python, '-c', code, *args]
+        return self.run(self.title, command, check=False) == 0
+
+    # -- the steps --------------------------------------------------------
+
+    def check_version(self):
+        """A half-made environment is completed, another's is left alone."""
+        config = self.venv / 'pyvenv.cfg'
+        if not self.python.exists():
+            shutil.rmtree(self.stamps, ignore_errors=True)
+        if not config.exists():
+            return
+        found = re.search(r'version\s*=\s*(\d+\.\d+)', config.read_text())
+        mine = '{}.{}'.format(*sys.version_info)
+        if found and found[1] != mine:
+            raise SetupError(
+                f'{self.venv.name} was made with Python {found[1]}, not '
+                f'{mine}: remove it (rm -rf {self.venv.name}) to change.')
+
+    def make_venv(self):
+        # the Python that it was made from may be gone
+        broken = self.python.is_symlink() and not self.python.exists()
+        self.run(self.title, [
+            sys.executable, '-m', 'venv', *(['--clear'] if broken else []),
+            self.venv
+        ])
+        # now, before gigabytes of torch are fetched in vain
+        problem = self.compiler_problem()
+        if problem and not (self.mmcv_loads() or self.find_wheel()):
+            raise SetupError(problem)
+
+    def build_tools(self):
+        self.install('-r', ROOT / 'requirements' / 'build.txt')
+
+    def torch(self):
+        if sys.platform == 'linux':
+            print(
+                f'      {requirements("torch")[0]}: several GB, the CUDA '
+                'build, unless pip is pointed to a CPU build '
+                '(docs/en/install.md)',
+                flush=True)
+        self.install('-r', ROOT / 'requirements' / 'torch.txt')
+
+    def packages(self):
+        files = [
+            ROOT / 'requirements' / f'{x}.txt'
+            for x in ('torch', self.stack, 'runtime', 'dev')
+        ]
+        self.install(*(x for file in files for x in ('-r', file)))
+        # the metadata asks for opencv-python, which needs a system's libGL
+        if not self.works('import cv2'):
+            found = next(self.venv.glob('lib/*/*/opencv_python-*.dist-info'))
+            self.install(
+                '--force-reinstall', '--no-deps',
+                f'opencv-python-headless=={found.stem.split("-")[1]}')
+            return 'done, with OpenCV headless for want of libGL'
+
+    def mmdist(self):
+        # not `pip install -e`: its import hook hides the package's folder
+        # from MMEngine, which then cannot find `mmdist::` configs
+        self.run(
+            self.title,
+            [self.python, ROOT / 'setup.py', '-q', 'develop', '--no-deps'],
+            cwd=ROOT)
+
+    def check(self):
+        others = [
+            re.split('[=<>]', line)[0] for stack in STACKS
+            if stack != self.stack for line in requirements(stack)
+            if 'mm' in line
+        ]
+        self.run(self.title, [self.python, '-c', CHECK, *others])
+
+    # -- mmcv -------------------------------------------------------------
+
+    def mmcv(self):
+        if self.mmcv_loads():
+            return 'already there'
+        wheel = self.find_wheel()
+        if wheel:
+            self.install('--no-deps', '--force-reinstall', wheel)
+            if self.mmcv_loads():
+                return f'took the wheel {wheel.name}'
+            print(f'      {wheel.name} does not load beside this torch')
+            wheel.unlink()
+            if problem := self.compiler_problem():
+                raise SetupError(problem)
+        source = self.unpack()
+        wheel = self.build(source)
+        self.install('--no-deps', '--force-reinstall', wheel)
+        if not self.mmcv_loads():
+            raise SetupError(f'{wheel} was built but does not load.')
+        shutil.rmtree(source)
+        return 'built'
+
+    def mmcv_loads(self):
+        return self.works(LOAD_OPS, *mmcv_requirement(self.stack))
+
+    @property
+    def wheels(self):
+        """One folder for each Python and torch, as a wheel fits one pair."""
+        torch = requirements('torch')[0].replace('==', '')
+        python = 'cp{}{}'.format(*sys.version_info)
+        return CACHE / 'wheels' / f'{python}-{torch}'
+
+    def find_wheel(self):
+        """A wheel built here before, or one that pip is pointed to."""
+        name, version = mmcv_requirement(self.stack)
+        pattern = f'{name.replace("-", "_")}-{version}-*.whl'
+        if not list(self.wheels.glob(pattern)):
+            self.pip(
+                'download',
+                '--quiet',
+                '--no-deps',
+                '--only-binary=:all:',
+                f'--dest={self.wheels}',
+                f'{name}=={version}',
+                check=False)
+        return next(self.wheels.glob(pattern), None)
+
+    def compiler_problem(self):
+        """Compile a few lines; the sentence to end with if that fails."""
+        compiler = os.environ.get('CXX') or 'c++'
+        name = '{}=={}'.format(*mmcv_requirement(self.stack))
+        need = f'{name} has no ready wheel here and building it needs '
+        if not shutil.which(compiler.split()[0]):
+            return (f'{need}a C++ compiler, but there is no {compiler}: '
+                    'install one (for instance: apt-get install g++) or set '
+                    'CXX.')
+        with tempfile.TemporaryDirectory() as folder:
+            source = Path(folder, 'try.cpp')
+            source.write_text(PROGRAM)
+            include = sysconfig.get_paths()['include']
+            command = [
+                *compiler.split(), '-std=c++17', f'-I{include}', '-c',
+                str(source), '-o', f'{source}.o'
+            ]
+            result = subprocess.run(command, capture_output=True, text=True)
+        if result.returncode:
+            what = 'a compiler of C++17'
+            if 'Python.h' in result.stderr:
+                what = 'the headers of Python (such as python3-dev)'
+            error = (result.stderr.strip() or 'nothing').splitlines()[0]
+            return f'{need}{what}, and {compiler} says: {error}'
+
+    def unpack(self):
+        """The source, where an interrupted build has left it."""
+        name, version = mmcv_requirement(self.stack)
+        parent = self.wheels / 'build'
+        source = parent / f'{name.replace("-", "_")}-{version}'
+        if not source.exists():
+            shutil.rmtree(parent, ignore_errors=True)
+            self.pip('download', '--no-deps', '--no-build-isolation',
+                     f'--no-binary={name}', f'--dest={parent}',
+                     f'{name}=={version}')
+            with tempfile.TemporaryDirectory(dir=parent) as folder:
+                with tarfile.open(next(parent.glob('*.tar.gz'))) as archive:
+                    archive.extractall(folder)
+                next(Path(folder).iterdir()).rename(source)
+        return source
+
+    def build(self, source):
+        jobs = compile_jobs()
+        files = len(list(source.glob('mmcv/ops/csrc/pytorch/*.cpp'))) + len(
+            list(source.glob('mmcv/ops/csrc/pytorch/cpu/*.cpp')))
+        seconds = SECONDS_PER_HEADER + files * SECONDS_PER_FILE / jobs
+        minutes = math.ceil(seconds / 60)
+        print(
+            f'      no ready wheel: building {source.name} from source, '
+            f'{files} files on {jobs} core(s), about {minutes} min, once',
+            flush=True)
+        env = {
+            'MMCV_WITH_OPS': '1',
+            'MAX_JOBS': str(jobs),
+            # half the time of the default flags
+            'CFLAGS': '-g0 -O1',
+            'CXXFLAGS': '-g0 -O1',
+        }
+        if not has_nvcc():
+            # else mmcv's setup.py, seeing a GPU, would try and fail
+            env['CUDA_VISIBLE_DEVICES'] = ''
+            if Path('/dev/nvidia0').exists():
+                print('      no nvcc: mmcv gets no CUDA operators; to train '
+                      'on the GPU, install the CUDA toolkit first')
+        self.run(
+            self.title, [
+                self.python, ROOT / 'tools' / 'setup' / 'build_mmcv.py',
+                'bdist_wheel', f'--dist-dir={self.wheels}'
+            ],
+            env=env,
+            cwd=source)
+        return self.find_wheel()
+
+
+def parse_args():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument('venv', type=Path)
+    parser.add_argument('stack')
+    return parser.parse_args()
+
+
+def stop(*_):
+    raise KeyboardInterrupt
+
+
+def main():
+    args = parse_args()
+    signal.signal(signal.SIGTERM, stop)
+    try:
+        if args.stack not in STACKS:
+            raise SetupError(f'MMDIST_STACK={args.stack} is not one of '
+                             f'{", ".join(STACKS)}.')
+        CACHE.mkdir(exist_ok=True)
+        with open(CACHE / 'lock', 'w') as lock:
+            # two makes at a time: the second waits for the first
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            Setup(args.venv.absolute(), args.stack)()
+    except SetupError as error:
+        sys.exit(f'{error}')
+    except KeyboardInterrupt:
+        sys.exit('\nInterrupted; the same command goes on from here.')
+
+
+if __name__ == '__main__':
+    main()
