@@ -1,0 +1,18 @@
+"""DIST for MMDetection and MMSegmentation.
+
+Importing the package registers its losses and wrappers, so that a config
+needs no more than ``custom_imports = dict(imports=['mmdist'])``.
+"""
+import mmcv
+import mmengine
+import torch
+
+from . import models
+from .utils import allow_mmengine_checkpoints, check_version
+from .version import __version__
+
+for _module in (torch, mmengine, mmcv):
+    check_version(_module.__name__, _module.__version__)
+allow_mmengine_checkpoints()
+
+__all__ = ['__version__', 'models']

@@ -1,0 +1,9 @@
+"""Registries of mmdist, children of MMEngine's root registries.
+
+``type='mmdist.X'`` in a config resolves here as soon as the package is
+imported through ``custom_imports = dict(imports=['mmdist'])``.
+"""
+from mmengine.registry import MODELS as MMENGINE_MODELS
+from mmengine.registry import Registry
+
+MODELS = Registry('model', parent=MMENGINE_MODELS, locations=['mmdist.models'])

@@ -1,0 +1,10 @@
+from .cli import build_runner, load_tool_config, tool_parser
+from .config import (class_names_of, find_config, load_config, scope_of,
+                     student_of)
+from .setup_env import allow_mmengine_checkpoints, check_version
+
+__all__ = [
+    'allow_mmengine_checkpoints', 'build_runner', 'check_version',
+    'class_names_of', 'find_config', 'load_config', 'load_tool_config',
+    'scope_of', 'student_of', 'tool_parser'
+]

@@ -1,0 +1,136 @@
+"""Finding configs and the few facts about them that distillation needs."""
+import importlib.util
+import os.path as osp
+from typing import Optional, Sequence, Union
+
+from mmengine.config import Config, ConfigDict
+from mmengine.fileio import list_from_file
+from mmengine.registry import DATASETS, DefaultScope
+
+
+def find_config(name: str, field: str) -> str:
+    """Turn a config name into a path.
+
+    ``'mmdet::retinanet/retinanet_r50_fpn_1x_coco.py'`` is looked up in the
+    ``.mim/configs`` of the package that is imported as ``mmdet``. MMEngine's
+    own look-up goes by the name of the distribution and would install the
+    original package over a fork of it.
+
+    Args:
+        name (str): A path, or ``'package::path'``.
+        field (str): The field of the user's config, for the error.
+
+    Returns:
+        str: A path that exists.
+
+    Raises:
+        FileNotFoundError: If there is no such config.
+    """
+    path = name
+    package, separator, inner = name.partition('::')
+    if separator:
+        try:
+            spec = importlib.util.find_spec(package)
+        except (ImportError, ValueError):  # 'no.such', ''
+            spec = None
+        if spec is None or spec.origin is None:
+            raise FileNotFoundError(
+                f'{field}={name!r}: the package {package!r} is not installed')
+        path = osp.join(osp.dirname(spec.origin), '.mim', 'configs', inner)
+    if not osp.isfile(path):
+        raise FileNotFoundError(f'{field}={name!r}: there is no such config')
+    return path
+
+
+def load_config(source: Union[str, dict], field: str) -> Config:
+    """Load the config of a student or teacher.
+
+    Args:
+        source (str | dict): A path, a ``'package::path'``, or the model dict
+            itself.
+        field (str): The field of the user's config, for errors.
+
+    Returns:
+        Config: With at least the key ``model``.
+
+    Raises:
+        FileNotFoundError: If there is no such config.
+        ValueError: If it is no config of a model.
+    """
+    if isinstance(source, (dict, ConfigDict)):
+        return Config(dict(model=source))
+    if not isinstance(source, str):
+        raise ValueError(f'{field} must be a config path, a package::path or '
+                         f'a model dict, but is a {type(source).__name__}')
+    path = find_config(source, field)
+    try:
+        cfg = Config.fromfile(path)
+    except Exception as error:
+        raise ValueError(f'{field}={source!r} cannot be read as a config: '
+                         f'{error}') from error
+    if 'model' not in cfg:
+        raise ValueError(f'{field}={source!r} has no `model`')
+    return cfg
+
+
+def scope_of(cfg: Config) -> Optional[str]:
+    """The default scope of a config; that of its caller if it names none."""
+    if cfg.get('default_scope'):
+        return cfg.default_scope
+    current = DefaultScope.get_current_instance()
+    return current.scope_name if current else None
+
+
+def class_names_of(cfg: Config) -> Optional[Sequence[str]]:
+    """The class names of the data set that a config trains on, if it says.
+
+    Args:
+        cfg (Config): A full config.
+
+    Returns:
+        tuple[str] | None: The names in the order of their labels.
+    """
+    dataset = _innermost((cfg.get('train_dataloader') or {}).get('dataset'))
+    if not dataset or 'type' not in dataset:
+        return None
+    classes = (dataset.get('metainfo') or {}).get('classes')
+    if isinstance(classes, str):  # a file with a name a line
+        classes = list_from_file(classes) if osp.isfile(classes) else None
+    elif classes is None:
+        classes = getattr(_dataset_type(cfg, dataset), 'METAINFO',
+                          {}).get('classes')
+    return tuple(classes) if classes else None
+
+
+def _innermost(dataset: Optional[dict]) -> Optional[dict]:
+    """The data set inside RepeatDataset, ConcatDataset and their like."""
+    while dataset:
+        if 'dataset' in dataset:
+            dataset = dataset['dataset']
+        elif dataset.get('datasets'):  # must agree on their classes
+            dataset = dataset['datasets'][0]
+        else:
+            break
+    return dataset
+
+
+def _dataset_type(cfg: Config, dataset: dict) -> Optional[type]:
+    if not isinstance(dataset['type'], str):  # a config of Python classes
+        return dataset['type']
+    # `get` alone looks into MMEngine's registry only, whatever the scope.
+    with DATASETS.switch_scope_and_registry(scope_of(cfg)) as registry:
+        return registry.get(dataset['type'])
+
+
+def student_of(model: dict) -> dict:
+    """The model that a config tests: the student of a distiller, or itself.
+
+    Args:
+        model (dict): The `model` of a config.
+
+    Returns:
+        dict: A model dict.
+    """
+    if not str(model.get('type', '')).startswith('mmdist.Distill'):
+        return model
+    return load_config(model['student'], 'model.student').model

@@ -1,0 +1,73 @@
+"""What ``import mmdist`` checks and prepares."""
+import warnings
+from typing import Any
+
+import numpy as np
+import torch
+from mmengine.logging import HistoryBuffer
+from mmengine.utils import digit_version
+
+# module: (lowest version it works with, highest version it was tested with)
+SUPPORTED_VERSIONS = dict(
+    torch=('2.6.0', '2.14.1'),
+    mmengine=('0.10.5', '0.10.12'),
+    mmcv=('2.1.0', '2.3.6'))
+
+
+def check_version(module: str, version: str) -> None:
+    """Compare the version of a dependency with what mmdist supports.
+
+    Args:
+        module (str): A key of ``SUPPORTED_VERSIONS``.
+        version (str): The version that is installed.
+
+    Raises:
+        AssertionError: If it is below the lower bound.
+    """
+    lowest, highest = SUPPORTED_VERSIONS[module]
+    version = version.partition('+')[0]  # 2.13.0+cpu
+    assert digit_version(version) >= digit_version(lowest), (
+        f'{module}=={version} is used but mmdist needs {module}>={lowest}; '
+        'please upgrade it.')
+    if digit_version(version) > digit_version(highest):
+        warnings.warn(f'{module}=={version} is newer than {highest}, the '
+                      'newest that mmdist was tested with.')
+
+
+def _statistic(owner: Any, name: str) -> Any:
+    """``getattr`` for the four statistics of a HistoryBuffer and no more.
+
+    MMEngine's checkpoints pickle ``HistoryBuffer.mean`` and its like as
+    ``getattr(HistoryBuffer, 'mean')``. Allowing the real ``getattr`` would
+    hand every attribute of every class to an untrusted file.
+    """
+    if owner is not HistoryBuffer or name not in ('min', 'max', 'current',
+                                                  'mean'):
+        raise AttributeError(f'a checkpoint may not read {owner}.{name}')
+    return getattr(owner, name)
+
+
+def allow_mmengine_checkpoints() -> None:
+    """Let ``torch.load(weights_only=True)`` read MMEngine's checkpoints.
+
+    PyTorch loads with a restricted unpickler since 2.6 and refuses what
+    MMEngine writes into ``message_hub``: buffers of logged numbers. Exactly
+    their globals are allowed; everything else stays refused.
+    """
+    multiarray = getattr(np, '_core', None) or np.core
+    reconstruct = multiarray.multiarray._reconstruct
+    scalar = multiarray.multiarray.scalar
+    number_types = (np.float32, np.float64, np.int32, np.int64, np.bool_)
+    torch.serialization.add_safe_globals([
+        (_statistic, 'builtins.getattr'),
+        HistoryBuffer,
+        np.ndarray,
+        np.dtype,
+        *{type(np.dtype(number))
+          for number in number_types},
+        # NumPy 1 and 2 write different names for the same function.
+        (reconstruct, 'numpy.core.multiarray._reconstruct'),
+        (reconstruct, 'numpy._core.multiarray._reconstruct'),
+        (scalar, 'numpy.core.multiarray.scalar'),
+        (scalar, 'numpy._core.multiarray.scalar'),
+    ])

@@ -1,0 +1,42 @@
+"""Fixtures that every test may use."""
+import os
+import os.path as osp
+
+import pytest
+import torch
+from mmengine.registry import DefaultScope
+from mmengine.visualization import Visualizer
+
+import mmdist  # noqa: F401
+
+REPO = osp.dirname(osp.dirname(osp.abspath(__file__)))
+
+
+@pytest.fixture(scope='session', autouse=True)
+def one_thread():
+    """Tests that run side by side must not fight for the cores."""
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def no_traces():
+    """A runner leaves its scope and visualizer behind; the next test must
+    not see them."""
+    yield
+    for manager in (DefaultScope, Visualizer):
+        manager._instance_dict.clear()
+
+
+@pytest.fixture(scope='session')
+def repo():
+    """The folder of the checkout."""
+    return REPO
+
+
+@pytest.fixture(scope='session')
+def shared():
+    """The folder of real data and reference vectors beside the checkout."""
+    folder = os.environ.get('MMDIST_SHARED', osp.join(REPO, '..', 'shared'))
+    if not osp.isdir(folder):
+        pytest.skip('no shared data: set MMDIST_SHARED to their folder')
+    return folder

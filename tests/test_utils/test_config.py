@@ -1,0 +1,241 @@
+"""Finding configs and the facts about them."""
+import os.path as osp
+import sys
+
+import mmdet
+import pytest
+from mmdet.datasets import CocoDataset
+from mmengine.config import Config
+from mmengine.registry import DATASETS, DefaultScope
+
+from mmdist.utils import (class_names_of, find_config, load_config, scope_of,
+                          student_of)
+from ..helpers import build, detector
+
+CONFIGS = osp.join(osp.dirname(mmdet.__file__), '.mim', 'configs')
+RETINA = 'retinanet/retinanet_r50_fpn_1x_coco.py'
+COCO_NAMES = 80
+VOC = ('aeroplane', 'bicycle', 'bird')
+
+
+def sentence(function, *args, error=ValueError):
+    """The one sentence that a call is refused with."""
+    with pytest.raises(error) as info:
+        function(*args)
+    text = str(info.value)
+    assert '\n' not in text and '. ' not in text, f'not one sentence: {text}'
+    return text
+
+
+# find_config
+
+
+def test_a_package_name_finds_the_packaged_file():
+    """The file that mmdet's distribution brings, and its content."""
+    path = find_config(f'mmdet::{RETINA}', 'model.student')
+    assert osp.samefile(path, osp.join(CONFIGS, RETINA))
+    assert Config.fromfile(path).model.type == 'RetinaNet'
+
+
+def test_a_path_is_itself(tmp_path):
+    """Nothing is looked up."""
+    path = tmp_path / 'config.py'
+    path.write_text('model = dict()')
+    assert find_config(str(path), 'model.student') == str(path)
+
+
+def test_a_fork_is_found_by_its_import_name(tmp_path, monkeypatch):
+    """No distribution of that name is needed (or installed)."""
+    folder = tmp_path / 'forked_package' / '.mim' / 'configs'
+    folder.mkdir(parents=True)
+    (tmp_path / 'forked_package' / '__init__.py').write_text('')
+    (folder / 'a.py').write_text('model = dict()')
+    monkeypatch.setattr(sys, 'path', [str(tmp_path), *sys.path])
+    path = find_config('forked_package::a.py', 'model.student')
+    assert osp.samefile(path, folder / 'a.py')
+    assert 'forked_package' not in sys.modules  # found, not run
+
+
+@pytest.mark.parametrize('name, reason', [
+    ('no.py', 'no such config'),
+    ('/no/such/config.py', 'no such config'),
+    ('.', 'no such config'),
+    ('mmdet::retinanet/no.py', 'no such config'),
+    ('mmdet::', 'no such config'),
+    ('mmdet::retinanet', 'no such config'),
+    ('nosuchpackage::a.py', "'nosuchpackage' is not installed"),
+    ('nosuchpackage.sub::a.py', "'nosuchpackage.sub' is not installed"),
+    ('::a.py', "'' is not installed"),
+])
+def test_an_unknown_config_is_refused(name, reason):
+    """The field, the name and the reason are given."""
+    text = sentence(
+        find_config, name, 'model.teacher.config', error=FileNotFoundError)
+    assert text.startswith(f'model.teacher.config={name!r}: ')
+    assert reason in text
+
+
+# load_config
+
+
+def test_a_packaged_config_equals_the_file():
+    """With everything that the file inherits."""
+    ours = load_config(f'mmdet::{RETINA}', 'model.student')
+    plain = Config.fromfile(osp.join(CONFIGS, RETINA))
+    assert ours.to_dict() == plain.to_dict()
+
+
+def test_a_model_dict_becomes_a_config():
+    """And builds the very same model."""
+    model = detector('retina')
+    cfg = load_config(model, 'model.student')
+    assert cfg.to_dict() == dict(model=model)
+    assert type(build(cfg.model.to_dict())).__name__ == 'RetinaNet'
+
+
+@pytest.mark.parametrize('source', [None, 3, ['a.py']])
+def test_a_source_of_another_kind_is_refused(source):
+    """The field and the kind are named."""
+    text = sentence(load_config, source, 'model.student')
+    assert text.startswith('model.student must be a config path')
+    assert text.endswith(type(source).__name__)
+
+
+@pytest.mark.parametrize('content, reason', [
+    ('optimizer = dict()', 'has no `model`'),
+    ('model = dict(', 'cannot be read as a config'),
+    ('_base_ = "no_such_base.py"', 'cannot be read as a config'),
+])
+def test_a_file_that_is_no_config_of_a_model_is_refused(
+        tmp_path, content, reason):
+    """The field, the file and the reason are given."""
+    path = tmp_path / 'config.py'
+    path.write_text(content)
+    with pytest.raises(ValueError) as info:
+        load_config(str(path), 'model.student')
+    text = str(info.value)
+    assert text.startswith(f'model.student={str(path)!r} ') and reason in text
+
+
+def test_a_picture_is_no_config(tmp_path):
+    """Nor any other kind of file."""
+    path = tmp_path / 'teacher.pth'
+    path.write_bytes(b'PK')
+    with pytest.raises(ValueError, match='cannot be read as a config'):
+        load_config(str(path), 'model.teacher.config')
+
+
+# scope_of
+
+
+def test_the_scope_of_a_config_goes_before_that_of_its_caller():
+    """A model dict without one is built in the caller's."""
+    with DefaultScope.overwrite_default_scope('mmseg'):
+        assert scope_of(Config(dict(default_scope='mmdet'))) == 'mmdet'
+        assert scope_of(Config(dict(model=dict()))) == 'mmseg'
+
+
+# class_names_of
+
+
+def config_of(dataset, **others):
+    """A config that trains on a data set."""
+    return Config(
+        dict(
+            default_scope='mmdet',
+            train_dataloader=dict(dataset=dataset),
+            **others))
+
+
+@pytest.mark.parametrize('name', [
+    RETINA,
+    'yolox/yolox_tiny_8xb8-300e_coco.py',
+    'mask_rcnn/mask-rcnn_r50_fpn_2x_coco.py',
+])
+def test_class_names_of_the_zoos_coco_configs(name):
+    """From the data set class, inside MultiImageMixDataset too."""
+    names = class_names_of(load_config(f'mmdet::{name}', 'model.student'))
+    assert len(names) == COCO_NAMES
+    assert (names[0], names[-1]) == ('person', 'toothbrush')
+
+
+def test_class_names_of_the_zoos_voc_config():
+    """From the first data set of a ConcatDataset in a RepeatDataset."""
+    name = 'mmdet::pascal_voc/faster-rcnn_r50_fpn_1x_voc0712.py'
+    names = class_names_of(load_config(name, 'model.student'))
+    assert len(names) == 20 and names[:3] == VOC
+
+
+def test_class_names_of_the_zoos_lvis_config():
+    """From the data set that a ClassBalancedDataset resamples."""
+    name = ('mmdet::lvis/mask-rcnn_r50_fpn_sample1e-3_ms-1x_lvis-v1.py')
+    names = class_names_of(load_config(name, 'model.student'))
+    assert len(names) == 1203
+
+
+def test_metainfo_goes_before_the_data_sets_own_names():
+    """As MMEngine's BaseDataset does."""
+    dataset = dict(type='CocoDataset', metainfo=dict(classes=['a', 'b']))
+    assert class_names_of(config_of(dataset)) == ('a', 'b')
+    repeated = dict(type='RepeatDataset', times=3, dataset=dataset)
+    assert class_names_of(config_of(repeated)) == ('a', 'b')
+
+
+def test_metainfo_may_name_a_file(tmp_path):
+    """With a name a line, as MMEngine reads it."""
+    path = tmp_path / 'classes.txt'
+    path.write_text('red cell\nwhite cell\n')
+    metainfo = dict(classes=str(path))
+    with DefaultScope.overwrite_default_scope('mmdet'):
+        dataset = DATASETS.build(
+            dict(type='CocoDataset', lazy_init=True, metainfo=metainfo))
+    cfg = config_of(dict(type='CocoDataset', metainfo=metainfo))
+    assert class_names_of(cfg) == ('red cell', 'white cell')
+    assert class_names_of(cfg) == tuple(dataset.metainfo['classes'])
+
+
+def test_a_data_set_may_be_a_class():
+    """As in configs that are Python modules."""
+    cfg = Config(dict(train_dataloader=dict(dataset=dict(type=CocoDataset))))
+    assert len(class_names_of(cfg)) == COCO_NAMES
+
+
+@pytest.mark.parametrize('cfg', [
+    dict(),
+    dict(train_dataloader=None),
+    dict(train_dataloader=dict()),
+    dict(train_dataloader=dict(dataset=dict(ann_file='a.json'))),
+    dict(train_dataloader=dict(dataset=dict(type='BaseDataset'))),
+    dict(train_dataloader=dict(dataset=dict(type='NoSuchDataset'))),
+    dict(
+        train_dataloader=dict(
+            dataset=dict(
+                type='CocoDataset', metainfo=dict(classes='no_such.txt')))),
+])
+def test_a_config_that_does_not_say_has_no_names(cfg):
+    """Unknown is None, not an error."""
+    assert class_names_of(Config(dict(cfg, default_scope='mmdet'))) is None
+
+
+# student_of
+
+
+def test_student_of_a_plain_model_is_the_model():
+    """Testing a stock config changes nothing."""
+    model = detector('retina')
+    assert student_of(model) is model
+
+
+def test_student_of_a_distiller_is_its_student(tmp_path):
+    """Given as a dict, a path or a package name."""
+    model = detector('retina')
+    path = str(tmp_path / 'student.py')
+    Config(dict(model=model)).dump(path)
+    for student, expected in (
+        (model, model),
+        (path, model),
+        (f'mmdet::{RETINA}',
+         Config.fromfile(osp.join(CONFIGS, RETINA)).model.to_dict()),
+    ):
+        distiller = dict(type='mmdist.DistillDetector', student=student)
+        assert student_of(distiller).to_dict() == expected
