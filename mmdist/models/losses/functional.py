@@ -1,0 +1,244 @@
+"""Distillation losses as pure functions: tensors in, tensors out.
+
+Notation: ``R`` rows (instances: RoIs, locations, pixels, images) and ``C``
+columns (classes). Logits are ``(R, C)``, or ``(N, C, *spatial)`` where every
+position of every picture is a row. Everything is computed in float32, or in
+float64 where the input is, whatever the autocast dtype.
+"""
+from typing import Dict, Optional, Sequence, Tuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+EPS = 1e-8
+"""Added to the product of norms in :func:`pearson_distance`; the value of the
+authors' code."""
+
+
+def _at_least_float32(tensor: Tensor) -> Tensor:
+    return tensor if tensor.dtype == torch.float64 else tensor.float()
+
+
+def to_rows(logits: Tensor) -> Tensor:
+    """Lay logits out as a table with an instance a row and a class a column.
+
+    Args:
+        logits (Tensor): ``(R, C)`` or ``(N, C, *spatial)``.
+
+    Returns:
+        Tensor: ``(R, C)``, with ``R = N * prod(spatial)``; float64 stays
+        float64, every other dtype becomes float32.
+    """
+    if logits.dim() < 2:
+        raise ValueError('logits must be (R, C) or (N, C, *spatial), but got '
+                         f'the shape {tuple(logits.shape)}')
+    rows = logits.movedim(1, -1).reshape(-1, logits.shape[1])
+    return _at_least_float32(rows)
+
+
+def activate(rows: Tensor, activation: str) -> Tensor:
+    """Turn logits into probabilities.
+
+    Args:
+        rows (Tensor): ``(R, C)`` logits, already divided by the temperature.
+        activation (str): 'softmax' over the classes, or 'sigmoid'.
+
+    Returns:
+        Tensor: ``(R, C)`` probabilities.
+    """
+    return rows.softmax(dim=1) if activation == 'softmax' else rows.sigmoid()
+
+
+def pearson_distance(x: Tensor,
+                     y: Tensor,
+                     dim: int = -1,
+                     eps: float = EPS) -> Tensor:
+    r"""Pearson distance :math:`d_p(x, y) = 1 - \rho(x, y)` along a dimension.
+
+    :math:`\rho = \sum ab / (|a||b| + eps)` on the centred :math:`a, b`
+    (Huang et al., NeurIPS 2022, Eq. 5 and 6). Where either vector is constant
+    the distance is 1 and the gradient zero.
+
+    Args:
+        x (Tensor): Any shape.
+        y (Tensor): The shape of ``x``.
+        dim (int): The dimension that is correlated.
+        eps (float): Keeps the quotient finite.
+
+    Returns:
+        Tensor: The shape of ``x`` without ``dim``; values in [0, 2].
+    """
+    a = x - x.mean(dim, keepdim=True)
+    b = y - y.mean(dim, keepdim=True)
+    # By the formula alone the gradient of a constant x would be b / eps: 1e8
+    # times too large.
+    constant = _is_constant(x, dim) | _is_constant(y, dim)
+    norms = (a.norm(dim=dim) * b.norm(dim=dim) + eps).masked_fill(constant, 1)
+    return 1 - ((a * b).sum(dim) / norms).masked_fill(constant, 0)
+
+
+def _is_constant(x: Tensor, dim: int) -> Tensor:
+    lowest, highest = x.detach().aminmax(dim=dim)
+    return lowest == highest
+
+
+def _check_shapes(student: Tensor,
+                  teacher: Tensor,
+                  what: str = 'logits') -> None:
+    if student.shape != teacher.shape:
+        raise ValueError(
+            f'student and teacher {what} must have one shape, but got '
+            f'{tuple(student.shape)} and {tuple(teacher.shape)}')
+
+
+def _check_activations(*activations: Optional[str]) -> None:
+    for activation in activations:
+        if activation not in ('softmax', 'sigmoid', None):
+            raise ValueError("an activation must be 'softmax' or 'sigmoid', "
+                             f'but got {activation!r}')
+
+
+def _connected_zero(student: Tensor) -> Tensor:
+    """A zero that depends on ``student``, so that backward still works."""
+    return _at_least_float32(student).sum() * 0.
+
+
+def dist_terms(student: Tensor,
+               teacher: Tensor,
+               tau: float = 1.0,
+               student_activation: str = 'softmax',
+               teacher_activation: Optional[str] = None,
+               eps: float = EPS) -> Dict[str, Tensor]:
+    r"""The two relations of DIST, each multiplied by :math:`\tau^2`.
+
+    Inter: mean of :func:`pearson_distance` over the rows; intra: over the
+    columns (Huang et al., *Knowledge Distillation from A Stronger Teacher*,
+    NeurIPS 2022, Section 4, Eq. 8 to 10).
+
+    Args:
+        student (Tensor): Logits, ``(R, C)`` or ``(N, C, *spatial)``.
+        teacher (Tensor): Logits of the same shape; no gradient is returned.
+        tau (float): Temperature that divides both logits.
+        student_activation (str): 'softmax' or 'sigmoid'.
+        teacher_activation (str, optional): None is the student's.
+        eps (float): See :func:`pearson_distance`.
+
+    Returns:
+        dict[str, Tensor]: The scalars 'inter' and 'intra'; 0 where there are
+        no rows.
+
+    Raises:
+        ValueError: If the shapes differ or an activation is unknown.
+    """
+    _check_shapes(student, teacher)
+    _check_activations(student_activation, teacher_activation)
+    if student.numel() == 0:
+        zero = _connected_zero(student)
+        return dict(inter=zero, intra=zero)
+    with torch.autocast(student.device.type, enabled=False):
+        p_s = activate(to_rows(student) / tau, student_activation)
+        p_t = activate(
+            to_rows(teacher.detach()) / tau, teacher_activation
+            or student_activation)
+        inter = pearson_distance(p_s, p_t, dim=1, eps=eps).mean()
+        intra = pearson_distance(p_s, p_t, dim=0, eps=eps).mean()
+    return dict(inter=tau**2 * inter, intra=tau**2 * intra)
+
+
+def _log_probabilities(rows: Tensor, activation: str) -> Tuple[Tensor, Tensor]:
+    """``log p`` and ``log(1 - p)`` of every entry, both finite."""
+    if activation == 'sigmoid':
+        return F.logsigmoid(rows), F.logsigmoid(-rows)
+    log_p = rows.log_softmax(dim=1)
+    lowest = torch.finfo(rows.dtype).min
+    return log_p, torch.log1p(-log_p.exp()).clamp(min=lowest)
+
+
+def kd_terms(student: Tensor,
+             teacher: Tensor,
+             tau: float = 1.0,
+             student_activation: str = 'softmax',
+             teacher_activation: Optional[str] = None) -> Dict[str, Tensor]:
+    r"""Vanilla knowledge distillation, :math:`\tau^2 KL(p_t \| p_s)`.
+
+    The mean over rows of the KL divergence (Hinton et al., *Distilling the
+    Knowledge in a Neural Network*, 2015). The student's activation says which
+    distributions are compared: with 'softmax' one categorical distribution a
+    row (a sigmoid teacher is normalised to sum to 1); with 'sigmoid' one
+    Bernoulli distribution a class, summed over the classes.
+
+    Args:
+        student (Tensor): Logits, ``(R, C)`` or ``(N, C, *spatial)``.
+        teacher (Tensor): Logits of the same shape; no gradient is returned.
+        tau (float): Temperature that divides both logits.
+        student_activation (str): 'softmax' or 'sigmoid'.
+        teacher_activation (str, optional): None is the student's.
+
+    Returns:
+        dict[str, Tensor]: The scalar 'kl'; 0 where there are no rows.
+
+    Raises:
+        ValueError: If the shapes differ or an activation is unknown.
+    """
+    _check_shapes(student, teacher)
+    _check_activations(student_activation, teacher_activation)
+    if student.numel() == 0:
+        return dict(kl=_connected_zero(student))
+    divergence = (
+        _categorical_kl if student_activation == 'softmax' else _bernoulli_kl)
+    with torch.autocast(student.device.type, enabled=False):
+        rows_s = to_rows(student) / tau
+        rows_t = to_rows(teacher.detach()) / tau
+        kl = divergence(rows_s, rows_t, teacher_activation
+                        or student_activation)
+    return dict(kl=tau**2 * kl / len(rows_s))
+
+
+def _categorical_kl(rows_s: Tensor, rows_t: Tensor,
+                    teacher_activation: str) -> Tensor:
+    log_s = rows_s.log_softmax(dim=1)
+    if teacher_activation == 'softmax':
+        log_t = rows_t.log_softmax(dim=1)
+    else:
+        log_t = F.logsigmoid(rows_t)
+        log_t = log_t - log_t.logsumexp(dim=1, keepdim=True)
+    return (log_t.exp() * (log_t - log_s)).sum()
+
+
+def _bernoulli_kl(rows_s: Tensor, rows_t: Tensor,
+                  teacher_activation: str) -> Tensor:
+    log_s, log_not_s = _log_probabilities(rows_s, 'sigmoid')
+    log_t, log_not_t = _log_probabilities(rows_t, teacher_activation)
+    return (log_t.exp() * (log_t - log_s) + log_not_t.exp() *
+            (log_not_t - log_not_s)).sum()
+
+
+def mimic_terms(student: Sequence[Tensor],
+                teacher: Sequence[Tensor]) -> Dict[str, Tensor]:
+    """Feature imitation: the mean squared error a level, summed over levels.
+
+    The "mimic" of Huang et al., NeurIPS 2022, Table 5, which distils the
+    outputs of the FPN beside the logits.
+
+    Args:
+        student (Sequence[Tensor]): One ``(N, C, H, W)`` a level, already
+            projected to the teacher's channels.
+        teacher (Sequence[Tensor]): The teacher's, of the same shapes.
+
+    Returns:
+        dict[str, Tensor]: The scalar 'mimic'.
+
+    Raises:
+        ValueError: If the numbers of levels or the shapes differ.
+    """
+    if len(student) != len(teacher):
+        raise ValueError('student and teacher must have one number of feature '
+                         f'levels, but got {len(student)} and {len(teacher)}')
+    total = 0.
+    for feat_s, feat_t in zip(student, teacher):
+        _check_shapes(feat_s, feat_t, 'features')
+        with torch.autocast(feat_s.device.type, enabled=False):
+            total = total + F.mse_loss(
+                _at_least_float32(feat_s), _at_least_float32(feat_t.detach()))
+    return dict(mimic=total)

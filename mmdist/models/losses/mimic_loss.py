@@ -1,0 +1,74 @@
+"""Imitation of the teacher's feature pyramid, DIST's partner on COCO."""
+from typing import Dict, Sequence
+
+from torch import Tensor, nn
+
+from mmdist.registry import MODELS
+from .base import check_weight
+from .functional import mimic_terms
+
+
+@MODELS.register_module()
+class MimicLoss(nn.Module):
+    """Mean squared error between feature levels, summed over the levels.
+
+    A 1x1 convolution a level takes the student's channels to the teacher's
+    (Huang et al., NeurIPS 2022, Section 5.3). The convolutions are trained
+    with the student and are no part of it.
+
+    Args:
+        student_channels (Sequence[int]): Channels of the student's levels.
+        teacher_channels (Sequence[int]): Channels of the teacher's levels, as
+            many as the student's.
+        loss_weight (float): Weight of the loss.
+
+    Raises:
+        ValueError: If the numbers of levels differ or the weight is out of
+            its range.
+    """
+
+    def __init__(self,
+                 student_channels: Sequence[int],
+                 teacher_channels: Sequence[int],
+                 loss_weight: float = 1.0) -> None:
+        super().__init__()
+        if len(student_channels) != len(teacher_channels):
+            raise ValueError(
+                'mimic_loss needs as many student levels as teacher levels, '
+                f'but got {len(student_channels)} and {len(teacher_channels)}')
+        self.loss_weight = check_weight('loss_weight', loss_weight,
+                                        'mimic_loss')
+        self.projections = nn.ModuleList(
+            nn.Conv2d(c_s, c_t, kernel_size=1)
+            for c_s, c_t in zip(student_channels, teacher_channels))
+
+    def terms(self, student_feats: Sequence[Tensor],
+              teacher_feats: Sequence[Tensor]) -> Dict[str, Tensor]:
+        """The term 'mimic'.
+
+        Args:
+            student_feats (Sequence[Tensor]): ``(N, C_s, H, W)`` a level.
+            teacher_feats (Sequence[Tensor]): ``(N, C_t, H, W)`` a level; get
+                no gradient.
+
+        Returns:
+            dict[str, Tensor]: A scalar in float32.
+
+        Raises:
+            ValueError: If the numbers of levels or the sizes differ.
+        """
+        if len(student_feats) != len(self.projections):
+            raise ValueError(
+                f'mimic_loss was built for {len(self.projections)} feature '
+                f'levels, but the student gives {len(student_feats)}')
+        projected = [
+            project(feat)
+            for project, feat in zip(self.projections, student_feats)
+        ]
+        terms = mimic_terms(projected, teacher_feats)
+        return dict(mimic=self.loss_weight * terms['mimic'])
+
+    def forward(self, student_feats: Sequence[Tensor],
+                teacher_feats: Sequence[Tensor]) -> Tensor:
+        """The loss, a scalar; the arguments are those of :meth:`terms`."""
+        return sum(self.terms(student_feats, teacher_feats).values())

@@ -1,0 +1,76 @@
+"""KDLoss as a registered module; its divergences are tested beside it."""
+import pytest
+import torch
+from mmengine.registry import MODELS, DefaultScope
+from torch.distributions import Bernoulli, Categorical, kl_divergence
+
+from mmdist.models.losses import KDLoss
+
+
+def build(**cfg):
+    """Build as a model of MMDetection does."""
+    with DefaultScope.overwrite_default_scope('mmdet'):
+        return MODELS.build(dict(type='mmdist.KDLoss', **cfg))
+
+
+def test_a_worked_example():
+    """KL of (1/2, 1/2) from (1/4, 3/4): ln 2 - ln(3) / 2."""
+    s = torch.tensor([[1., 3.]], dtype=torch.float64).log()
+    t = torch.zeros(1, 2, dtype=torch.float64)
+    # log(1/2 / 1/4) / 2 + log(1/2 / 3/4) / 2
+    expected = (torch.tensor(4. / 3, dtype=torch.float64)).log() / 2
+    torch.testing.assert_close(KDLoss()(s, t), expected, rtol=1e-14, atol=0)
+
+
+@pytest.mark.parametrize('activation, distribution', [
+    ('softmax', Categorical),
+    ('sigmoid', Bernoulli),
+])
+def test_pictures_equal_torch_distributions(activation, distribution):
+    """(N, C, H, W) in float32, with the weight and tau^2."""
+    torch.manual_seed(0)
+    s, t = torch.randn(2, 2, 5, 3, 4)
+    rows = [x.permute(0, 2, 3, 1).reshape(-1, 5).double() / 4 for x in (t, s)]
+    divergence = kl_divergence(*(distribution(logits=x) for x in rows))
+    expected = 0.5 * 16 * divergence.sum() / 24
+    loss = KDLoss(tau=4., loss_weight=0.5)(s, t, activation)
+    # float32 arithmetic of 120 terms
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
+
+
+def test_terms_sum_to_forward():
+    """There is one term, 'kl', weighted."""
+    s, t = torch.randn(2, 6, 5)
+    loss = KDLoss(loss_weight=3.)
+    terms = loss.terms(s, t)
+    assert list(terms) == ['kl']
+    assert terms['kl'].item() == loss(s, t).item() == pytest.approx(
+        3 * KDLoss()(s, t).item(), rel=1e-6)
+
+
+def test_default_scope_of_mmdet_finds_the_loss():
+    """And its defaults are tau = 1 and weight 1."""
+    loss = build()
+    assert type(loss) is KDLoss and (loss.tau, loss.loss_weight) == (1., 1.)
+    assert not loss.state_dict()
+
+
+@pytest.mark.parametrize('field, value', [
+    ('loss_weight', -1.),
+    ('loss_weight', float('nan')),
+    ('tau', 0.),
+    ('tau', '4'),
+])
+def test_a_value_out_of_range_is_refused(field, value):
+    """One sentence that names the field and the value."""
+    with pytest.raises(ValueError) as error:
+        build(**{field: value})
+    text = str(error.value)
+    assert f'distill_loss.{field} must be' in text and repr(value) in text
+    assert '\n' not in text and '. ' not in text
+
+
+def test_an_unknown_key_is_refused():
+    """A typo in a config does not pass."""
+    with pytest.raises(TypeError, match="KDLoss.*'beta'"):
+        build(beta=2.)
