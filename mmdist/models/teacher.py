@@ -1,0 +1,305 @@
+"""The teacher: built once, loaded strictly, frozen, out of the way."""
+import os.path as osp
+import random
+import re
+from contextlib import contextmanager
+from typing import Any, Dict, Iterator, List, Optional, Sequence, Tuple, Union
+
+import numpy as np
+import torch
+from mmengine.config import ConfigDict
+from mmengine.dist import barrier, is_main_process
+from mmengine.registry import MODELS, DefaultScope
+from mmengine.runner.checkpoint import CheckpointLoader
+from torch import Tensor, nn
+from torch.nn.modules.utils import consume_prefix_in_state_dict_if_present
+
+from mmdist.utils import class_names_of, load_config, scope_of
+
+
+@contextmanager
+def preserve_rng() -> Iterator[None]:
+    """Leave all random states as they were.
+
+    Building a teacher draws random numbers; without this the student of a
+    seed would differ from the plain student of the same seed.
+    """
+    python_state, numpy_state = random.getstate(), np.random.get_state()
+    try:
+        with torch.random.fork_rng(devices=[]):  # models are built on the CPU
+            yield
+    finally:
+        random.setstate(python_state)
+        np.random.set_state(numpy_state)
+
+
+def build_model(source: Union[str, dict],
+                field: str) -> Tuple[nn.Module, ConfigDict]:
+    """Build the model of a config in that config's own scope.
+
+    Args:
+        source (str | dict): See :func:`mmdist.utils.load_config`.
+        field (str): The field of the user's config, for errors.
+
+    Returns:
+        tuple[nn.Module, ConfigDict]: The model, its weights not initialised,
+        and the config.
+
+    Raises:
+        FileNotFoundError: If there is no such config.
+        ValueError: If it is no config of a model.
+    """
+    cfg = load_config(source, field)
+    try:
+        with DefaultScope.overwrite_default_scope(scope_of(cfg)):
+            return MODELS.build(cfg.model), cfg
+    except (KeyError, TypeError) as error:
+        raise ValueError(
+            f'{field} cannot be built: {error.args[0]}') from error
+
+
+def read_checkpoint(checkpoint: str) -> Dict[str, Any]:
+    """Read a checkpoint to the CPU with PyTorch's restricted unpickler.
+
+    Args:
+        checkpoint (str): A path or a URL.
+
+    Returns:
+        dict: The content.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If the file cannot be read.
+    """
+    try:
+        content = _read(checkpoint)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f'model.teacher.checkpoint={checkpoint!r}: '
+                                'there is no such file') from error
+    except Exception as error:
+        raise ValueError(
+            f'model.teacher.checkpoint={checkpoint!r} cannot be read; it may '
+            f'be truncated or no PyTorch checkpoint '
+            f'({_reason(error)})') from error
+    if not isinstance(content, dict):
+        raise ValueError(
+            f'model.teacher.checkpoint={checkpoint!r} holds a '
+            f'{type(content).__name__} instead of a dict of weights')
+    return content
+
+
+def _reason(error: Exception) -> str:
+    """The sentence that says what is wrong."""
+    # PyTorch refuses a pickle with a page of advice and the cause within.
+    lines = str(error).strip().splitlines() or ['']
+    cause = next((line for line in lines if 'GLOBAL' in line), lines[0])
+    sentence = re.split(r'\.\s', cause.strip())[0].rstrip('.')
+    return ': '.join(filter(None, [type(error).__name__, sentence]))
+
+
+def _read(checkpoint: str) -> Any:
+    if checkpoint.startswith(('http://', 'https://')):
+        return _download(checkpoint)
+    if '://' in checkpoint:
+        return CheckpointLoader.load_checkpoint(checkpoint, 'cpu')
+    path = osp.expanduser(checkpoint)
+    if not osp.isfile(path):
+        raise FileNotFoundError(path)
+    return torch.load(path, map_location='cpu', weights_only=True)
+
+
+def _download(url: str) -> Any:
+    """Like MMEngine's, but restricted: it switches the protection off."""
+
+    def load():
+        return torch.hub.load_state_dict_from_url(
+            url, map_location='cpu', weights_only=True)
+
+    try:
+        content = load() if is_main_process() else None
+    finally:  # if this failed, the others must not wait for ever
+        barrier()  # the others find the file in the cache
+    return content if is_main_process() else load()
+
+
+def load_strictly(model: nn.Module, weights: Dict[str, Tensor],
+                  checkpoint: str) -> None:
+    """Load weights that must cover every key of the model.
+
+    Args:
+        model (nn.Module): The teacher.
+        weights (dict[str, Tensor]): Keys may carry DDP's ``module.`` prefix;
+            keys that the model does not have are ignored.
+        checkpoint (str): Where they are from, for errors.
+
+    Raises:
+        ValueError: If a key is missing or has another shape.
+    """
+    if all(key.startswith('module.') for key in weights):
+        consume_prefix_in_state_dict_if_present(weights, 'module.')
+    try:
+        missing = model.load_state_dict(weights, strict=False).missing_keys
+    except RuntimeError as error:  # shapes
+        lines = str(error).strip().split('\n\t')
+        raise ValueError(
+            f'model.teacher.checkpoint={checkpoint!r} does not fit '
+            f'model.teacher.config: {lines[1] if lines[1:] else lines[0]}'
+        ) from error
+    # Old batch norms did not count; MMEngine lets this pass, too.
+    missing = [key for key in missing if 'num_batches_tracked' not in key]
+    if missing:
+        raise ValueError(
+            f'model.teacher.checkpoint={checkpoint!r} does not cover '
+            f'model.teacher.config: {len(missing)} of its '
+            f'{len(model.state_dict())} keys are missing, first '
+            f'{", ".join(missing[:3])}')
+
+
+class Teacher:
+    """A frozen model that gives features, and heads to ask for their logits.
+
+    It is a plain object, so that it is in no module tree: not in
+    ``state_dict``, ``parameters()``, DDP, the optimizer or a checkpoint. Deep
+    copies (EMA) share it. It is in eval mode for ever, runs without gradient
+    and follows the device of its input.
+
+    Args:
+        config (str | dict): A config path, ``'package::path'`` or model dict.
+        checkpoint (str): A path or URL. It must cover every key of the model.
+        student_preprocessor (nn.Module, optional): The data preprocessor that
+            normalised the images that :meth:`features` gets.
+
+    Raises:
+        FileNotFoundError: If the config or the checkpoint does not exist.
+        ValueError: If either cannot be read, or they do not fit.
+    """
+
+    def __init__(self,
+                 config: Union[str, dict],
+                 checkpoint: str,
+                 student_preprocessor: Optional[nn.Module] = None) -> None:
+        if not (isinstance(checkpoint, str) and checkpoint):
+            raise ValueError(
+                'model.teacher.checkpoint must name a file or URL; a random '
+                f'teacher teaches nothing (got {checkpoint!r})')
+        self.checkpoint = checkpoint
+        with preserve_rng():
+            self.model, cfg = build_model(config, 'model.teacher.config')
+        content = read_checkpoint(checkpoint)
+        load_strictly(self.model, _weights_in(content, checkpoint), checkpoint)
+        self.model.eval().requires_grad_(False)
+        self.class_names = _names_in(content) or class_names_of(cfg)
+        self._renormalise = Renormalise(student_preprocessor,
+                                        self.model.data_preprocessor)
+
+    def __deepcopy__(self, memo: dict) -> 'Teacher':
+        return self
+
+    @torch.no_grad()
+    def features(self, inputs: Tensor, data_samples: Sequence) -> Any:
+        """The teacher's features of a batch.
+
+        Args:
+            inputs (Tensor): ``(N, 3, H, W)``, normalised for the student.
+            data_samples (Sequence): One a picture; say where it is padded.
+
+        Returns:
+            tuple[Tensor]: What the teacher's ``extract_feat`` returns.
+        """
+        if next(self.model.parameters()).device != inputs.device:
+            self.model.to(inputs.device)
+        shapes = [sample.metainfo.get('img_shape') for sample in data_samples]
+        return self.model.extract_feat(self._renormalise(inputs, shapes))
+
+
+def _weights_in(content: Dict[str, Any], checkpoint: str) -> Dict[str, Tensor]:
+    """The weights of a checkpoint, or of a plain state dict."""
+    weights = content.get('state_dict', content)
+    if not (isinstance(weights, dict)
+            and all(isinstance(key, str) for key in weights)):
+        raise ValueError(f'model.teacher.checkpoint={checkpoint!r} holds no '
+                         'weights by name under `state_dict`')
+    return weights
+
+
+def _names_in(content: Dict[str, Any]) -> Optional[Tuple[str, ...]]:
+    """The class names that a checkpoint of MMEngine (or MMCV 1) carries."""
+    meta = content.get('meta') or {}
+    dataset_meta = meta.get('dataset_meta') or meta
+    # CLASSES in MMCV 1 and in the first checkpoints of MMEngine
+    names = dataset_meta.get('classes', dataset_meta.get('CLASSES'))
+    if isinstance(names, str):  # of a data set with one class
+        names = (names, )
+    return tuple(names) if names else None
+
+
+class Renormalise:
+    """Takes images from the student's normalisation to the teacher's.
+
+    Args:
+        student (nn.Module, optional): The student's data preprocessor.
+        teacher (nn.Module): The teacher's.
+    """
+
+    def __init__(self, student: Optional[nn.Module],
+                 teacher: nn.Module) -> None:
+        student = student or teacher
+        self.student = _statistics(student)
+        self.teacher = _statistics(teacher)
+        self.pad_value = _pad_value(teacher)
+        self.needed = (
+            self.student != self.teacher
+            or _pad_value(student) != self.pad_value)
+
+    def __call__(self, inputs: Tensor,
+                 img_shapes: List[Optional[Tuple[int, int]]]) -> Tensor:
+        """Renormalise a batch; the padding gets the teacher's pad value.
+
+        Args:
+            inputs (Tensor): ``(N, 3, H, W)``.
+            img_shapes (list[tuple[int, int] | None]): Height and width of
+                each picture without its padding, in pixels.
+
+        Returns:
+            Tensor: ``(N, 3, H, W)``; ``inputs`` itself if nothing differs.
+        """
+        if not self.needed:
+            return inputs
+        mean_s, std_s, flipped_s = self.student
+        mean_t, std_t, flipped_t = self.teacher
+        images = inputs * _column(std_s, inputs) + _column(mean_s, inputs)
+        if flipped_s != flipped_t:
+            images = images.flip(1)
+        images = (images - _column(mean_t, inputs)) / _column(std_t, inputs)
+        for image, shape in zip(images, img_shapes):
+            if shape is not None:
+                image[:, shape[0]:] = self.pad_value
+                image[:, :, shape[1]:] = self.pad_value
+        return images
+
+
+def _column(values: Sequence[float], like: Tensor) -> Tensor:
+    return like.new_tensor(values).view(-1, 1, 1)
+
+
+def _statistics(preprocessor: nn.Module) -> Tuple[tuple, tuple, bool]:
+    """Mean, standard deviation, and whether the channels are swapped."""
+    if not getattr(preprocessor, '_enable_normalize', False):
+        mean, std = (0., ), (1., )
+    else:
+        mean = tuple(preprocessor.mean.flatten().tolist())
+        std = tuple(preprocessor.std.flatten().tolist())
+    return mean, std, _first(
+        preprocessor,
+        '_channel_conversion',
+        'channel_conversion',  # MMSegmentation
+        'to_rgb')  # MMPretrain
+
+
+def _pad_value(preprocessor: nn.Module) -> float:
+    return _first(preprocessor, 'pad_value', 'pad_val')  # or MMSegmentation's
+
+
+def _first(owner: Any, *names: str) -> Any:
+    """The first of these attributes that there is, or 0."""
+    return next((getattr(owner, n) for n in names if hasattr(owner, n)), 0)
