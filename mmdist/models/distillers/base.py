@@ -1,0 +1,272 @@
+"""The wrapper: a student that also learns from a teacher."""
+from collections import defaultdict
+from contextlib import ExitStack
+from typing import Any, Dict, List, Optional, Sequence, Type, Union
+
+from mmengine.logging import print_log
+from mmengine.model import BaseModel
+from mmengine.visualization import Visualizer
+from torch import Tensor, nn
+
+from mmdist.registry import MODELS
+from ..losses.base import LogitLoss, check_weight
+from ..taps import LogitPair, build_tap, watch_method
+from ..teacher import Teacher, build_model, preserve_rng
+
+
+class BaseDistiller(BaseModel):
+    """Trains a student with its own losses and with a teacher's logits.
+
+    In the module tree the wrapper *is* the student: both share their tables
+    of submodules, parameters and buffers. So parameters have the student's
+    names (``paramwise_cfg``, layer-wise learning rates, freezing), checkpoints
+    are plain student checkpoints both ways, and every other attribute and
+    mode is the student's. What distillation trains besides (the projections
+    of mimic) stands under ``distiller``.
+
+    Args:
+        student (str | dict): A model dict, a config path or
+            ``'package::path'``.
+        teacher (dict): ``config`` (as for the student) and ``checkpoint`` (a
+            path or URL), both required.
+        distill_loss (dict): A loss on logits, e.g. ``mmdist.DISTLoss``.
+        alpha (float): Multiplies the student's classification losses; 0 is
+            the paper's "without classification loss". Box, mask and proposal
+            losses are left alone.
+        mimic_loss (dict, optional): ``mmdist.MimicLoss`` on the outputs of
+            the necks; its channels are filled in.
+        tap (dict, optional): Options of the tap, e.g.
+            ``dict(anchors_as_rows=True)``.
+
+    Raises:
+        FileNotFoundError: If a config or the checkpoint does not exist.
+        ValueError: If student, teacher and losses do not fit; the message
+            names the field to change.
+    """
+
+    def __init__(self,
+                 student: Union[str, dict],
+                 teacher: dict,
+                 distill_loss: dict,
+                 alpha: float = 1.0,
+                 mimic_loss: Optional[dict] = None,
+                 tap: Optional[dict] = None) -> None:
+        model = build_model(student, 'model.student')[0]
+        self._check_kind(model, 'model.student')
+        super().__init__(data_preprocessor=model.data_preprocessor)
+        self._adopt(model)
+        self.alpha = check_weight('alpha', alpha, 'model')
+        self.teacher = _build_teacher(teacher, model)
+        self._check_kind(self.teacher.model, 'model.teacher.config')
+        self.tap = build_tap(model, **(tap or {}))
+        self.tap.connect(model, self.teacher.model)
+        self.distill_loss = _build_logit_loss(distill_loss)
+        if mimic_loss is not None:
+            self.distiller = nn.ModuleDict(
+                dict(mimic=self._build_mimic(mimic_loss)))
+        self._announce()
+
+    @property
+    def model_class(self) -> Type[nn.Module]:
+        """The base class of the models that this wrapper can train."""
+        raise TypeError(f'{type(self).__name__} must say what it distils')
+
+    def _check_kind(self, model: nn.Module, field: str) -> None:
+        if not isinstance(model, self.model_class):
+            raise ValueError(
+                f'{field} is a {type(model).__name__}, but '
+                f'{type(self).__name__} distils '
+                f'{self.model_class.__module__.partition(".")[0]} models that '
+                f'inherit {self.model_class.__name__}')
+
+    def _adopt(self, model: nn.Module) -> None:
+        """Become the student in the module tree."""
+        # Plain assignment would register the student as a submodule and
+        # prefix every name with `student.`.
+        self.__dict__['student'] = model
+        for table in ('_modules', '_parameters', '_buffers',
+                      '_non_persistent_buffers_set'):
+            self.__dict__[table] = model.__dict__[table]
+
+    def _build_mimic(self, cfg: dict) -> nn.Module:
+        channels = dict(
+            student_channels=_neck_channels(self.student, 'model.student'),
+            teacher_channels=_neck_channels(self.teacher.model,
+                                            'model.teacher.config'))
+        with preserve_rng():  # the student of a seed stays the same
+            return _build_loss({**channels, **cfg}, 'mimic_loss')
+
+    def _announce(self) -> None:
+        teacher = self.teacher
+        print_log(
+            f'{type(self).__name__}: teacher {type(teacher.model).__name__} '
+            f'from {teacher.checkpoint}; {type(self.tap).__name__} pairs '
+            f'{self.tap.describe(self.student, teacher.model)}',
+            logger='current')
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            if 'student' not in self.__dict__:  # while it is being copied
+                raise
+            return getattr(self.student, name)
+
+    def train(self, mode: bool = True) -> 'BaseDistiller':
+        """Set the mode of the student; the teacher stays in eval mode."""
+        self.training = mode
+        self.student.train(mode)
+        return self
+
+    def init_weights(self) -> None:
+        """Initialise the student as it would alone.
+
+        Raises:
+            ValueError: If the training set's classes are not the teacher's.
+        """
+        # The runner calls this when the data are known and before training.
+        _check_class_names(self.teacher.class_names, _training_classes())
+        self.student.init_weights()
+
+    def _load_from_state_dict(self, *args, **kwargs) -> None:
+        # Some students rename the keys of old checkpoints here.
+        self.student._load_from_state_dict(*args, **kwargs)
+
+    def forward(self,
+                inputs: Tensor,
+                data_samples: Optional[Sequence] = None,
+                mode: str = 'tensor') -> Any:
+        """The student's forward; with ``mode='loss'`` also distils."""
+        if mode == 'loss':
+            return self.loss(inputs, data_samples)
+        return self.student(inputs, data_samples, mode=mode)
+
+    def val_step(self, data: Any) -> list:
+        """The student's."""
+        return self.student.val_step(data)
+
+    def test_step(self, data: Any) -> list:
+        """The student's."""
+        return self.student.test_step(data)
+
+    def loss(self, inputs: Tensor, data_samples: Sequence) -> Dict[str, Any]:
+        """The student's losses and those of distillation.
+
+        Args:
+            inputs (Tensor): ``(N, 3, H, W)``, normalised for the student.
+            data_samples (Sequence): The annotations, one a picture.
+
+        Returns:
+            dict[str, Tensor]: The student's own losses under their names, and
+            each term of distillation under ``loss_kd_<term>``.
+        """
+        features_s: List[Sequence[Tensor]] = []
+        with ExitStack() as stack:
+            calls = stack.enter_context(self.tap.watch(self.student))
+            if 'distiller' in self._modules:
+                stack.enter_context(
+                    watch_method(self.student, 'extract_feat', features_s,
+                                 lambda _, features: features))
+            losses = self.student.loss(inputs, data_samples)
+        features_t = self.teacher.features(inputs, data_samples)
+        pairs = self.tap.pairs(calls, self.student, self.teacher.model,
+                               features_t)
+        losses = self._scale_classification(losses)
+        losses.update(self._distill(pairs))
+        for features in features_s:
+            terms = self.distiller['mimic'].terms(features, features_t)
+            losses.update(_kd_names(terms))
+        return losses
+
+    def _scale_classification(self, losses: Dict[str, Any]) -> Dict[str, Any]:
+        if self.alpha == 1:
+            return dict(losses)
+        return {
+            name:
+            _times(loss, self.alpha)
+            if self.tap.is_classification_loss(name) else loss
+            for name, loss in losses.items()
+        }
+
+    def _distill(self, pairs: Sequence[LogitPair]) -> Dict[str, Tensor]:
+        sums: Dict[str, Any] = defaultdict(float)
+        for pair in pairs:
+            terms = self.distill_loss.terms(pair.student, pair.teacher,
+                                            pair.student_activation,
+                                            pair.teacher_activation)
+            for name, term in terms.items():
+                sums[name] = sums[name] + pair.weight * term
+        return _kd_names(sums)
+
+
+def _kd_names(terms: Dict[str, Tensor]) -> Dict[str, Tensor]:
+    return {f'loss_kd_{name}': term for name, term in terms.items()}
+
+
+def _times(loss: Any, alpha: float) -> Any:
+    if isinstance(loss, (list, tuple)):
+        return [alpha * level for level in loss]
+    return alpha * loss
+
+
+def _build_teacher(cfg: dict, student: nn.Module) -> Teacher:
+    if not isinstance(cfg, dict) or set(cfg) != {'config', 'checkpoint'}:
+        keys = sorted(cfg) if isinstance(cfg, dict) else type(cfg).__name__
+        raise ValueError('model.teacher must be dict(config=…, checkpoint=…), '
+                         f'but has {keys}')
+    return Teacher(**cfg, student_preprocessor=student.data_preprocessor)
+
+
+def _build_loss(cfg: dict, field: str) -> nn.Module:
+    try:
+        return MODELS.build(cfg)
+    except (KeyError, TypeError) as error:
+        raise ValueError(f'model.{field}: {error}') from error
+
+
+def _build_logit_loss(cfg: dict) -> LogitLoss:
+    loss = _build_loss(cfg, 'distill_loss')
+    if not isinstance(loss, LogitLoss):
+        raise ValueError(f'model.distill_loss is a {type(loss).__name__}, '
+                         'which is no loss on logits (a mmdist LogitLoss)')
+    return loss
+
+
+def _neck_channels(model: nn.Module, field: str) -> List[int]:
+    """Channels of each level that leaves the neck."""
+    neck = getattr(model, 'neck', None)
+    channels = getattr(neck, 'out_channels', None)
+    if channels is None:
+        raise ValueError(f'model.mimic_loss compares the outputs of necks, '
+                         f'but {field} has no neck with out_channels')
+    if isinstance(channels, int):
+        return [channels] * getattr(neck, 'num_outs', 1)
+    return list(channels)
+
+
+def _training_classes() -> Optional[Sequence[str]]:
+    """Class names of the data set that the current runner trains on."""
+    try:
+        meta = Visualizer.get_current_instance().dataset_meta
+    except RuntimeError:  # no runner
+        return None
+    return (meta or {}).get('classes')
+
+
+def _check_class_names(teacher: Optional[Sequence[str]],
+                       student: Optional[Sequence[str]]) -> None:
+    """Raise ValueError if both are known and differ."""
+    if not teacher or not student or tuple(teacher) == tuple(student):
+        return
+    label = next(
+        (i for i, (t, s) in enumerate(zip(teacher, student)) if t != s),
+        min(len(teacher), len(student)))
+    names = [
+        repr(classes[label]) if label < len(classes) else 'nothing'
+        for classes in (teacher, student)
+    ]
+    raise ValueError(
+        'the classes of model.teacher and of train_dataloader.dataset differ: '
+        f'label {label} is {names[0]} for the teacher and {names[1]} in the '
+        'data; choose a teacher of these classes or set '
+        'train_dataloader.dataset.metainfo')

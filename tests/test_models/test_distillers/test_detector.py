@@ -1,0 +1,477 @@
+"""DistillDetector in a runner, and what it refuses before training."""
+import copy
+import os
+import os.path as osp
+import shutil
+import subprocess
+import sys
+
+import pytest
+import torch
+from mmengine.hooks import Hook
+
+from tests.helpers import (CLASSES, assert_same, build, build_distiller,
+                           checkpoint, detector, distiller_cfg, make_runner,
+                           run_cfg, save_teacher, tensors_of, train,
+                           write_coco)
+
+MIMIC = dict(type='mmdist.MimicLoss', loss_weight=1.0)
+
+
+@pytest.fixture(scope='module')
+def data(tmp_path_factory):
+    """The toy data set."""
+    return write_coco(tmp_path_factory.mktemp('data'))
+
+
+@pytest.fixture(scope='module')
+def retina_teacher(tmp_path_factory):
+    """`model.teacher` of a RetinaNet with random weights."""
+    return save_teacher(detector('retina'), tmp_path_factory.mktemp('teacher'))
+
+
+@pytest.fixture
+def retina(retina_teacher):
+    """The `model` of a RetinaNet that learns from a RetinaNet."""
+    return distiller_cfg(detector('retina'), copy.deepcopy(retina_teacher))
+
+
+def trained_state(runner, epoch=2):
+    """Weights and optimizer state of a run, by name."""
+    content = checkpoint(runner, epoch)
+    return tensors_of(
+        dict(model=content['state_dict'], optimizer=content['optimizer']))
+
+
+@pytest.mark.parametrize('mimic', [None, MIMIC])
+def test_resume_equals_the_uninterrupted_run(data, retina, tmp_path, mimic):
+    """Weights, optimizer and `distiller.*` after epoch 2, bit for bit."""
+    model = dict(retina, mimic_loss=mimic)
+    train(copy.deepcopy(model), data, tmp_path / 'whole')
+    (tmp_path / 'cut').mkdir()
+    # What is left of a run that was killed in its second epoch.
+    shutil.copy(tmp_path / 'whole/epoch_1.pth', tmp_path / 'cut')
+    (tmp_path / 'cut/last_checkpoint').write_text(
+        str(tmp_path / 'cut/epoch_1.pth'))
+    resumed = train(model, data, tmp_path / 'cut', resume=True)
+    assert resumed.iter == 6
+    expected = trained_state(tmp_path / 'whole')
+    assert_same(trained_state(tmp_path / 'cut'), expected)
+    first = trained_state(tmp_path / 'whole', 1)
+    extra = [name for name in expected if 'distiller' in name]
+    assert len(extra) == (10 if mimic else 0)
+    moved = [n for n in expected if not torch.equal(first[n], expected[n])]
+    assert set(extra) <= set(moved) and len(moved) > 50
+
+
+def test_off_equals_plain_training(data, retina, tmp_path):
+    """Two epochs through the runner with weights 0, bit for bit."""
+    retina['distill_loss'].update(beta=0, gamma=0)
+    train(retina, data, tmp_path / 'off')
+    train(detector('retina'), data, tmp_path / 'plain')
+    assert_same(
+        trained_state(tmp_path / 'off'), trained_state(tmp_path / 'plain'))
+
+
+def test_names_of_paramwise_cfg_are_the_students(data, retina, tmp_path):
+    """Rates by name reach the student's layers; the teacher has none."""
+    wrapper = dict(
+        optimizer=dict(type='SGD', lr=0.1, weight_decay=0.1),
+        paramwise_cfg=dict(
+            custom_keys={'backbone': dict(lr_mult=0.1)}, bias_decay_mult=0.))
+    groups = []
+    for model in (retina, detector('retina')):
+        runner = make_runner(model, data, tmp_path / str(len(groups)))
+        optim = runner.build_optim_wrapper(wrapper).optimizer
+        names = {id(p): n for n, p in runner.model.named_parameters()}
+        groups.append([(names[id(g['params'][0])], g['lr'], g['weight_decay'])
+                       for g in optim.param_groups])
+    assert groups[0] == groups[1]
+    trained = [p for p in runner.model.parameters() if p.requires_grad]
+    assert len(groups[0]) == len(trained)
+    assert {lr for _, lr, _ in groups[0]} == {0.1, 0.1 * 0.1}
+    assert {decay for *_, decay in groups[0]} == {0.1, 0.}
+
+
+def test_checkpoint_is_the_plain_students_file(data, retina, tmp_path):
+    """Keys and size are those of a plain run's checkpoint."""
+    train(retina, data, tmp_path / 'ours', epochs=1)
+    train(detector('retina'), data, tmp_path / 'plain', epochs=1)
+    ours, plain = (checkpoint(tmp_path / run, 1) for run in ('ours', 'plain'))
+    assert list(ours['state_dict']) == list(plain['state_dict'])
+    sizes = [(tmp_path / run / 'epoch_1.pth').stat().st_size
+             for run in ('ours', 'plain')]
+    # The config's text and the history of two more losses come on top.
+    assert abs(sizes[0] - sizes[1]) < 0.05 * sizes[1]
+
+
+STOCK = """
+import sys, torch
+from mmdet.apis import init_detector, inference_detector
+from mmengine.config import Config
+config, path, picture, out = sys.argv[1:]
+model = init_detector(Config.fromfile(config), None, device='cpu')
+model.load_state_dict(
+    torch.load(path, weights_only=False)['state_dict'], strict=True)
+model.dataset_meta = dict(classes=('disc', 'square', 'bar'))
+result = inference_detector(model, picture).pred_instances
+assert not any(name.split('.')[0] == 'mmdist' for name in sys.modules)
+torch.save(dict(result.items()), out)
+"""
+
+
+@pytest.mark.slow
+def test_checkpoint_works_without_mmdist(data, retina, tmp_path):
+    """A fresh interpreter without mmdist loads it and predicts the same."""
+    retina['student']['test_cfg']['score_thr'] = 0.
+    runner = train(retina, data, tmp_path / 'run', epochs=1)
+    config = tmp_path / 'stock.py'
+    run_cfg(
+        retina['student'], data, tmp_path / 'stock',
+        custom_imports=None).dump(str(config))
+    (tmp_path / 'stock_test.py').write_text(STOCK)
+    picture, out = str(data / '1.png'), str(tmp_path / 'out.pth')
+    subprocess.run([
+        sys.executable,
+        str(tmp_path / 'stock_test.py'),
+        str(config),
+        str(tmp_path / 'run/epoch_1.pth'), picture, out
+    ],
+                   check=True,
+                   cwd=tmp_path,
+                   env=_without_pythonpath())
+    # One picture at a time, as there: a batch of two rounds otherwise.
+    loader = dict(runner.cfg.test_dataloader, batch_size=1)
+    batch = next(iter(runner.build_dataloader(loader)))
+    ours = runner.model.eval().test_step(batch)[0]
+    assert ours.img_path == picture and len(ours.pred_instances) > 10
+    assert_same(dict(ours.pred_instances.items()), torch.load(out))
+
+
+def _without_pythonpath():
+    """This checkout is not to be found; one thread, as here."""
+    env = dict(os.environ, OMP_NUM_THREADS='1')
+    env.pop('PYTHONPATH', None)
+    return env
+
+
+def test_a_plain_checkpoint_starts_the_student(data, retina, tmp_path):
+    """load_from takes a checkpoint that plain training wrote."""
+    plain = build(detector('retina'), seed=7)
+    path = str(tmp_path / 'plain.pth')
+    torch.save(dict(state_dict=plain.state_dict(), meta={}), path)
+    runner = make_runner(retina, data, tmp_path / 'run', load_from=path)
+    runner.load_or_resume()
+    assert_same(runner.model.state_dict(), plain.state_dict())
+
+
+def test_ema_shares_the_teacher(data, retina, tmp_path):
+    """The averaged student is a plain student in the checkpoint, too."""
+    runner = train(
+        dict(retina, mimic_loss=MIMIC),
+        data,
+        tmp_path,
+        custom_hooks=[dict(type='EMAHook', momentum=0.5)])
+    hook = next(h for h in runner.hooks if type(h).__name__ == 'EMAHook')
+    averaged = hook.ema_model.module
+    assert averaged.teacher is runner.model.teacher
+    content = checkpoint(tmp_path, 2)
+    # MMEngine writes the average as the state dict and swaps the other.
+    names = [n for n in content['state_dict'] if 'distiller' not in n]
+    assert names == list(build(detector('retina')).state_dict())
+    raw = {
+        n.partition('.')[2]: value
+        for n, value in content['ema_state_dict'].items() if '.' in n
+    }
+    weight = 'bbox_head.retina_cls.weight'
+    assert not torch.equal(raw[weight], content['state_dict'][weight])
+    assert torch.equal(averaged.state_dict()[weight],
+                       content['state_dict'][weight])
+    assert torch.equal(runner.model.state_dict()[weight], raw[weight])
+
+
+def test_gradient_accumulation(data, retina, tmp_path):
+    """Two batches a step: the weights move every other iteration."""
+    moved = []
+
+    class Note(Hook):
+
+        def after_train_iter(self, runner, *args, **kwargs):
+            weight = runner.model.bbox_head.retina_cls.weight
+            moved.append(weight.detach().clone())
+
+    runner = make_runner(
+        retina,
+        data,
+        tmp_path,
+        optim_wrapper=dict(
+            accumulative_counts=2, optimizer=dict(type='SGD', lr=0.1)))
+    runner.register_hook(Note())
+    runner.train()
+    steps = [not torch.equal(a, b) for a, b in zip(moved, moved[1:])]
+    assert steps == [True, False, True, False, True]
+
+
+def test_amp_optim_wrapper_in_bfloat16(data, retina, tmp_path, monkeypatch):
+    """Mixed precision trains; MMEngine only has to be let onto the CPU."""
+    monkeypatch.setattr(
+        'mmengine.optim.optimizer.amp_optimizer_wrapper.is_cuda_available',
+        lambda: True)
+    runner = train(
+        dict(retina, mimic_loss=MIMIC),
+        data,
+        tmp_path,
+        optim_wrapper=dict(
+            type='AmpOptimWrapper',
+            dtype='bfloat16',
+            loss_scale=1.,
+            optimizer=dict(type='SGD', lr=0.01)))
+    scalars = runner.message_hub.log_scalars
+    for name in ('inter', 'intra', 'mimic'):
+        history = scalars[f'train/loss_kd_{name}'].data[0]
+        assert len(history) == 6
+        assert all(torch.tensor(float(v)).isfinite() for v in history)
+    plain = build(detector('retina'))
+    assert not torch.equal(runner.model.bbox_head.retina_cls.weight,
+                           plain.bbox_head.retina_cls.weight)
+
+
+def test_other_class_names_than_the_teachers_are_refused(data, tmp_path):
+    """The checkpoint's class names are compared before the first step."""
+    teacher = save_teacher(
+        detector('retina'),
+        tmp_path,
+        meta=dict(dataset_meta=dict(classes=('disc', 'circle', 'bar'))))
+    runner = make_runner(
+        distiller_cfg(detector('retina'), teacher), data, tmp_path / 'run')
+    with pytest.raises(
+            ValueError,
+            match="label 1 is 'circle' for the teacher "
+            "and 'square' in the data"):
+        runner.train()
+    assert not list((tmp_path / 'run').glob('*.pth'))
+
+
+def test_the_teachers_class_names_are_accepted(data, tmp_path):
+    """The same names train."""
+    teacher = save_teacher(
+        detector('retina'),
+        tmp_path,
+        meta=dict(dataset_meta=dict(classes=CLASSES)))
+    model = distiller_cfg(detector('retina'), teacher)
+    assert train(model, data, tmp_path / 'run', epochs=1).iter == 3
+
+
+# Inputs that must be refused, and what the sentence must name.
+
+
+def refused(student, teacher, match, error=ValueError, **options):
+    """Building the model ends with one sentence."""
+    with pytest.raises(error, match=match) as caught:
+        build_distiller(student, teacher, **options)
+    assert type(caught.value) is error
+    assert '\n' not in str(caught.value)
+
+
+def test_no_checkpoint_is_refused():
+    """Neither left out, nor None, nor empty."""
+    config = detector('retina')
+    refused(config, dict(config=config), r'model.teacher must be dict\(config')
+    for nothing in (None, ''):
+        refused(config, dict(config=config, checkpoint=nothing),
+                'model.teacher.checkpoint must name a file')
+
+
+def test_no_teacher_config_is_refused(retina_teacher):
+    """The checkpoint alone does not say what the teacher is."""
+    del (teacher := copy.deepcopy(retina_teacher))['config']
+    refused(detector('retina'), teacher, 'model.teacher must be dict')
+
+
+def test_missing_checkpoint_is_refused():
+    """The file is named."""
+    teacher = dict(config=detector('retina'), checkpoint='/no/such.pth')
+    refused(
+        detector('retina'), teacher, "model.teacher.checkpoint='/no/such.pth'",
+        FileNotFoundError)
+
+
+def test_missing_config_is_refused(retina_teacher):
+    """Of the student and of the teacher."""
+    refused('no/such.py', retina_teacher, "model.student='no/such.py'",
+            FileNotFoundError)
+    refused('mmdet::no/such.py', retina_teacher,
+            "model.student='mmdet::no/such.py'", FileNotFoundError)
+    refused(
+        detector('retina'), dict(retina_teacher, config='no/such.py'),
+        "model.teacher.config='no/such.py'", FileNotFoundError)
+
+
+def test_truncated_checkpoint_is_refused(retina_teacher, tmp_path):
+    """Half a file cannot be read."""
+    path = tmp_path / 'half.pth'
+    with open(retina_teacher['checkpoint'], 'rb') as whole:
+        path.write_bytes(whole.read()[:100000])
+    refused(
+        detector('retina'), dict(retina_teacher, checkpoint=str(path)),
+        'model.teacher.checkpoint=.*half.pth.* cannot be read')
+
+
+def test_partial_checkpoint_is_refused(retina_teacher, tmp_path):
+    """A backbone alone leaves the head random."""
+    path = tmp_path / 'backbone.pth'
+    weights = torch.load(retina_teacher['checkpoint'])['state_dict']
+    torch.save({
+        k: v
+        for k, v in weights.items() if k.startswith('backbone')
+    }, path)
+    refused(
+        detector('retina'), dict(retina_teacher, checkpoint=str(path)),
+        r'does not cover .*keys are missing, first neck\.')
+
+
+def test_a_checkpoint_of_other_shapes_is_refused(retina_teacher):
+    """The layer is named."""
+    teacher = dict(
+        retina_teacher,
+        config=detector('retina', bbox_head=dict(num_classes=4)))
+    refused(
+        detector('retina', bbox_head=dict(num_classes=4)), teacher,
+        'does not fit model.teacher.config: .*retina_cls')
+
+
+PAIRS = [
+    ('retina', 'faster', 'model.teacher.config is a FasterRCNN'),
+    ('faster', 'retina', 'model.teacher.config is a RetinaNet'),
+    ('retina', 'fcos', 'model.teacher has 1 anchors a location but '
+     'model.student has 9'),
+    ('fcos', 'rtmdet', r'nothing pairs with \[64, 128\]'),
+]
+
+
+@pytest.mark.parametrize('student,teacher,match', PAIRS)
+def test_pairs_that_do_not_fit_are_refused(student, teacher, match, tmp_path):
+    """Kinds, anchors and strides; the sentence names the field."""
+    refused(
+        detector(student), save_teacher(detector(teacher), tmp_path), match)
+
+
+@pytest.mark.parametrize('name,head', [
+    ('retina', dict(bbox_head=dict(num_classes=5))),
+    ('faster', dict(roi_head=dict(bbox_head=dict(num_classes=5)))),
+])
+def test_differing_class_counts_are_refused(name, head, tmp_path):
+    """Both counts are named."""
+    teacher = save_teacher(detector(name, **head), tmp_path)
+    refused(
+        detector(name), teacher,
+        'model.teacher predicts 5 classes but model.student predicts 3')
+
+
+def test_rpn_student_is_refused(retina_teacher):
+    """A proposal network has no class logits."""
+    model = detector('faster')
+    model['type'] = 'RPN'
+    del model['roi_head']
+    refused(model, retina_teacher, 'model.student is a RPN')
+
+
+def test_rpn_teacher_is_refused(tmp_path):
+    """Nor can it teach any."""
+    model = detector('faster')
+    model['type'] = 'RPN'
+    del model['roi_head']
+    refused(
+        detector('retina', bbox_head=dict(num_classes=1)),
+        save_teacher(model, tmp_path), 'model.teacher.config is a RPN')
+
+
+SEGMENTOR = 'mmseg::fcn/fcn_r18-d8_4xb2-80k_cityscapes-769x769.py'
+
+
+def test_a_segmentor_as_student_is_refused(retina_teacher):
+    """Its kind is named, and what DistillDetector distils."""
+    pytest.importorskip('mmseg')
+    refused(
+        _segmentor(), retina_teacher,
+        'model.student is a EncoderDecoder, but DistillDetector distils '
+        'mmdet models')
+
+
+def test_a_segmentor_as_teacher_is_refused(tmp_path):
+    """Even with a checkpoint that fits it."""
+    pytest.importorskip('mmseg')
+    from mmdist.models.teacher import build_model
+    path = str(tmp_path / 'segmentor.pth')
+    torch.save(build_model(_segmentor(), 'x')[0].state_dict(), path)
+    refused(
+        detector('retina'), dict(config=_segmentor(), checkpoint=path),
+        'model.teacher.config is a EncoderDecoder, but DistillDetector')
+
+
+def _segmentor():
+    import mmseg
+    folder = osp.join(osp.dirname(mmseg.__file__), '.mim', 'configs', 'fcn')
+    name = sorted(n for n in os.listdir(folder) if '_r18-d8_' in n)[0]
+    return f'mmseg::fcn/{name}'
+
+
+def test_a_segmentors_dict_is_refused(retina_teacher):
+    """A model dict of MMSegmentation, its scope spelt out."""
+    pytest.importorskip('mmseg')
+    model = dict(
+        type='mmseg.EncoderDecoder',
+        backbone=dict(type='mmseg.ResNet', depth=18),
+        decode_head=dict(
+            type='mmseg.FCNHead',
+            in_channels=512,
+            channels=8,
+            in_index=3,
+            num_classes=3))
+    refused(model, retina_teacher, 'model.student is a EncoderDecoder')
+
+
+@pytest.mark.parametrize('options,match', [
+    (dict(distill_loss=dict(type='mmdist.NoLoss')),
+     'model.distill_loss: .*NoLoss'),
+    (dict(distill_loss=dict(type='mmdist.DISTLoss', betta=1.)),
+     'model.distill_loss: .*betta'),
+    (dict(distill_loss=dict(type='mmdist.DISTLoss', beta=-1.)),
+     'distill_loss.beta must be'),
+    (dict(
+        distill_loss=dict(
+            type='mmdist.MimicLoss',
+            student_channels=[1],
+            teacher_channels=[1])), 'model.distill_loss'),
+    (dict(distill_loss=dict(beta=1.)), 'model.distill_loss: .*type'),
+    (dict(mimic_loss=dict(type='mmdist.DISTLoss')), 'model.mimic_loss'),
+    (dict(mimic_loss=dict(MIMIC, weight=1.)), 'model.mimic_loss: .*weight'),
+    (dict(alpha=-1.), 'model.alpha must be'),
+    (dict(alpha='1'), 'model.alpha must be'),
+    (dict(tap=dict(anchor_as_row=True)), 'model.tap: .*anchor_as_row'),
+])
+def test_wrong_options_are_refused(retina_teacher, options, match):
+    """The field of the user's config is named."""
+    refused(detector('retina'), retina_teacher, match, **options)
+
+
+def test_an_unknown_key_of_the_model_is_refused(retina_teacher):
+    """A misspelt argument of the wrapper is named."""
+    with pytest.raises((TypeError, ValueError), match='distil_loss'):
+        build_distiller(
+            detector('retina'),
+            retina_teacher,
+            distil_loss=dict(type='mmdist.DISTLoss'))
+
+
+def test_an_unknown_key_of_the_teacher_is_refused(retina_teacher):
+    """A misspelt key of `teacher` is named."""
+    refused(detector('retina'), dict(retina_teacher, ckpt='x'), 'ckpt')
+
+
+def test_mimic_of_differing_levels_is_refused(tmp_path):
+    """Four levels cannot imitate five."""
+    model = detector('faster', neck=dict(num_outs=4))
+    model['rpn_head']['anchor_generator']['strides'] = [4, 8, 16, 32]
+    teacher = save_teacher(detector('faster'), tmp_path)
+    refused(model, teacher, 'mimic_loss .* got 4 and 5', mimic_loss=MIMIC)
