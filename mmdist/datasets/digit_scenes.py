@@ -1,0 +1,363 @@
+"""Digit scenes: real handwritten digits composed into small pictures.
+
+The digits are scikit-learn's 1,797 scans of 8x8 pixels. Every scene is drawn
+from its own random stream, so scene ``i`` of a seed is the same picture
+however many scenes are made.
+"""
+import json
+import os
+import tempfile
+from pathlib import Path
+from typing import Dict, Iterator, List, NamedTuple, Optional, Tuple
+
+import cv2
+import numpy as np
+
+CLASSES = tuple('0123456789')
+SPLITS = ('train', 'val')
+MANIFEST = 'manifest.json'
+# Raised whenever the same parameters would draw other pictures.
+GENERATOR_VERSION = 1
+
+_VAL_FRACTION = 0.25
+_POOL_STREAM = len(SPLITS)  # scenes use streams 0 and 1
+_PLACEMENT_TRIES = 30
+_BOX_GAP = 1  # px kept free between boxes, so that each box holds one digit
+
+
+class DigitPool(NamedTuple):
+    """Handwritten samples that one split may draw from.
+
+    Attributes:
+        images (np.ndarray): Ink in [0, 1], shape (N, 8, 8).
+        labels (np.ndarray): Digits 0..9, shape (N, ).
+        indices (np.ndarray): Positions in ``sklearn.datasets.load_digits``,
+            shape (N, ).
+    """
+    images: np.ndarray
+    labels: np.ndarray
+    indices: np.ndarray
+
+
+class Scene(NamedTuple):
+    """One composed picture.
+
+    Attributes:
+        image (np.ndarray): BGR, uint8, shape (H, W, 3).
+        mask (np.ndarray): 0 for background, digit + 1 where there is ink,
+            uint8, shape (H, W).
+        boxes (np.ndarray): Tight (x, y, width, height) in whole pixels,
+            int64, shape (N, 4).
+        labels (np.ndarray): Digits 0..9, shape (N, ).
+        samples (np.ndarray): Which handwritten samples were drawn, as
+            positions in ``load_digits``, shape (N, ).
+    """
+    image: np.ndarray
+    mask: np.ndarray
+    boxes: np.ndarray
+    labels: np.ndarray
+    samples: np.ndarray
+
+
+def digit_pools(seed: int) -> Dict[str, DigitPool]:
+    """Split the handwritten samples into disjoint train and val pools.
+
+    Args:
+        seed (int): Seed of the data set.
+
+    Returns:
+        dict[str, DigitPool]: The pools of 'train' (three quarters of the
+        samples) and 'val'.
+    """
+    from sklearn.datasets import load_digits
+    images, labels = load_digits(return_X_y=True)
+    images = images.reshape(-1, 8, 8) / 16.
+    order = np.random.default_rng([seed,
+                                   _POOL_STREAM]).permutation(len(labels))
+    num_val = int(_VAL_FRACTION * len(labels))
+    parts = dict(train=order[num_val:], val=order[:num_val])
+    return {
+        split: DigitPool(images[index], labels[index], index)
+        for split, index in parts.items()
+    }
+
+
+def draw_scene(pool: DigitPool,
+               rng: np.random.Generator,
+               size: int = 160) -> Scene:
+    """Draw one scene.
+
+    Digits vary in size (about 12 to 48 px high), slant, rotation, contrast
+    and polarity; their boxes never overlap.
+
+    Args:
+        pool (DigitPool): The samples to draw from.
+        rng (np.random.Generator): The scene's random stream.
+        size (int): Height and width in pixels. Defaults to 160.
+
+    Returns:
+        Scene: The picture with its boxes and mask.
+    """
+    canvas = _background(rng, size)
+    mask = np.zeros((size, size), np.uint8)
+    placed: List[Tuple[int, ...]] = []
+    drawn: List[int] = []
+    for _ in range(rng.integers(3, 8)):
+        index = int(rng.integers(len(pool.labels)))
+        ink = _warp_digit(pool.images[index], rng)
+        box = _find_place(ink.shape, placed, rng, size)
+        if box is None:
+            continue
+        _blend(canvas, mask, ink, box, int(pool.labels[index]), rng)
+        placed.append(box)
+        drawn.append(index)
+    canvas += rng.normal(0, rng.uniform(2, 10), canvas.shape)
+    return Scene(
+        np.clip(canvas, 0, 255).astype(np.uint8), mask,
+        np.array(placed, np.int64).reshape(-1, 4), pool.labels[drawn],
+        pool.indices[drawn])
+
+
+def iter_scenes(split: str,
+                num_scenes: int,
+                seed: int = 0,
+                size: int = 160) -> Iterator[Scene]:
+    """Draw the scenes of a split, one after the other.
+
+    Args:
+        split (str): 'train' or 'val'.
+        num_scenes (int): How many.
+        seed (int): Seed of the data set. Defaults to 0.
+        size (int): Height and width in pixels. Defaults to 160.
+
+    Yields:
+        Scene: Scene 0, 1, ...
+    """
+    pool = digit_pools(seed)[split]
+    for index in range(num_scenes):
+        stream = np.random.default_rng([seed, SPLITS.index(split), index])
+        yield draw_scene(pool, stream, size)
+
+
+def write_digit_scenes(out_dir: str,
+                       num_train: int = 1000,
+                       num_val: int = 240,
+                       seed: int = 0,
+                       size: int = 160) -> bool:
+    """Write digit scenes as a COCO data set with semantic masks.
+
+    The layout is ``images/{split}/*.png``, ``masks/{split}/*.png``,
+    ``annotations/instances_{split}.json`` and ``manifest.json``. The folder
+    appears only when all of it is written; one that already holds the same
+    scenes is kept.
+
+    Args:
+        out_dir (str): Folder of the data set.
+        num_train (int): Number of training scenes. Defaults to 1000.
+        num_val (int): Number of validation scenes. Defaults to 240.
+        seed (int): Seed of the data set. Defaults to 0.
+        size (int): Height and width in pixels. Defaults to 160.
+
+    Returns:
+        bool: Whether anything was written.
+    """
+    out = Path(out_dir)
+    manifest = dict(
+        generator_version=GENERATOR_VERSION,
+        num_train=num_train,
+        num_val=num_val,
+        seed=seed,
+        size=size)
+    if _is_reusable(out, manifest):
+        return False
+    out.parent.mkdir(parents=True, exist_ok=True)
+    # Beside the target, so that the rename stays on one file system.
+    with tempfile.TemporaryDirectory(
+            prefix=f'.{out.name}_', dir=out.parent) as partial:
+        root = Path(partial, out.name)
+        for split, count in zip(SPLITS, (num_train, num_val)):
+            _write_split(root, split, iter_scenes(split, count, seed, size))
+        _dump_json(manifest, root / MANIFEST)
+        return _move_into_place(root, out, manifest)
+
+
+def _background(rng: np.random.Generator, size: int) -> np.ndarray:
+    """Smooth colours crossed by pen strokes; float32, (size, size, 3)."""
+    coarse = rng.uniform(40, 215, (4, 4, 3)).astype(np.float32)
+    canvas = cv2.resize(coarse, (size, size), interpolation=cv2.INTER_LINEAR)
+    for _ in range(rng.integers(6, 16)):
+        _draw_stroke(canvas, rng)
+    return canvas
+
+
+def _draw_stroke(canvas: np.ndarray, rng: np.random.Generator) -> None:
+    """Draw one arc, as long and as thick as the strokes of a digit."""
+    size = canvas.shape[0]
+    centre = rng.integers(0, size, 2).tolist()
+    axes = rng.integers(3, size // 6, 2).tolist()
+    start = int(rng.integers(0, 360))
+    x, y = centre
+    colour = canvas[y, x] + _contrast(rng)
+    cv2.ellipse(
+        canvas,
+        centre,
+        axes,
+        angle=int(rng.integers(0, 180)),
+        startAngle=start,
+        endAngle=start + int(rng.integers(40, 270)),
+        color=colour.tolist(),
+        thickness=int(rng.integers(1, 5)),
+        lineType=cv2.LINE_AA)
+
+
+def _contrast(rng: np.random.Generator) -> np.ndarray:
+    """Difference of ink from its surroundings, brighter or darker; (3, )."""
+    sign = rng.choice([-1, 1])
+    return sign * rng.uniform(35, 110) + rng.uniform(-25, 25, 3)
+
+
+def _warp_digit(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Scale, slant and turn a digit, and cut it to its ink.
+
+    Args:
+        image (np.ndarray): Ink in [0, 1], shape (8, 8).
+        rng (np.random.Generator): The scene's random stream.
+
+    Returns:
+        np.ndarray: Opacity in [0, 1] with ink in its outermost rows and
+        columns, float32, shape (h, w).
+    """
+    # Log-uniform: as many doublings of small digits as of large ones.
+    height = np.exp(rng.uniform(np.log(14), np.log(48)))
+    turn, shear = rng.uniform(-0.3, 0.3, 2)
+    scale = np.diag([height / 8 * rng.uniform(0.75, 1.2), height / 8])
+    rotation = np.array([[np.cos(turn), -np.sin(turn)],
+                         [np.sin(turn), np.cos(turn)]])
+    linear = rotation @ np.array([[1, shear], [0, 1]]) @ scale
+    side = int(2 * height)
+    shift = side / 2 - linear @ np.array([3.5, 3.5])
+    warped = cv2.warpAffine(
+        image.astype(np.float32),
+        np.column_stack([linear, shift]), (side, side),
+        flags=cv2.INTER_CUBIC)
+    opacity = np.clip((warped - 0.25) / 0.35, 0, 1)
+    # Fainter pixels than this are drawn neither in the picture nor the mask.
+    opacity[opacity < 0.1] = 0
+    return _crop_to_ink(opacity)
+
+
+def _crop_to_ink(opacity: np.ndarray) -> np.ndarray:
+    """Cut away the empty margin; (H, W) to (h, w)."""
+    rows, cols = np.nonzero(opacity)
+    return opacity[rows.min():rows.max() + 1, cols.min():cols.max() + 1]
+
+
+def _find_place(shape: Tuple[int, int], placed: List[Tuple[int, ...]],
+                rng: np.random.Generator,
+                size: int) -> Optional[Tuple[int, ...]]:
+    """Find a free (x, y, w, h) for an (h, w) patch; None if too crowded."""
+    height, width = shape
+    if max(shape) > size:
+        return None
+    for _ in range(_PLACEMENT_TRIES):
+        x = int(rng.integers(0, size - width + 1))
+        y = int(rng.integers(0, size - height + 1))
+        box = (x, y, width, height)
+        if not any(_touches(box, other) for other in placed):
+            return box
+    return None
+
+
+def _touches(box: Tuple[int, ...], other: Tuple[int, ...]) -> bool:
+    """Whether two (x, y, w, h) come closer than the gap."""
+    return all(box[i] < other[i] + other[i + 2] +
+               _BOX_GAP and other[i] < box[i] + box[i + 2] + _BOX_GAP
+               for i in (0, 1))
+
+
+def _blend(canvas: np.ndarray, mask: np.ndarray, ink: np.ndarray,
+           box: Tuple[int, ...], label: int, rng: np.random.Generator) -> None:
+    """Draw a digit's ink over the canvas and write its class in the mask."""
+    x, y, width, height = box
+    window = np.s_[y:y + height, x:x + width]
+    _paint_ink(canvas[window], ink, _contrast(rng))
+    mask[window][ink > 0] = label + 1
+
+
+def _paint_ink(patch: np.ndarray, ink: np.ndarray, contrast: np.ndarray):
+    """Mix ink (h, w) into a patch (h, w, 3), in place."""
+    colour = np.clip(patch.mean((0, 1)) + contrast, 0, 255)
+    patch += ink[..., None] * (colour - patch)
+
+
+def _is_reusable(out: Path, manifest: dict) -> bool:
+    """Whether the folder holds these scenes; refuse to replace another."""
+    if not out.exists():
+        return False
+    if not (out / MANIFEST).is_file():
+        raise FileExistsError(
+            f'{out} exists but holds no digit scenes; choose another folder.')
+    found = json.loads((out / MANIFEST).read_text())
+    if found != manifest:
+        raise FileExistsError(
+            f'{out} holds digit scenes made with other parameters ({found}); '
+            'remove it or choose another folder.')
+    return True
+
+
+def _write_split(root: Path, split: str, scenes: Iterator[Scene]) -> None:
+    """Write a split's pictures, masks and COCO annotations."""
+    for kind in ('images', 'masks'):
+        (root / kind / split).mkdir(parents=True)
+    coco = dict(
+        images=[],
+        annotations=[],
+        categories=[
+            dict(id=i + 1, name=name) for i, name in enumerate(CLASSES)
+        ])
+    for index, scene in enumerate(scenes):
+        name = f'{index:06d}.png'
+        _write_png(root / 'images' / split / name, scene.image)
+        _write_png(root / 'masks' / split / name, scene.mask)
+        _add_to_coco(coco, name, scene)
+    _dump_json(coco, root / 'annotations' / f'instances_{split}.json')
+
+
+def _add_to_coco(coco: dict, file_name: str, scene: Scene) -> None:
+    """Append a scene's image and box entries to a COCO dict."""
+    image_id = len(coco['images']) + 1
+    height, width = scene.mask.shape
+    coco['images'].append(
+        dict(id=image_id, file_name=file_name, width=width, height=height))
+    for box, label in zip(scene.boxes.tolist(), scene.labels.tolist()):
+        coco['annotations'].append(
+            dict(
+                id=len(coco['annotations']) + 1,
+                image_id=image_id,
+                category_id=label + 1,
+                bbox=box,
+                area=box[2] * box[3],
+                iscrowd=0))
+
+
+def _write_png(path: Path, image: np.ndarray) -> None:
+    """Write a picture, or say why not; ``cv2.imwrite`` only returns False."""
+    if not cv2.imwrite(str(path), image):
+        raise OSError(f'Could not write {path}.')
+
+
+def _dump_json(content: dict, path: Path) -> None:
+    """Write JSON with a fixed layout, the same bytes for the same content."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(content, sort_keys=True) + '\n')
+
+
+def _move_into_place(root: Path, out: Path, manifest: dict) -> bool:
+    """Rename the finished folder; one made meanwhile by others is kept."""
+    try:
+        os.rename(root, out)
+    except OSError:
+        if _is_reusable(out, manifest):
+            return False
+        raise
+    return True
