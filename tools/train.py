@@ -1,0 +1,53 @@
+"""Train a model, with or without a teacher; the flags are MMDetection's."""
+import mmdist  # noqa: F401
+from mmdist.utils import build_runner, load_tool_config, tool_parser
+
+
+def parse_args():
+    parser = tool_parser('Train a model')
+    parser.add_argument(
+        '--amp',
+        action='store_true',
+        help='enable automatic-mixed-precision training')
+    parser.add_argument(
+        '--auto-scale-lr',
+        action='store_true',
+        help='enable automatically scaling LR.')
+    parser.add_argument(
+        '--resume',
+        nargs='?',
+        type=str,
+        const='auto',
+        help='If specify checkpoint path, resume from it, while if not '
+        'specify, try to auto resume from the latest checkpoint '
+        'in the work directory.')
+    return parser.parse_args()
+
+
+def enable_amp(cfg):
+    cfg.optim_wrapper.type = 'AmpOptimWrapper'
+    cfg.optim_wrapper.loss_scale = 'dynamic'
+
+
+def enable_auto_scale_lr(cfg):
+    if not {'enable', 'base_batch_size'} <= set(cfg.get('auto_scale_lr', {})):
+        raise ValueError('--auto-scale-lr needs auto_scale_lr=dict('
+                         'enable=..., base_batch_size=...) in the config')
+    cfg.auto_scale_lr.enable = True
+
+
+def main():
+    args = parse_args()
+    cfg = load_tool_config(args)
+    if args.amp:
+        enable_amp(cfg)
+    if args.auto_scale_lr:
+        enable_auto_scale_lr(cfg)
+    if args.resume is not None:
+        cfg.resume = True
+        cfg.load_from = None if args.resume == 'auto' else args.resume
+    build_runner(cfg).train()
+
+
+if __name__ == '__main__':
+    main()
