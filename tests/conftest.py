@@ -4,6 +4,7 @@ import os.path as osp
 
 import pytest
 import torch
+from mmdet.visualization import DetLocalVisualizer
 from mmengine.registry import DefaultScope
 from mmengine.visualization import Visualizer
 
@@ -23,7 +24,8 @@ def no_traces():
     """A runner leaves its scope and visualizer behind; the next test must
     not see them."""
     yield
-    for manager in (DefaultScope, Visualizer):
+    # Every class keeps instances of its own, subclasses too.
+    for manager in (DefaultScope, Visualizer, DetLocalVisualizer):
         manager._instance_dict.clear()
 
 
