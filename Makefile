@@ -39,7 +39,7 @@ format: setup
 	$(PY) -m yapf --in-place --recursive --parallel $(LINT)
 
 clean:
-	rm -rf build dist *.egg-info .pytest_cache .hypothesis
+	rm -rf build dist *.egg-info .pytest_cache
 	find mmdist tools tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
 distclean: clean
