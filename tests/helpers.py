@@ -86,6 +86,13 @@ DETECTORS = dict(
             # Raw pictures saturate the sigmoids of random weights.
             data_preprocessor=dict(
                 batch_augments=None, mean=[128.] * 3, std=[64.] * 3))))
+# Heads that need care; they are no part of the tables of all detectors.
+UNUSUAL = dict(
+    tood=('tood/tood_r50_fpn_1x_coco.py', dense(stacked_convs=1, norm_cfg=GN)),
+    pisa=('pisa/faster-rcnn_r50_fpn_pisa_1x_coco.py',
+          two_stage(BOX_HEAD, RCNN)),
+    free_anchor=('free_anchor/freeanchor_r50_fpn_1x_coco.py',
+                 dense(stacked_convs=1)))
 TWO_STAGE = ('faster', 'mask', 'cascade')
 DENSE = ('retina', 'fcos', 'atss', 'gfl', 'rtmdet', 'yolox')
 
@@ -105,10 +112,10 @@ def detector(name, **override):
     """The model dict of a narrow detector.
 
     Args:
-        name (str): A key of ``DETECTORS``.
+        name (str): A key of ``DETECTORS`` or ``UNUSUAL``.
         **override: Goes on top of the model dict.
     """
-    path, narrow = DETECTORS[name]
+    path, narrow = {**DETECTORS, **UNUSUAL}[name]
     model = Config.fromfile(osp.join(ZOO, path)).model.to_dict()
     return merged(merged(model, narrow), override)
 

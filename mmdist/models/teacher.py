@@ -10,7 +10,6 @@ import torch
 from mmengine.config import ConfigDict
 from mmengine.dist import barrier, is_main_process
 from mmengine.registry import MODELS, DefaultScope
-from mmengine.runner.checkpoint import CheckpointLoader
 from torch import Tensor, nn
 from torch.nn.modules.utils import consume_prefix_in_state_dict_if_present
 
@@ -101,7 +100,8 @@ def _read(checkpoint: str) -> Any:
     if checkpoint.startswith(('http://', 'https://')):
         return _download(checkpoint)
     if '://' in checkpoint:
-        return CheckpointLoader.load_checkpoint(checkpoint, 'cpu')
+        # MMEngine's loaders of these read without the restriction.
+        raise ValueError('only files and http(s) URLs are read')
     path = osp.expanduser(checkpoint)
     if not osp.isfile(path):
         raise FileNotFoundError(path)

@@ -131,6 +131,6 @@ def student_of(model: dict) -> dict:
     Returns:
         dict: A model dict.
     """
-    if not str(model.get('type', '')).startswith('mmdist.Distill'):
+    if 'student' not in model or 'distill_loss' not in model:
         return model
     return load_config(model['student'], 'model.student').model

@@ -11,7 +11,9 @@ from mmengine.utils import digit_version
 SUPPORTED_VERSIONS = dict(
     torch=('2.6.0', '2.14.1'),
     mmengine=('0.10.5', '0.10.12'),
-    mmcv=('2.1.0', '2.3.6'))
+    mmcv=('2.1.0', '2.3.6'),
+    mmdet=('3.3.0', '3.5.1'),
+    mmseg=('1.2.2', '1.4.2'))
 
 
 def check_version(module: str, version: str) -> None:

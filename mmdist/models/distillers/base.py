@@ -3,6 +3,7 @@ from collections import defaultdict
 from contextlib import ExitStack
 from typing import Any, Dict, List, Optional, Sequence, Type, Union
 
+import torch
 from mmengine.logging import print_log
 from mmengine.model import BaseModel
 from mmengine.visualization import Visualizer
@@ -12,6 +13,9 @@ from mmdist.registry import MODELS
 from ..losses.base import LogitLoss, check_weight
 from ..taps import LogitPair, build_tap, watch_method
 from ..teacher import Teacher, build_model, preserve_rng
+
+# Side of the picture that shows the shapes of features; the largest stride.
+PROBE_SIZE = 128
 
 
 class BaseDistiller(BaseModel):
@@ -34,7 +38,7 @@ class BaseDistiller(BaseModel):
             the paper's "without classification loss". Box, mask and proposal
             losses are left alone.
         mimic_loss (dict, optional): ``mmdist.MimicLoss`` on the outputs of
-            the necks; its channels are filled in.
+            the necks; its channels are found by a forward of both models.
         tap (dict, optional): Options of the tap, e.g.
             ``dict(anchors_as_rows=True)``.
 
@@ -89,12 +93,22 @@ class BaseDistiller(BaseModel):
             self.__dict__[table] = model.__dict__[table]
 
     def _build_mimic(self, cfg: dict) -> nn.Module:
-        channels = dict(
-            student_channels=_neck_channels(self.student, 'model.student'),
-            teacher_channels=_neck_channels(self.teacher.model,
-                                            'model.teacher.config'))
         with preserve_rng():  # the student of a seed stays the same
-            return _build_loss({**channels, **cfg}, 'mimic_loss')
+            shapes_s = _feature_shapes(self.student, 'model.student')
+            shapes_t = _feature_shapes(self.teacher.model,
+                                       'model.teacher.config')
+            channels = dict(
+                student_channels=[channels for channels, *_ in shapes_s],
+                teacher_channels=[channels for channels, *_ in shapes_t])
+            loss = _build_loss({**channels, **cfg}, 'mimic_loss')
+        sizes = [[size for _, *size in s] for s in (shapes_s, shapes_t)]
+        if sizes[0] != sizes[1]:
+            raise ValueError(
+                'model.mimic_loss compares features level by level, but of a '
+                f'{PROBE_SIZE}-pixel picture model.student has the sizes '
+                f'{sizes[0]} and model.teacher {sizes[1]}; give '
+                'model.student.neck the strides of the teacher')
+        return loss
 
     def _announce(self) -> None:
         teacher = self.teacher
@@ -168,6 +182,11 @@ class BaseDistiller(BaseModel):
                     watch_method(self.student, 'extract_feat', features_s,
                                  lambda _, features: features))
             losses = self.student.loss(inputs, data_samples)
+        if not calls:
+            raise RuntimeError(
+                f'model.student is a {type(self.student).__name__} whose '
+                f'{", ".join(self.tap.heads)} computed no loss by '
+                f'`{self.tap.method}`: nothing can be distilled from it')
         features_t = self.teacher.features(inputs, data_samples)
         pairs = self.tap.pairs(calls, self.student, self.teacher.model,
                                features_t)
@@ -181,12 +200,17 @@ class BaseDistiller(BaseModel):
     def _scale_classification(self, losses: Dict[str, Any]) -> Dict[str, Any]:
         if self.alpha == 1:
             return dict(losses)
-        return {
-            name:
-            _times(loss, self.alpha)
-            if self.tap.is_classification_loss(name) else loss
+        scaled = {
+            name: _times(loss, self.alpha)
             for name, loss in losses.items()
+            if self.tap.is_classification_loss(name)
         }
+        if not scaled:
+            raise ValueError(
+                f'model.alpha={self.alpha} has nothing to scale: none of '
+                f'the losses {", ".join(losses)} of model.student is one of '
+                'classification; leave alpha at 1')
+        return {**losses, **scaled}
 
     def _distill(self, pairs: Sequence[LogitPair]) -> Dict[str, Tensor]:
         sums: Dict[str, Any] = defaultdict(float)
@@ -232,16 +256,19 @@ def _build_logit_loss(cfg: dict) -> LogitLoss:
     return loss
 
 
-def _neck_channels(model: nn.Module, field: str) -> List[int]:
-    """Channels of each level that leaves the neck."""
-    neck = getattr(model, 'neck', None)
-    channels = getattr(neck, 'out_channels', None)
-    if channels is None:
-        raise ValueError(f'model.mimic_loss compares the outputs of necks, '
-                         f'but {field} has no neck with out_channels')
-    if isinstance(channels, int):
-        return [channels] * getattr(neck, 'num_outs', 1)
-    return list(channels)
+@torch.no_grad()
+def _feature_shapes(model: nn.Module, field: str) -> List[Sequence[int]]:
+    """``(C, H, W)`` of each level that leaves the neck."""
+    # Necks say the number of their levels in many ways, or not at all.
+    if not getattr(model, 'with_neck', False):
+        raise ValueError('model.mimic_loss compares the outputs of necks, '
+                         f'but {field} has no neck')
+    modes = {module: module.training for module in model.modules()}
+    features = model.eval().extract_feat(
+        torch.zeros(1, 3, PROBE_SIZE, PROBE_SIZE))
+    for module, mode in modes.items():
+        module.training = mode
+    return [tuple(level.shape[1:]) for level in features]
 
 
 def _training_classes() -> Optional[Sequence[str]]:
@@ -256,10 +283,13 @@ def _training_classes() -> Optional[Sequence[str]]:
 def _check_class_names(teacher: Optional[Sequence[str]],
                        student: Optional[Sequence[str]]) -> None:
     """Raise ValueError if both are known and differ."""
-    if not teacher or not student or tuple(teacher) == tuple(student):
+    if not teacher or not student:
+        return
+    spelt_t, spelt_s = map(_spelt_alike, (teacher, student))
+    if spelt_t == spelt_s:
         return
     label = next(
-        (i for i, (t, s) in enumerate(zip(teacher, student)) if t != s),
+        (i for i, (t, s) in enumerate(zip(spelt_t, spelt_s)) if t != s),
         min(len(teacher), len(student)))
     names = [
         repr(classes[label]) if label < len(classes) else 'nothing'
@@ -268,5 +298,9 @@ def _check_class_names(teacher: Optional[Sequence[str]],
     raise ValueError(
         'the classes of model.teacher and of train_dataloader.dataset differ: '
         f'label {label} is {names[0]} for the teacher and {names[1]} in the '
-        'data; choose a teacher of these classes or set '
-        'train_dataloader.dataset.metainfo')
+        "data; choose a teacher of the data's classes in their order")
+
+
+def _spelt_alike(classes: Sequence[str]) -> List[str]:
+    """'Traffic_light', as MMDetection 1 wrote, is 'traffic light'."""
+    return [name.casefold().replace('_', ' ') for name in classes]

@@ -4,6 +4,7 @@ from typing import Type
 from torch import nn
 
 from mmdist.registry import MODELS
+from mmdist.utils import check_version
 from .base import BaseDistiller
 
 
@@ -19,5 +20,7 @@ class DistillDetector(BaseDistiller):
     @property
     def model_class(self) -> Type[nn.Module]:
         """``mmdet.models.BaseDetector``."""
+        import mmdet
         from mmdet.models.detectors import BaseDetector
+        check_version('mmdet', mmdet.__version__)
         return BaseDetector

@@ -73,8 +73,10 @@ def pearson_distance(x: Tensor,
     b = y - y.mean(dim, keepdim=True)
     # By the formula alone the gradient of a constant x would be b / eps: 1e8
     # times too large.
-    constant = _is_constant(x, dim) | _is_constant(y, dim)
-    norms = (a.norm(dim=dim) * b.norm(dim=dim) + eps).masked_fill(constant, 1)
+    norms = a.norm(dim=dim) * b.norm(dim=dim)
+    # A product of 0 is a variance too small for the floating point format.
+    constant = _is_constant(x, dim) | _is_constant(y, dim) | (norms == 0)
+    norms = (norms + eps).masked_fill(constant, 1)
     return 1 - ((a * b).sum(dim) / norms).masked_fill(constant, 0)
 
 

@@ -26,7 +26,7 @@ class LogitPair:
         student_activation (str): 'softmax' or 'sigmoid'.
         teacher_activation (str): 'softmax' or 'sigmoid'.
         weight (float): The weight that the student's head gives its own loss.
-        name (str): The head, and the stage or the stride, e.g. 'stride 8'.
+        name (str): The stage, level or head, e.g. 'level 0'.
     """
     student: Tensor
     teacher: Tensor
@@ -192,7 +192,7 @@ class LogitTap(metaclass=ABCMeta):
         Args:
             name (str): The key in the student's losses, e.g. 's0.loss_cls'.
         """
-        return name.rpartition('.')[2] == 'loss_cls'
+        return name.rpartition('.')[2].startswith('loss_cls')
 
     @abstractmethod
     def describe(self, student: nn.Module, teacher: nn.Module) -> str:
@@ -208,7 +208,9 @@ def activation_of(head: nn.Module) -> str:
     Returns:
         str: 'softmax' or 'sigmoid'.
     """
-    loss = getattr(head, 'loss_cls', None)
+    loss = getattr(head, 'loss_cls', getattr(head, 'loss_decode', None))
+    if isinstance(loss, nn.ModuleList):  # MMSegmentation's heads, for one
+        loss = loss[0]
     sigmoid = getattr(head, 'use_sigmoid_cls',
                       getattr(loss, 'use_sigmoid', False))
     return 'sigmoid' if sigmoid else 'softmax'

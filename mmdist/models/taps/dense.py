@@ -1,5 +1,5 @@
 """Dense heads: a row is a location of a feature level."""
-from typing import List, Optional, Sequence
+from typing import List, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -69,13 +69,11 @@ class DenseTap(LogitTap):
             # Every head returns its class logits first, for its loss call
             # takes them first.
             teacher_levels = head_t(features)[0]
-        levels = _level_indices(head_s, head_t)
-        if levels is None:
-            levels = range(len(student_levels))
         return [
             self._level_pair(head_s, head_t, logits, teacher_levels[level],
                              f'level {i}')
-            for i, (logits, level) in enumerate(zip(student_levels, levels))
+            for i, (logits, level) in enumerate(
+                zip(student_levels, _level_indices(head_s, head_t)))
         ]
 
     def _level_pair(self, head_s: nn.Module, head_t: nn.Module,
@@ -83,10 +81,12 @@ class DenseTap(LogitTap):
                     name: str) -> LogitPair:
         if logits_s.shape[-2:] != logits_t.shape[-2:]:
             raise ValueError(
-                f'{name}: the student has {tuple(logits_s.shape[-2:])} '
-                f'locations but the teacher {tuple(logits_t.shape[-2:])}; '
-                'set pad_size_divisor of the data_preprocessor to the largest '
-                'stride')
+                f'{name} of model.student has {tuple(logits_s.shape[-2:])} '
+                f'locations but of model.teacher {tuple(logits_t.shape[-2:])};'
+                " set pad_size_divisor of model.student's data_preprocessor "
+                'to the largest stride')
+        logits_s, logits_t = _logits(logits_s,
+                                     head_s), _logits(logits_t, head_t)
         if self._rows_are_anchors(head_s, head_t):
             logits_s = _anchors_as_rows(logits_s, head_s.cls_out_channels)
             logits_t = _anchors_as_rows(logits_t, head_t.cls_out_channels)
@@ -109,7 +109,7 @@ class DenseTap(LogitTap):
         columns = head.cls_out_channels * _num_anchors(head, 0)
         if self._rows_are_anchors(head, head_t):
             rows, columns = 'anchors', head.cls_out_channels
-        strides = ', '.join(map(str, _strides(head) or ['unknown']))
+        strides = ', '.join(map(str, _strides(head, 'model.student')))
         return (f'{rows} x {columns} ({activation_of(head)}) of the strides '
                 f'{strides}, {self.heads[0]} <- {self.teacher_heads[0]}')
 
@@ -125,6 +125,13 @@ def _anchors_as_rows(logits: Tensor, num_columns: int) -> Tensor:
     return logits.reshape(-1, num_columns, *logits.shape[-2:])
 
 
+def _logits(scores: Tensor, head: nn.Module) -> Tensor:
+    """Class logits, also of a head whose loss takes probabilities (TOOD)."""
+    if getattr(getattr(head, 'loss_cls', None), 'activated', False):
+        return torch.logit(scores.float(), eps=1e-6)
+    return scores
+
+
 def _num_anchors(head: nn.Module, level: int) -> int:
     """Anchors a location of a level; SSD's levels differ."""
     anchors = getattr(head, 'num_base_priors', 1)
@@ -132,7 +139,7 @@ def _num_anchors(head: nn.Module, level: int) -> int:
 
 
 def _check_anchors(head_s: nn.Module, head_t: nn.Module) -> None:
-    levels = _level_indices(head_s, head_t) or [0]
+    levels = _level_indices(head_s, head_t)
     anchors_s = [_num_anchors(head_s, i) for i in range(len(levels))]
     anchors_t = [_num_anchors(head_t, level) for level in levels]
     if anchors_s != anchors_t:
@@ -140,11 +147,34 @@ def _check_anchors(head_s: nn.Module, head_t: nn.Module) -> None:
             f'model.teacher has {_in_words(anchors_t)} anchors a location but '
             f'model.student has {_in_words(anchors_s)}; choose a teacher '
             "whose anchor_generator is the student's")
+    for i, level in enumerate(levels):
+        if not _same_shapes(head_s, head_t, i, level):
+            raise ValueError(
+                'model.teacher lists the shapes of its anchors in another '
+                'order than model.student; choose a teacher whose '
+                "anchor_generator has the student's ratios and scales")
     if head_s.cls_out_channels != head_t.cls_out_channels:
         raise ValueError(
             f'model.teacher scores an anchor with {head_t.cls_out_channels} '
             f'numbers but model.student with {head_s.cls_out_channels}; use '
             'use_sigmoid alike in the loss_cls of both')
+
+
+def _same_shapes(head_s: nn.Module, head_t: nn.Module, level_s: int,
+                 level_t: int) -> bool:
+    """Whether the anchors of a location have like shapes, in one order.
+
+    All may be larger by one factor, as for another octave_base_scale.
+    """
+    sides = []
+    for head, level in ((head_s, level_s), (head_t, level_t)):
+        generator = getattr(head, 'prior_generator', None)
+        if not hasattr(generator, 'base_anchors'):
+            return True  # points
+        boxes = generator.base_anchors[level]
+        extent = boxes[:, 2:4] - boxes[:, :2]
+        sides.append(extent / extent.max())
+    return torch.allclose(*sides, rtol=0.05)
 
 
 def _in_words(anchors: List[int]) -> str:
@@ -153,21 +183,20 @@ def _in_words(anchors: List[int]) -> str:
     return ', '.join(map(str, few))
 
 
-def _strides(head: nn.Module) -> Optional[List[int]]:
-    """The stride of each level in pixels, or None if the head does not say."""
+def _strides(head: nn.Module, field: str) -> List[int]:
+    """The stride of each level in pixels."""
     generator = getattr(head, 'prior_generator', None)
     strides = getattr(generator, 'strides', getattr(head, 'strides', None))
     if strides is None:
-        return None
+        raise ValueError(f'{field} has a {type(head).__name__}, which does '
+                         'not say the strides of its levels')
     return [s[0] if isinstance(s, (list, tuple)) else s for s in strides]
 
 
-def _level_indices(head_s: nn.Module,
-                   head_t: nn.Module) -> Optional[List[int]]:
+def _level_indices(head_s: nn.Module, head_t: nn.Module) -> List[int]:
     """For each level of the student, the teacher's level of that stride."""
-    strides_s, strides_t = _strides(head_s), _strides(head_t)
-    if strides_s is None or strides_t is None:
-        return None
+    strides_s = _strides(head_s, 'model.student')
+    strides_t = _strides(head_t, 'model.teacher')
     missing = [s for s in strides_s if s not in strides_t]
     if missing:
         raise ValueError(

@@ -34,11 +34,15 @@ class RoITap(LogitTap):
             head = student.get_submodule(path)
             twin = teacher.get_submodule(self._twin(path))
             check_class_counts(head, twin)
+            _check_one_softmax(head, 'model.student')
+            _check_one_softmax(twin, 'model.teacher')
             if _num_columns(head) != _num_columns(twin):
                 raise ValueError(
                     f'model.teacher scores a RoI with {_num_columns(twin)} '
                     f'numbers but model.student with {_num_columns(head)}; '
                     'use one kind of loss_cls in both box heads')
+        _check_needs_features_only(
+            teacher.get_submodule(_split(self.teacher_heads[0])[0]))
 
     def _twin(self, path: str) -> str:
         stage = _split(path)[1]
@@ -51,6 +55,12 @@ class RoITap(LogitTap):
 
     def _pair(self, call: Call, student: nn.Module, teacher: nn.Module,
               features: Sequence[Tensor]) -> LogitPair:
+        num_student = len(call.arguments['sampling_results'])
+        if len(features[0]) != num_student:
+            raise ValueError(
+                f'model.student samples RoIs on {num_student} pictures but '
+                f'model.teacher has features of {len(features[0])}; a student '
+                'that multiplies its pictures cannot be distilled on RoIs')
         twin = self._twin(call.path)
         roi_head, stage = _split(call.path)
         weights = getattr(
@@ -70,6 +80,28 @@ class RoITap(LogitTap):
                            for path in self.heads)
         return (f'RoIs x {_num_columns(head)} ({activation_of(head)}), '
                 f'{stages}')
+
+
+def _check_one_softmax(head: nn.Module, field: str) -> None:
+    """Raise ValueError if the class logits are no single distribution."""
+    if getattr(head, 'custom_activation', False):
+        loss = type(head.loss_cls).__name__
+        raise ValueError(f'{field} has the loss_cls {loss}, whose logits are '
+                         'not one distribution over the classes; use '
+                         'CrossEntropyLoss or another softmax loss')
+
+
+def _check_needs_features_only(roi_head: nn.Module) -> None:
+    """Raise ValueError if scoring RoIs takes more than the neck's outputs."""
+    for name in inspect.signature(roi_head._bbox_forward).parameters:
+        # e.g. HTC's `semantic_feat`, used where the head is `with_semantic`
+        branch = name.replace('_feat', '')
+        if name.endswith('_feat') and getattr(roi_head, f'with_{branch}',
+                                              False):
+            raise ValueError(
+                f'model.teacher.config has a {type(roi_head).__name__} that '
+                f'scores RoIs with its {branch} branch, which distillation '
+                'does not run; choose a teacher without it')
 
 
 def _num_columns(head: nn.Module) -> int:

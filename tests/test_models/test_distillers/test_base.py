@@ -7,9 +7,8 @@ import pytest
 import torch
 from mmengine.config import Config
 
-from mmdist.models.teacher import Teacher
-from tests.helpers import (NUM_CLASSES, assert_same, batch, build,
-                           build_distiller, detector, flat, gradients,
+from tests.helpers import (DENSE, NUM_CLASSES, TWO_STAGE, assert_same, batch,
+                           build, build_distiller, detector, flat, gradients,
                            prepared, save_teacher, total)
 
 # What switches distillation off.
@@ -52,15 +51,21 @@ def own(losses):
     return flat({k: v for k, v in losses.items() if 'loss_kd' not in k})
 
 
-@pytest.mark.parametrize('name', DETECTORS)
+# Every dense detector, and every two-stage student of every teacher.
+PAIRS = [(name, name) for name in DENSE] + [(student, teacher)
+                                            for student in TWO_STAGE
+                                            for teacher in TWO_STAGE]
+
+
+@pytest.mark.parametrize('name,teacher', PAIRS)
 @pytest.mark.parametrize('off', OFF)
-def test_without_weight_everything_is_plain(make, name, off):
+def test_without_weight_everything_is_plain(make, name, teacher, off):
     """Initial weights, losses and gradients equal MMDetection's bit for bit.
 
     Adding the product of 0 and a finite number changes no bit.
     """
     plain = initialised(build(detector(name)))
-    wrapper = initialised(make(name, distill_loss=OFF[off]))
+    wrapper = initialised(make(name, teacher, distill_loss=OFF[off]))
     assert_same(wrapper.state_dict(), plain.state_dict())
     losses, grads = losses_of(wrapper, name)
     expected, expected_grads = losses_of(plain, name)
@@ -310,6 +315,20 @@ def test_alpha_scales_only_the_tapped_classification(make, name, alpha):
     assert_same(own(losses_of(wrapper, name)[0]), expected)
 
 
+def test_alpha_needs_something_to_scale(make):
+    """FreeAnchor's losses are bags, none of classification alone."""
+    wrapper = make('free_anchor', alpha=0.5)
+    with pytest.raises(ValueError, match='model.alpha=0.5 has nothing'):
+        losses_of(wrapper, 'free_anchor')
+
+
+def test_a_student_that_goes_round_the_watched_call_is_refused(make):
+    """PISA calls another method: training it would distil nothing."""
+    wrapper = make('pisa', 'faster')
+    with pytest.raises(RuntimeError, match='computed no loss by'):
+        losses_of(wrapper, 'pisa')
+
+
 def test_alpha_zero_takes_the_gradient_of_the_labels(make):
     """Without weights at all the class layer has a gradient of 0."""
     wrapper = make('faster', alpha=0, distill_loss=OFF['dist'])
@@ -319,7 +338,7 @@ def test_alpha_zero_takes_the_gradient_of_the_labels(make):
     assert grads['rpn_head.rpn_cls.weight'].abs().sum() > 0
 
 
-@pytest.mark.parametrize('name', ['faster', 'cascade', 'retina', 'yolox'])
+@pytest.mark.parametrize('name', TWO_STAGE + DENSE)
 def test_an_identical_teacher_has_nothing_to_say(tmp_path, name):
     """KL is 0 and, with eps=0, DIST is 0 up to float32."""
     teacher_cfg = save_teacher(detector(name), tmp_path, seed=0)
@@ -381,6 +400,23 @@ def test_mimic_by_hand(make):
     torch.testing.assert_close(losses['loss_kd_mimic'], 0.5 * expected)
 
 
+@pytest.mark.parametrize('name', ['yolox', 'rtmdet'])
+def test_mimic_counts_the_levels_of_any_neck(make, name):
+    """These necks do not say how many levels they have."""
+    wrapper = make(name, mimic_loss=MIMIC)
+    assert len(wrapper.distiller['mimic'].projections) == 3
+    assert losses_of(wrapper, name)[0]['loss_kd_mimic'] > 0
+
+
+def test_mimic_leaves_the_modes_alone(make):
+    """Looking at the shapes of features changes no mode and no buffer."""
+    plain, wrapper = build(detector('yolox')), make('yolox', mimic_loss=MIMIC)
+    ours = modules_of(wrapper)
+    assert modules_of(plain).items() <= ours.items()
+    assert_same(dict(wrapper.named_buffers()), dict(plain.named_buffers()))
+    assert not wrapper.teacher.model.training
+
+
 def test_mimic_trains_its_convs_and_nothing_of_the_teacher(make):
     """The projections get a gradient and stand under ``distiller``."""
     wrapper = make('faster', mimic_loss=MIMIC)
@@ -431,13 +467,6 @@ def test_the_start_up_line_says_what_is_paired(make, caplog, monkeypatch):
     make('cascade')
     for part in ('RoITap', f'RoIs x {NUM_CLASSES + 1} (softmax)'):
         assert part in lines[1]
-
-
-def test_teacher_is_shared_not_copied(make):
-    """The teacher is no module: nothing finds it by walking modules."""
-    wrapper = make('retina')
-    assert type(wrapper.teacher) is Teacher
-    assert not isinstance(wrapper.teacher, torch.nn.Module)
 
 
 def test_bfloat16_autocast_gives_finite_losses(make):

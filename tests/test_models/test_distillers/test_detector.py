@@ -12,7 +12,7 @@ from mmengine.hooks import Hook
 
 from tests.helpers import (CLASSES, assert_same, build, build_distiller,
                            checkpoint, detector, distiller_cfg, make_runner,
-                           run_cfg, save_teacher, tensors_of, train,
+                           run_cfg, save_teacher, tensors_of, total, train,
                            write_coco)
 
 MIMIC = dict(type='mmdist.MimicLoss', loss_weight=1.0)
@@ -191,25 +191,41 @@ def test_ema_shares_the_teacher(data, retina, tmp_path):
 
 
 def test_gradient_accumulation(data, retina, tmp_path):
-    """Two batches a step: the weights move every other iteration."""
-    moved = []
+    """Two batches a step move the weights by the mean of their gradients."""
+    batches, moved = [], []
 
     class Note(Hook):
 
+        def before_train_iter(self, runner, batch_idx, data_batch=None):
+            if not batches:
+                moved.append(copy.deepcopy(runner.model.state_dict()))
+            batches.append(copy.deepcopy(data_batch))
+
         def after_train_iter(self, runner, *args, **kwargs):
-            weight = runner.model.bbox_head.retina_cls.weight
-            moved.append(weight.detach().clone())
+            moved.append(copy.deepcopy(runner.model.state_dict()))
 
     runner = make_runner(
-        retina,
+        copy.deepcopy(retina),
         data,
         tmp_path,
+        epochs=1,
+        param_scheduler=None,
         optim_wrapper=dict(
             accumulative_counts=2, optimizer=dict(type='SGD', lr=0.1)))
     runner.register_hook(Note())
     runner.train()
-    steps = [not torch.equal(a, b) for a, b in zip(moved, moved[1:])]
-    assert steps == [True, False, True, False, True]
+    assert_same(moved[1], moved[0])  # the first batch moves nothing
+    model = build_distiller(retina['student'], retina['teacher']).train()
+    model.load_state_dict(moved[0])
+    for inputs in batches[:2]:
+        losses = model(**model.data_preprocessor(inputs, True), mode='loss')
+        (total(losses) / 2).backward()
+    for name, p in model.named_parameters():
+        if p.grad is not None:
+            # One addition in another order.
+            torch.testing.assert_close(
+                moved[2][name], moved[0][name] - 0.1 * p.grad, msg=name)
+    assert model.bbox_head.retina_cls.weight.grad.abs().sum() > 0
 
 
 def test_amp_optim_wrapper_in_bfloat16(data, retina, tmp_path, monkeypatch):
@@ -253,11 +269,12 @@ def test_other_class_names_than_the_teachers_are_refused(data, tmp_path):
 
 
 def test_the_teachers_class_names_are_accepted(data, tmp_path):
-    """The same names train."""
+    """The same names train, also as MMDetection 1 would have spelt them."""
+    names = [name.capitalize() for name in CLASSES]
     teacher = save_teacher(
         detector('retina'),
         tmp_path,
-        meta=dict(dataset_meta=dict(classes=CLASSES)))
+        meta=dict(dataset_meta=dict(classes=names)))
     model = distiller_cfg(detector('retina'), teacher)
     assert train(model, data, tmp_path / 'run', epochs=1).iter == 3
 
@@ -467,6 +484,27 @@ def test_an_unknown_key_of_the_model_is_refused(retina_teacher):
 def test_an_unknown_key_of_the_teacher_is_refused(retina_teacher):
     """A misspelt key of `teacher` is named."""
     refused(detector('retina'), dict(retina_teacher, ckpt='x'), 'ckpt')
+
+
+def test_mimic_of_other_strides_is_refused(tmp_path):
+    """As many levels, but of other sizes."""
+    model = detector('faster', neck=dict(start_level=1))
+    teacher = save_teacher(detector('faster'), tmp_path)
+    refused(
+        model,
+        teacher,
+        r'the sizes \[\[16, 16\], .*give model.student.neck',
+        mimic_loss=MIMIC)
+
+
+@pytest.mark.parametrize('scheme', ['torchvision', 'open-mmlab', 's3'])
+def test_checkpoints_that_are_read_without_protection_are_refused(
+        retina_teacher, scheme):
+    """MMEngine's own loaders of these run code from the file."""
+    refused(
+        detector('retina'),
+        dict(retina_teacher, checkpoint=f'{scheme}://resnet50'),
+        r'only files and http\(s\) URLs')
 
 
 def test_mimic_of_differing_levels_is_refused(tmp_path):

@@ -399,3 +399,14 @@ def test_unknown_activation_is_refused(function, activations):
     with pytest.raises(ValueError, match="'softmax' or 'sigmoid'") as error:
         function(torch.zeros(4, 5), torch.zeros(4, 5), 1., *activations)
     assert any(repr(a) in str(error.value) for a in ('relu', 'tanh'))
+
+
+@pytest.mark.parametrize('eps', [0., 1e-8])
+def test_a_variance_too_small_for_float32_counts_as_none(eps):
+    """Sigmoids of -60 differ by 1e-27: their squares are 0."""
+    student = torch.linspace(-61, -59, 12).reshape(4, 3).requires_grad_()
+    terms = dist_terms(
+        student, torch.randn(4, 3), student_activation='sigmoid', eps=eps)
+    assert terms['inter'] == terms['intra'] == 1
+    sum(terms.values()).backward()
+    assert student.grad.eq(0).all()

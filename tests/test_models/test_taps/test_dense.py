@@ -3,6 +3,7 @@ import copy
 
 import pytest
 import torch
+from mmengine.logging import MessageHub
 
 from mmdist.models.losses import DISTLoss
 from mmdist.models.taps import build_tap
@@ -264,3 +265,47 @@ def test_gradient_reaches_what_makes_the_class_logits(name):
     assert all(p.grad is None for p in teacher.parameters())
     for n, buffer in teacher.named_buffers():
         assert torch.equal(buffer, buffers[n]), n
+
+
+def test_probabilities_of_a_head_become_logits():
+    """TOOD's head hands probabilities to its loss."""
+    student = build(detector('tood')).train()
+    teacher = build(detector('tood'), seed=1).eval()
+    # The head asks the runner's hub how far the training is.
+    MessageHub.get_instance('tood').update_info('epoch', 0)
+    inputs, samples = prepared(student, batch())
+    pairs = watched_pairs(student, teacher, inputs, samples)
+    for pair, probabilities in zip(pairs, class_logits(teacher, inputs)):
+        assert pair.teacher_activation == 'sigmoid'
+        torch.testing.assert_close(pair.teacher.sigmoid(), probabilities)
+    for pair, probabilities in zip(pairs, class_logits(student, inputs)):
+        torch.testing.assert_close(pair.student.sigmoid(), probabilities)
+
+
+@pytest.mark.parametrize('generator,fits', [
+    (dict(octave_base_scale=8), True),
+    (dict(ratios=[2.0, 1.0, 0.5]), False),
+    (dict(
+        octave_base_scale=None,
+        scales_per_octave=None,
+        scales=[1.],
+        ratios=[i / 4 for i in range(1, 10)]), False),
+])
+def test_anchors_must_be_of_like_shapes_in_one_order(generator, fits):
+    """As many anchors are not enough; all may be larger by one factor."""
+    student = build(detector('retina'))
+    teacher = build(
+        detector('retina', bbox_head=dict(anchor_generator=generator)))
+    if fits:
+        connected(student, teacher)
+    else:
+        with pytest.raises(ValueError, match="student's ratios and scales"):
+            connected(student, teacher)
+
+
+def test_a_head_without_strides_is_refused():
+    """Nothing says which levels pair."""
+    student, teacher = build(detector('fcos')), build(detector('fcos'))
+    del teacher.bbox_head.prior_generator, teacher.bbox_head.strides
+    with pytest.raises(ValueError, match='model.teacher has a FCOSHead'):
+        connected(student, teacher)

@@ -183,11 +183,9 @@ def test_a_sigmoid_box_head_pairs_with_a_softmax_one():
 
 
 def test_differing_columns_are_refused():
-    """Seesaw's two further columns have no twin in a plain softmax head."""
-    seesaw = detector('faster')
-    seesaw['roi_head']['bbox_head']['loss_cls'] = dict(
-        type='SeesawLoss', num_classes=NUM_CLASSES)
-    student, teacher = build(detector('faster')), build(seesaw)
+    """A head of the user's may count its columns otherwise."""
+    student, teacher = models('faster', 'faster')
+    teacher.roi_head.bbox_head.fc_cls = torch.nn.Linear(32, NUM_CLASSES + 2)
     with pytest.raises(
             ValueError, match='with 5 numbers but model.student '
             'with 4'):
@@ -202,3 +200,43 @@ def test_a_dense_teacher_is_refused():
             match='model.teacher.config is a '
             'RetinaNet.*RoIs.*FasterRCNN'):
         build_tap(student).connect(student, teacher)
+
+
+@pytest.mark.parametrize('side', ['student', 'teacher'])
+def test_two_distributions_in_one_table_are_refused(side):
+    """Seesaw's logits hold an objectness beside the classes."""
+    seesaw = detector(
+        'faster',
+        roi_head=dict(
+            bbox_head=dict(
+                loss_cls=dict(type='SeesawLoss', num_classes=NUM_CLASSES))))
+    sides = dict(student=detector('faster'), teacher=detector('faster'))
+    sides[side] = seesaw
+    student, teacher = (build(sides[s]) for s in ('student', 'teacher'))
+    with pytest.raises(ValueError, match=f'model.{side} .*SeesawLoss'):
+        build_tap(student).connect(student, teacher)
+
+
+def test_a_teacher_with_a_semantic_branch_is_refused():
+    """HTC scores RoIs with more than the neck's outputs."""
+    teacher = build(detector('cascade'))
+    htc = type('HTC', (type(teacher.roi_head), ), {})
+    teacher.roi_head.__class__ = htc
+    htc.with_semantic = True
+    htc._bbox_forward = lambda self, stage, x, rois, semantic_feat=None: None
+    student = build(detector('faster'))
+    with pytest.raises(ValueError, match='with its semantic branch'):
+        build_tap(student).connect(student, teacher)
+
+
+def test_a_student_that_multiplies_its_pictures_is_refused():
+    """RoIs of pictures that the teacher has no features of (TridentNet)."""
+    student, teacher = models('faster', 'faster')
+    inputs, samples = prepared(student, batch())
+    tap = build_tap(student)
+    tap.connect(student, teacher)
+    with tap.watch(student) as calls:
+        student.loss(inputs, copy.deepcopy(samples))
+    features = teacher.extract_feat(inputs[:1])
+    with pytest.raises(ValueError, match='2 pictures but .* features of 1'):
+        tap.pairs(calls, student, teacher, features)
