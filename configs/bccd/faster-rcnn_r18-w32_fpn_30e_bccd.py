@@ -1,5 +1,8 @@
 _base_ = [
     '../_base_/models/faster-rcnn_r18-w32_fpn_bccd.py',
     '../_base_/datasets/bccd_detection.py',
-    '../_base_/schedules/schedule_bccd.py'
+    '../_base_/schedules/schedule_bccd.py', '../_base_/default_runtime.py'
 ]
+default_hooks = dict(
+    logger=dict(interval=52), checkpoint=dict(interval=5, max_keep_ckpts=1))
+randomness = dict(seed=0)

@@ -151,11 +151,10 @@ def test_two_processes_test_as_one(case, trained):
         assert one[name] == two[name]
 
 
-@pytest.mark.parametrize('script', sorted(os.listdir(TOOLS)))
+@pytest.mark.parametrize(
+    'script', sorted(n for n in os.listdir(TOOLS) if n.endswith('.sh')))
 def test_shell_scripts_parse(script):
     """bash reads every launcher without complaint."""
-    if not script.endswith('.sh'):
-        pytest.skip('no shell script')
     subprocess.run(['bash', '-n', osp.join(TOOLS, script)], check=True)
 
 
