@@ -7,6 +7,7 @@ import torch
 from mmdet.visualization import DetLocalVisualizer
 from mmengine.registry import DefaultScope
 from mmengine.visualization import Visualizer
+from mmseg.visualization import SegLocalVisualizer
 
 import mmdist  # noqa: F401
 
@@ -25,7 +26,8 @@ def no_traces():
     not see them."""
     yield
     # Every class keeps instances of its own, subclasses too.
-    for manager in (DefaultScope, Visualizer, DetLocalVisualizer):
+    for manager in (DefaultScope, Visualizer, DetLocalVisualizer,
+                    SegLocalVisualizer):
         manager._instance_dict.clear()
 
 

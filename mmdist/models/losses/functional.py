@@ -5,11 +5,12 @@ columns (classes). Logits are ``(R, C)``, or ``(N, C, *spatial)`` where every
 position of every picture is a row. Everything is computed in float32, or in
 float64 where the input is, whatever the autocast dtype.
 """
-from typing import Dict, Optional, Sequence, Tuple
+from typing import Any, Callable, Dict, Optional, Sequence, Tuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 EPS = 1e-8
 """Added to the product of norms in :func:`pearson_distance`; the value of the
@@ -138,14 +139,32 @@ def dist_terms(student: Tensor,
     if student.numel() == 0:
         zero = _connected_zero(student)
         return dict(inter=zero, intra=zero)
-    with torch.autocast(student.device.type, enabled=False):
-        p_s = activate(to_rows(student) / tau, student_activation)
-        p_t = activate(
-            to_rows(teacher.detach()) / tau, teacher_activation
-            or student_activation)
-        inter = pearson_distance(p_s, p_t, dim=1, eps=eps).mean()
-        intra = pearson_distance(p_s, p_t, dim=0, eps=eps).mean()
+    inter, intra = _recomputed(_relations, student, teacher.detach(), tau,
+                               student_activation, teacher_activation
+                               or student_activation, eps)
     return dict(inter=tau**2 * inter, intra=tau**2 * intra)
+
+
+def _relations(student: Tensor, teacher: Tensor, tau: float,
+               student_activation: str, teacher_activation: str,
+               eps: float) -> Tuple[Tensor, Tensor]:
+    """The mean distances of the rows and of the columns."""
+    p_s = activate(to_rows(student) / tau, student_activation)
+    p_t = activate(to_rows(teacher) / tau, teacher_activation)
+    return (pearson_distance(p_s, p_t, dim=1, eps=eps).mean(),
+            pearson_distance(p_s, p_t, dim=0, eps=eps).mean())
+
+
+def _recomputed(function: Callable, student: Tensor, *args: Any) -> Any:
+    """Call a function, and once more in backward, instead of keeping what it
+    computes on the way: ten tables of the size of the logits."""
+    with torch.autocast(student.device.type, enabled=False):
+        return checkpoint(
+            function,
+            student,
+            *args,
+            use_reentrant=False,
+            preserve_rng_state=False)
 
 
 def _log_probabilities(rows: Tensor, activation: str) -> Tuple[Tensor, Tensor]:
@@ -189,31 +208,30 @@ def kd_terms(student: Tensor,
         return dict(kl=_connected_zero(student))
     divergence = (
         _categorical_kl if student_activation == 'softmax' else _bernoulli_kl)
-    with torch.autocast(student.device.type, enabled=False):
-        rows_s = to_rows(student) / tau
-        rows_t = to_rows(teacher.detach()) / tau
-        kl = divergence(rows_s, rows_t, teacher_activation
-                        or student_activation)
-    return dict(kl=tau**2 * kl / len(rows_s))
+    kl = _recomputed(divergence, student, teacher.detach(), tau,
+                     teacher_activation or student_activation)
+    return dict(kl=tau**2 * kl)
 
 
-def _categorical_kl(rows_s: Tensor, rows_t: Tensor,
+def _categorical_kl(student: Tensor, teacher: Tensor, tau: float,
                     teacher_activation: str) -> Tensor:
+    rows_s, rows_t = to_rows(student) / tau, to_rows(teacher) / tau
     log_s = rows_s.log_softmax(dim=1)
     if teacher_activation == 'softmax':
         log_t = rows_t.log_softmax(dim=1)
     else:
         log_t = F.logsigmoid(rows_t)
         log_t = log_t - log_t.logsumexp(dim=1, keepdim=True)
-    return (log_t.exp() * (log_t - log_s)).sum()
+    return (log_t.exp() * (log_t - log_s)).sum() / len(rows_s)
 
 
-def _bernoulli_kl(rows_s: Tensor, rows_t: Tensor,
+def _bernoulli_kl(student: Tensor, teacher: Tensor, tau: float,
                   teacher_activation: str) -> Tensor:
+    rows_s, rows_t = to_rows(student) / tau, to_rows(teacher) / tau
     log_s, log_not_s = _log_probabilities(rows_s, 'sigmoid')
     log_t, log_not_t = _log_probabilities(rows_t, teacher_activation)
     return (log_t.exp() * (log_t - log_s) + log_not_t.exp() *
-            (log_not_t - log_not_s)).sum()
+            (log_not_t - log_not_s)).sum() / len(rows_s)
 
 
 def mimic_terms(student: Sequence[Tensor],

@@ -4,11 +4,12 @@ from torch import nn
 
 from .base import LogitPair, LogitTap, watch_method
 from .dense import DenseTap
+from .pixel import PixelTap
 from .roi import RoITap
 
 # The later a head decides in a detector, the earlier its tap stands here: a
 # two-stage model is read off its RoI head.
-TAPS = (RoITap, DenseTap)
+TAPS = (RoITap, DenseTap, PixelTap)
 
 
 def build_tap(student: nn.Module, **options: Any) -> LogitTap:
@@ -36,5 +37,6 @@ def build_tap(student: nn.Module, **options: Any) -> LogitTap:
 
 
 __all__ = [
-    'DenseTap', 'LogitPair', 'LogitTap', 'RoITap', 'build_tap', 'watch_method'
+    'DenseTap', 'LogitPair', 'LogitTap', 'PixelTap', 'RoITap', 'build_tap',
+    'watch_method'
 ]

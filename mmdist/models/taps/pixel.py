@@ -1,0 +1,212 @@
+"""Decode heads: a row is a pixel of the head's own logits."""
+import inspect
+from typing import Any, Dict, List, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .base import Call, LogitPair, LogitTap, activation_of, check_class_counts
+
+AUXILIARY = 'auxiliary_head'
+# How MMSegmentation prefixes the losses of its heads.
+PREFIXES = {'decode_head': 'decode', AUXILIARY: 'aux'}
+
+
+class PixelTap(LogitTap):
+    """Decode and auxiliary heads that classify every pixel.
+
+    As in the authors' segmentation code (https://github.com/hunto/DIST_KD),
+    the rows are all pixels of the logits at the head's own size, before they
+    are resized to the picture, and the columns are the classes. Every pair is
+    weighted as the student's head weights its own loss.
+
+    The teacher's logits are resized bilinearly where they have another size.
+    The stages of a cascade are paired from the last, and a missing one is
+    replaced by the nearest; auxiliary heads are paired in their order, and
+    one that the teacher does not have learns from the labels alone. A head
+    with several outputs learns from as many of the teacher, and with all of
+    them from the teacher's prediction if it has another number.
+
+    Args:
+        student (nn.Module): The student.
+        ignore_label_pixels (bool): Leave out the pixels whose label is the
+            head's ``ignore_index``.
+    """
+    method = 'loss_by_feat'
+    first_arguments = ('seg_logits', 'seg_logit')
+    instances = 'pixels'
+
+    def __init__(self,
+                 student: nn.Module,
+                 ignore_label_pixels: bool = False) -> None:
+        super().__init__(student)
+        self.ignore_label_pixels = ignore_label_pixels
+
+    @classmethod
+    def find(cls, model: nn.Module) -> List[str]:
+        """Heads of the model's own classes, not those within other heads.
+
+        An auxiliary head with other classes learns something else, such as
+        the boundaries of STDC.
+        """
+        paths: List[str] = []
+        for path in super().find(model):
+            nested = any(path.startswith(f'{outer}.') for outer in paths)
+            head = model.get_submodule(path)
+            if not nested and head.num_classes == model.num_classes:
+                paths.append(path)
+        return paths
+
+    def check_pairable(self, student: nn.Module, teacher: nn.Module) -> None:
+        """The heads of a pair must predict the same classes."""
+        for path, twin in self._twins().items():
+            head_s = student.get_submodule(path)
+            head_t = teacher.get_submodule(twin)
+            check_class_counts(head_s, head_t)
+            if head_s.out_channels != head_t.out_channels:
+                raise ValueError(
+                    f'model.teacher scores a pixel with {head_t.out_channels} '
+                    f'numbers but model.student with {head_s.out_channels}; '
+                    'set out_channels of the heads alike')
+
+    def _twins(self) -> Dict[str, str]:
+        """The teacher's head for each of the student's that has one."""
+        twins = {}
+        for group in PREFIXES:
+            own = _of_group(group, self.heads)
+            theirs = _of_group(group, self.teacher_heads)
+            # Auxiliary heads are counted from the first, stages from the last.
+            shift = 0 if group == AUXILIARY else len(theirs) - len(own)
+            for i, path in enumerate(own, start=shift):
+                if i < len(theirs):
+                    twins[path] = theirs[max(i, 0)]
+        return twins
+
+    def pairs(self, calls: List[Call], student: nn.Module, teacher: nn.Module,
+              features: Sequence[Tensor]) -> List[LogitPair]:
+        """One pair of ``(N, C, H, W)`` logits a head and output."""
+        twins = self._twins()
+        done: Dict[str, Any] = {}
+        pairs = []
+        for call in calls:
+            if call.path in twins:
+                path = twins[call.path]
+                output = _run(teacher, path, features, done)
+                pairs += self._head_pairs(call,
+                                          student.get_submodule(call.path),
+                                          output, teacher.get_submodule(path))
+        return pairs
+
+    def _head_pairs(self, call: Call, head_s: nn.Module, output_t: Any,
+                    head_t: nn.Module) -> List[LogitPair]:
+        outputs_s = _class_logits(
+            next(iter(call.arguments.values())), head_s.out_channels)
+        outputs_t = _class_logits(output_t, head_t.out_channels)
+        if len(outputs_t) != len(outputs_s):
+            # The first is the one that a head with several predicts with.
+            outputs_t = outputs_t[:1] * len(outputs_s)
+        return [
+            LogitPair(
+                *self._same_pixels(logits_s, logits_t, call, head_s),
+                student_activation=activation_of(head_s),
+                teacher_activation=activation_of(head_t),
+                weight=weight,
+                name=f'{call.path}, output {i}')
+            for i, (logits_s, logits_t, weight) in enumerate(
+                zip(outputs_s, outputs_t, _loss_weights(
+                    head_s, len(outputs_s))))
+        ]
+
+    def _same_pixels(self, logits_s: Tensor, logits_t: Tensor, call: Call,
+                     head_s: nn.Module) -> Sequence[Tensor]:
+        """Both logits at the student's size, without ignored pixels."""
+        size = logits_s.shape[-2:]
+        if logits_t.shape[-2:] != size:
+            logits_t = F.interpolate(
+                logits_t,
+                size,
+                mode='bilinear',
+                align_corners=head_s.align_corners)
+        if not self.ignore_label_pixels:
+            return logits_s, logits_t
+        labels = torch.stack([
+            sample.gt_sem_seg.data
+            for sample in call.arguments['batch_data_samples']
+        ])
+        labels = F.interpolate(labels.float(), size, mode='nearest')[:, 0]
+        kept = labels != head_s.ignore_index
+        return logits_s.movedim(1, -1)[kept], logits_t.movedim(1, -1)[kept]
+
+    def is_classification_loss(self, name: str) -> bool:
+        """The losses of the tapped heads, e.g. 'decode.loss_ce'."""
+        prefix, _, loss = name.partition('.')
+        return 'loss' in loss and prefix in map(_prefix, self.heads)
+
+    def describe(self, student: nn.Module, teacher: nn.Module) -> str:
+        """E.g. ``pixels x 19 (softmax), decode_head <- decode_head``."""
+        head = student.get_submodule(self.heads[0])
+        twins = self._twins()
+        heads = ', '.join(f'{path} <- {twins[path]}' if path in
+                          twins else f'{path} has no counterpart'
+                          for path in self.heads)
+        return f'pixels x {head.out_channels} ({activation_of(head)}), {heads}'
+
+
+def _of_group(group: str, paths: Sequence[str]) -> List[str]:
+    return [path for path in paths if path.partition('.')[0] == group]
+
+
+def _prefix(path: str) -> str:
+    """``'auxiliary_head.1'`` -> ``'aux_1'``."""
+    group, _, index = path.partition('.')
+    return '_'.join(filter(None, [PREFIXES[group], index]))
+
+
+@torch.no_grad()
+def _run(teacher: nn.Module, path: str, features: Sequence[Tensor],
+         done: Dict[str, Any]) -> Any:
+    """The output of one of the teacher's heads, run once.
+
+    Args:
+        teacher (nn.Module): The teacher.
+        path (str): Path of the head.
+        features (Sequence[Tensor]): The teacher's features.
+        done (dict): Outputs of heads that have run; gets this one.
+
+    Returns:
+        Tensor | Sequence[Tensor]: What the head returns in eval mode.
+    """
+    if path not in done:
+        head = teacher.get_submodule(path)
+        inputs = [features]
+        if 'prev_output' in inspect.signature(head.forward).parameters:
+            # A stage of a cascade refines the logits of the one before.
+            heads, _, stage = path.rpartition('.')
+            before = f'{heads}.{int(stage) - 1}'
+            inputs.append(_run(teacher, before, features, done))
+        done[path] = head(*inputs)
+    return done[path]
+
+
+def _class_logits(output: Any, num_columns: int) -> List[Tensor]:
+    """The ``(N, C, H, W)`` class logits among the outputs of a head."""
+    outputs = [output] if isinstance(output, Tensor) else output
+    return [
+        logits for logits in outputs
+        if logits.dim() == 4 and logits.shape[1] == num_columns
+    ]
+
+
+def _loss_weights(head: nn.Module, num_outputs: int) -> List[float]:
+    """The weights that a head gives the losses of its outputs."""
+    losses = getattr(head, 'loss_decode', None)
+    weights = [
+        getattr(loss, 'loss_weight', 1.0)
+        for loss in (losses if isinstance(losses, nn.ModuleList) else [losses])
+    ]
+    # One loss an output (DDRNet), or all losses on each: the first stands for
+    # them, which is the cross-entropy by convention.
+    if 1 < num_outputs <= len(weights):
+        return weights[:num_outputs]
+    return weights[:1] * num_outputs

@@ -1,0 +1,229 @@
+"""Decode heads: the pixels of the logits at the head's own size."""
+import copy
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from mmdist.models.taps import PixelTap, build_tap
+from tests.segmentors import (IGNORED, NUM_CLASSES, SEGMENTORS, batch, build,
+                              prepared, segmentor)
+
+
+def models(student, teacher=None, **changes):
+    """A student in train mode and a teacher in eval mode."""
+    student = build(segmentor(student)) if isinstance(
+        student, str) else (build(student))
+    teacher = segmentor(teacher) if isinstance(teacher, str) else teacher
+    return student.train(), build(teacher, seed=1).eval()
+
+
+def watched_pairs(student, teacher, **options):
+    """Pairs as mmdist makes them, and what they are made of."""
+    tap = build_tap(student, **options)
+    tap.connect(student, teacher)
+    inputs, samples = prepared(student, batch())
+    torch.manual_seed(5)  # dropout
+    with tap.watch(student) as calls:
+        student.loss(inputs, copy.deepcopy(samples))
+    with torch.no_grad():
+        features = teacher.extract_feat(inputs)
+    return tap.pairs(calls, student, teacher, features), inputs, samples
+
+
+@torch.no_grad()
+def head_logits(model, inputs, path='decode_head', *previous):
+    """What a head of the plain model predicts, before it is resized."""
+    head = model.get_submodule(path)
+    return head.forward(model.extract_feat(inputs), *previous)
+
+
+@pytest.mark.parametrize('name', SEGMENTORS)
+def test_pairs_of_every_kind_of_head(name):
+    """Number, weights and classes; STDC's boundary head is none of them."""
+    student, teacher = models(name, name)
+    pairs, inputs, _ = watched_pairs(student, teacher)
+    assert tuple(pair.weight for pair in pairs) == SEGMENTORS[name][2]
+    for pair in pairs:
+        assert pair.student.shape == pair.teacher.shape
+        assert pair.student.shape[:2] == (2, NUM_CLASSES)
+        assert pair.student.shape[2] < inputs.shape[2]
+        assert pair.student.requires_grad and not pair.teacher.requires_grad
+        assert pair.student_activation == pair.teacher_activation == 'softmax'
+
+
+@pytest.mark.parametrize('name', ['pspnet', 'deeplabv3'])
+def test_logits_are_those_of_the_plain_heads(name):
+    """Decode head with decode head, auxiliary head with auxiliary head."""
+    student, teacher = models(name, name)
+    plain = copy.deepcopy(student)
+    pairs, inputs, _ = watched_pairs(student, teacher)
+    for pair, path in zip(pairs, ('decode_head', 'auxiliary_head')):
+        assert torch.equal(pair.teacher, head_logits(teacher, inputs, path))
+    torch.manual_seed(5)
+    assert torch.equal(pairs[0].student, head_logits(plain, inputs))
+
+
+def test_stages_of_a_cascade_are_paired():
+    """OCRNet's second head gets the first one's logits."""
+    student, teacher = models('ocrnet', 'ocrnet')
+    pairs, inputs, _ = watched_pairs(student, teacher)
+    first = head_logits(teacher, inputs, 'decode_head.0')
+    assert torch.equal(pairs[0].teacher, first)
+    assert torch.equal(pairs[1].teacher,
+                       head_logits(teacher, inputs, 'decode_head.1', first))
+    assert not torch.equal(pairs[0].teacher, pairs[1].teacher)
+
+
+def test_a_plain_student_learns_from_the_last_stage():
+    """A cascade's last head decides."""
+    student, teacher = models('segformer', 'ocrnet')
+    (pair, ), inputs, _ = watched_pairs(student, teacher)
+    first = head_logits(teacher, inputs, 'decode_head.0')
+    last = head_logits(teacher, inputs, 'decode_head.1', first)
+    assert torch.equal(
+        pair.teacher,
+        F.interpolate(last, (16, 16), mode='bilinear', align_corners=False))
+
+
+def test_every_stage_learns_from_the_only_one():
+    """A missing stage is replaced by the nearest."""
+    student, teacher = models('ocrnet', 'pspnet')
+    pairs, inputs, _ = watched_pairs(student, teacher)
+    assert [pair.weight for pair in pairs] == [0.4, 1.0]
+    for pair in pairs:
+        assert torch.equal(pair.teacher, head_logits(teacher, inputs))
+
+
+@pytest.mark.parametrize('align_corners', [True, False])
+def test_a_teacher_of_another_size_is_resized(align_corners):
+    """Bilinearly to the student's grid, with the student's align_corners."""
+    model = segmentor('pspnet')
+    for head in ('decode_head', 'auxiliary_head'):
+        model[head]['align_corners'] = align_corners
+    student, teacher = models(model, 'segformer')
+    (pair, ), inputs, _ = watched_pairs(student, teacher)
+    logits = head_logits(teacher, inputs)
+    assert logits.shape[2:] == (16, 16) and pair.student.shape[2:] == (8, 8)
+    expected = F.interpolate(
+        logits, (8, 8), mode='bilinear', align_corners=align_corners)
+    assert torch.equal(pair.teacher, expected)
+
+
+def test_an_auxiliary_head_without_counterpart_is_left_out():
+    """Only the main pair; the description says so."""
+    student, teacher = models('pspnet', 'segformer')
+    tap = build_tap(student)
+    tap.connect(student, teacher)
+    assert tap.describe(student, teacher) == (
+        'pixels x 4 (softmax), decode_head <- decode_head, auxiliary_head has '
+        'no counterpart')
+    pairs = watched_pairs(student, teacher)[0]
+    assert [pair.weight for pair in pairs] == [1.0]
+
+
+def test_more_auxiliary_heads_than_the_teacher_has():
+    """They are paired in their order, and the last are left out."""
+    student, teacher = models('bisenetv2', 'pspnet')
+    tap = build_tap(student)
+    tap.connect(student, teacher)
+    assert len(tap.heads) == 5
+    assert 'auxiliary_head.0 <- auxiliary_head' in tap.describe(
+        student, teacher)
+    assert 'auxiliary_head.3 has no counterpart' in tap.describe(
+        student, teacher)
+    assert len(watched_pairs(student, teacher)[0]) == 2
+
+
+def test_several_outputs_learn_from_a_single_one():
+    """In eval mode DDRNet's head gives its prediction only."""
+    student, teacher = models('ddrnet', 'ddrnet')
+    pairs, inputs, _ = watched_pairs(student, teacher)
+    for pair in pairs:
+        assert torch.equal(pair.teacher, head_logits(teacher, inputs))
+    assert not torch.equal(pairs[0].student, pairs[1].student)
+
+
+def test_as_many_outputs_are_paired_one_by_one():
+    """DANet's three outputs, and a plain student with the first of them."""
+    student, teacher = models('danet', 'danet')
+    pairs, inputs, _ = watched_pairs(student, teacher)
+    outputs = head_logits(teacher, inputs)
+    for pair, logits in zip(pairs, outputs):
+        assert torch.equal(pair.teacher, logits)
+    student, teacher = models('pspnet', 'danet')
+    pairs = watched_pairs(student, teacher)[0]
+    # The head predicts with the first.
+    assert torch.equal(pairs[0].teacher, outputs[0])
+
+
+def test_ignored_pixels_can_be_left_out():
+    """Rows by hand: the labels at the nearest pixel of the grid."""
+    student, teacher = models('pspnet', 'pspnet')
+    everything = watched_pairs(copy.deepcopy(student), teacher)[0]
+    pairs, _, samples = watched_pairs(
+        student, teacher, ignore_label_pixels=True)
+    kept = [(n, y, x) for n in range(2) for y in range(8) for x in range(8)
+            if samples[n].gt_sem_seg.data[0, 8 * y, 8 * x] != IGNORED]
+    assert 64 < len(kept) < 128
+    for pair, full in zip(pairs, everything):
+        for side in ('student', 'teacher'):
+            rows = torch.stack(
+                [getattr(full, side)[n, :, y, x] for n, y, x in kept])
+            assert torch.equal(getattr(pair, side), rows)
+
+
+def test_gradient_reaches_both_heads():
+    """Main and auxiliary logits hang on the student's graph."""
+    student, teacher = models('pspnet', 'pspnet')
+    pairs = watched_pairs(student, teacher)[0]
+    sum(pair.student.square().sum() for pair in pairs).backward()
+    for head in (student.decode_head, student.auxiliary_head):
+        assert head.conv_seg.weight.grad.abs().sum() > 0
+
+
+def test_differing_class_counts_are_refused():
+    """Both counts are named."""
+    student = build(segmentor('pspnet'))
+    teacher = build(segmentor('pspnet', num_classes=5))
+    with pytest.raises(
+            ValueError, match='predicts 5 classes but .* predicts 4'):
+        build_tap(student).connect(student, teacher)
+
+
+def test_differing_columns_are_refused():
+    """Two classes in one column (sigmoid) or in two (softmax)."""
+    one = segmentor('segformer', num_classes=2)
+    one['decode_head'].update(out_channels=1, threshold=0.5)
+    one['decode_head']['loss_decode'].update(use_sigmoid=True)
+    student = build(segmentor('segformer', num_classes=2))
+    with pytest.raises(ValueError, match='out_channels of the heads alike'):
+        build_tap(student).connect(student, build(one))
+
+
+def test_a_sigmoid_head_says_so():
+    """A head of one column, or of independent classes."""
+    one = segmentor('segformer', num_classes=2)
+    one['decode_head'].update(out_channels=1, threshold=0.5)
+    one['decode_head']['loss_decode'].update(use_sigmoid=True)
+    student = build(one)
+    tap = build_tap(student)
+    tap.connect(student, build(one, seed=1))
+    assert isinstance(tap, PixelTap)
+    assert tap.describe(student, student).startswith('pixels x 1 (sigmoid)')
+
+
+def test_losses_of_the_tapped_heads_are_of_classification():
+    """Not the boundaries of STDC, nor accuracies."""
+    tap = build_tap(build(segmentor('stdc')))
+    for name, expected in {
+            'decode.loss_ce': True,
+            'aux_0.loss_ce': True,
+            'aux_1.loss_ce': True,
+            'aux_2.loss_dice': False,
+            'decode.acc_seg': False
+    }.items():
+        assert tap.is_classification_loss(name) is expected
+    tap = build_tap(build(segmentor('danet')))
+    assert tap.is_classification_loss('decode.pam_cam.loss_ce')
+    assert tap.is_classification_loss('aux.loss_ce')
