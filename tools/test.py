@@ -1,4 +1,4 @@
-"""Test a student; the flags are MMDetection's.
+"""Test a student; the flags are MMDetection's and MMSegmentation's.
 
 A config of a distiller is tested as its student alone: the checkpoint is a
 plain student checkpoint, and no teacher is built.
@@ -13,7 +13,8 @@ def parse_args():
     parser.add_argument(
         '--out',
         type=str,
-        help='dump predictions to a pickle file for offline evaluation')
+        help='of a detector: dump predictions to a pickle file for offline '
+        'evaluation; of a segmentor: the directory to save output prediction')
     parser.add_argument(
         '--show', action='store_true', help='show prediction results')
     parser.add_argument(
@@ -23,10 +24,7 @@ def parse_args():
         'to the work_dir/timestamp/show_dir')
     parser.add_argument(
         '--wait-time', type=float, default=2, help='the interval of show (s)')
-    args = parser.parse_args()
-    if args.out is not None and not args.out.endswith(('.pkl', '.pickle')):
-        parser.error('--out: the dump file must be a pkl file.')
-    return args
+    return parser.parse_args()
 
 
 def enable_visualization(cfg, args):
@@ -38,13 +36,28 @@ def enable_visualization(cfg, args):
     hook.update(draw=True)
     if args.show:
         hook.update(show=True, wait_time=args.wait_time)
-    if args.show_dir:
+    if args.show_dir and is_segmentor(cfg):
+        cfg.visualizer.save_dir = args.show_dir
+    elif args.show_dir:
         hook.update(test_out_dir=args.show_dir)
 
 
-def dump_predictions(runner, path):
-    from mmdet.evaluation import DumpDetResults
-    runner.test_evaluator.metrics.append(DumpDetResults(out_file_path=path))
+def is_segmentor(cfg):
+    return cfg.get('default_scope') == 'mmseg'
+
+
+def save_predictions(cfg, path):
+    """Let the metric write what it gets: masks, or a pickle of boxes."""
+    if is_segmentor(cfg):
+        cfg.test_evaluator.update(output_dir=path, keep_results=True)
+        return
+    if not path.endswith(('.pkl', '.pickle')):
+        raise ValueError(f'--out={path} must be a .pkl or .pickle file')
+    metrics = cfg.test_evaluator
+    cfg.test_evaluator = [
+        *(metrics if isinstance(metrics, list) else [metrics]),
+        dict(type='DumpDetResults', out_file_path=path)
+    ]
 
 
 def main():
@@ -54,10 +67,9 @@ def main():
     cfg.model = student_of(cfg.model)
     if args.show or args.show_dir:
         enable_visualization(cfg, args)
-    runner = build_runner(cfg)
     if args.out is not None:
-        dump_predictions(runner, args.out)
-    runner.test()
+        save_predictions(cfg, args.out)
+    build_runner(cfg).test()
 
 
 if __name__ == '__main__':

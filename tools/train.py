@@ -1,4 +1,4 @@
-"""Train a model, with or without a teacher; the flags are MMDetection's."""
+"""Train a model, with or without a teacher; the flags are those of MM."""
 import mmdist  # noqa: F401
 from mmdist.utils import build_runner, load_tool_config, tool_parser
 

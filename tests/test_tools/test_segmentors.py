@@ -1,0 +1,100 @@
+"""tools/train.py and tools/test.py with segmentors: the same files."""
+import json
+import os.path as osp
+import runpy
+import subprocess
+import sys
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+from tests.helpers import checkpoint, quick
+from tests.segmentors import (NUM_CLASSES, build, distiller_cfg, run_cfg,
+                              save_teacher, segmentor, write_masks)
+
+ROOT = osp.dirname(osp.dirname(osp.dirname(osp.abspath(__file__))))
+TRAIN, TEST = (osp.join(ROOT, 'tools', f'{t}.py') for t in ('train', 'test'))
+
+
+@pytest.fixture(scope='module')
+def case(tmp_path_factory):
+    """A config, and a checkpoint of its student."""
+    root = tmp_path_factory.mktemp('segmentor')
+    student = segmentor('pspnet')
+    cfg = run_cfg(
+        distiller_cfg(student, save_teacher(segmentor('pspnet'), root)),
+        write_masks(root / 'data'),
+        root,
+        epochs=1)
+    cfg.pop('work_dir')
+    cfg.pop('experiment_name')
+    cfg.dump(str(root / 'toy.py'))
+    weights = build(student, seed=3).state_dict()
+    torch.save(dict(state_dict=weights, meta={}), root / 'student.pth')
+    return str(root / 'toy.py'), str(root / 'student.pth')
+
+
+@pytest.fixture
+def run(monkeypatch, tmp_path):
+    """Run a tool in this process, as ``python tools/…`` would."""
+
+    def run(tool, *arguments):
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setattr('time.strftime', lambda *_: tmp_path.name)
+        monkeypatch.setattr(sys, 'argv', [tool, *map(str, arguments)])
+        with quick():
+            runpy.run_path(tool, run_name='__main__')
+
+    return run
+
+
+def test_train(case, run, tmp_path):
+    """A checkpoint of the plain student, a log with the terms of DIST."""
+    run(TRAIN, case[0], '--work-dir', tmp_path)
+    build(segmentor('pspnet')).load_state_dict(
+        checkpoint(tmp_path, 1)['state_dict'], strict=True)
+    log = next(tmp_path.glob('*/vis_data/scalars.json')).read_text()
+    for line in map(json.loads, log.splitlines()):
+        parts = ('decode.loss_ce', 'aux.loss_ce', 'loss_kd_inter',
+                 'loss_kd_intra')
+        assert line['loss'] == pytest.approx(
+            sum(line[part] for part in parts), rel=1e-3)
+
+
+def test_show_dir_holds_painted_pictures(case, run, tmp_path):
+    """--show-dir, as in MMSegmentation."""
+    run(TEST, *case, '--show-dir', tmp_path / 'painted')
+    painted = sorted((tmp_path / 'painted').glob('**/*.png'))
+    assert len(painted) == 6
+    # Ground truth on the left, prediction on the right.
+    assert cv2.imread(str(painted[0])).shape[1] == 2 * 64
+
+
+def test_out_holds_the_predicted_masks(case, run, tmp_path):
+    """--out, a folder of masks, as in MMSegmentation."""
+    run(TEST, *case, '--out', tmp_path / 'masks')
+    masks = [
+        cv2.imread(str(path), 0) for path in (tmp_path / 'masks').iterdir()
+    ]
+    assert len(masks) == 6
+    for mask in masks:
+        assert mask.shape == (64, 64)
+        assert set(np.unique(mask)) <= set(range(NUM_CLASSES))
+
+
+@pytest.mark.slow
+def test_command_line(case, tmp_path):
+    """The mIoU and its table, as MMSegmentation prints them."""
+    output = subprocess.run(
+        [sys.executable, TEST, *case, '--work-dir',
+         str(tmp_path)],
+        check=True,
+        capture_output=True,
+        text=True,
+        cwd=ROOT)
+    (written, ) = tmp_path.glob('*/*.json')
+    assert {'mIoU', 'mAcc', 'aAcc'} <= set(json.loads(written.read_text()))
+    assert 'per class results' in output.stdout + output.stderr
+    assert '|  disc' in output.stdout + output.stderr
