@@ -3,7 +3,6 @@ import fcntl
 import importlib.util
 import io
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -27,8 +26,20 @@ def demo(repo):
 
 
 @pytest.fixture
-def runs(demo, tmp_path):
-    return demo.make_runs(tmp_path, tmp_path / 'data', demo.FULL, 0)
+def make_runs(demo, tmp_path):
+    """A function that makes the runs of a call of the demo."""
+
+    def make(*options, task=demo.TASKS[0]):
+        folders = ['--work-dir', f'{tmp_path}', '--data-root']
+        args = demo.parse_args([*folders, f'{tmp_path}/data', *options])
+        return demo.make_runs(task, args)
+
+    return make
+
+
+@pytest.fixture
+def runs(make_runs):
+    return make_runs()
 
 
 @pytest.fixture
@@ -36,14 +47,15 @@ def display(demo):
     return demo.Display(Console(file=io.StringIO()))
 
 
-def finish(step):
+def finish(run):
     """Leave behind what a training that ended well leaves."""
-    checkpoint = step.run.checkpoint
+    step, checkpoint = run.train, run.checkpoint
     checkpoint.parent.mkdir(parents=True, exist_ok=True)
     with zipfile.ZipFile(checkpoint, 'w') as archive:
         archive.writestr('weights', b'0' * 500)
     (step.folder / 'last_checkpoint').write_text(str(checkpoint))
-    step.save(60., step.read_result())
+    step.save(60., ended=True)
+    return step
 
 
 def write_scalars(folder, name, entries):
@@ -59,15 +71,40 @@ def write_scalars(folder, name, entries):
 def test_default_commands_name_ordinary_configs_only(demo):
     """With the default folders nothing has to be overridden."""
     args = demo.parse_args([])
-    runs = demo.make_runs(args.work_dir, args.data_root, demo.FULL, args.seed)
-    commands = [step.arguments for step in demo.make_steps(runs)]
-    assert len(commands) == 8
-    assert not any('--cfg-options' in words for words in commands)
-    assert commands[3] == [
-        'tools/train.py',
-        'configs/demo/dist_faster-rcnn_r18-w16-w32_fpn_5e_digits.py',
-        '--work-dir', 'work_dirs/demo/dist'
+    runs = demo.make_runs(demo.TASKS[0], args)
+    steps = [step for run in runs for step in (run.train, run.test)]
+    assert not any('--cfg-options' in step.arguments for step in steps)
+    config = 'configs/demo/dist_faster-rcnn_r18-w16-w32_fpn_5e_digits.py'
+    folder = 'work_dirs/demo/dist'
+    assert runs[3].train.arguments == [
+        'tools/train.py', config, '--work-dir', folder
     ]
+    assert runs[3].test.arguments == [
+        'tools/test.py', config, f'{folder}/epoch_5.pth', '--work-dir',
+        f'{folder}/test'
+    ]
+
+
+def test_options_hold_what_the_user_asked_for(demo, make_runs, tmp_path):
+    dist = make_runs('--quick', '--seed', '3')[3]
+    data = f'{tmp_path}/data/'
+    assert dist.options['randomness.seed'] == 3
+    assert dist.cfg.train_cfg.max_epochs == demo.QUICK_EPOCHS
+    assert dist.cfg.model.teacher.checkpoint == \
+        f'{tmp_path}/teacher/epoch_2.pth'
+    for part in (dist.cfg.train_dataloader, dist.cfg.test_dataloader):
+        assert part.dataset.data_root == data
+    assert dist.cfg.test_evaluator.ann_file == \
+        f'{data}annotations/instances_val.json'
+
+
+def test_second_task_has_folders_of_its_own(demo, make_runs, runs, tmp_path):
+    other = make_runs(task=demo.TASKS[0]._replace(folder='other'))
+    assert other[0].folder == tmp_path / 'other' / 'teacher'
+    assert other[2].options['model.teacher.checkpoint'] == \
+        f'{tmp_path}/other/teacher/epoch_5.pth'
+    names = {run.train.name for run in runs + other}
+    assert len(names) == 8
 
 
 def test_students_differ_in_the_teacher_only(runs):
@@ -93,46 +130,64 @@ def test_quick_full_and_seeds_have_folders_of_their_own(demo):
 
 
 def test_taught_students_wait_for_the_teacher(demo, runs):
-    steps = demo.make_steps(runs)
+    steps = [run.train for run in runs]
     assert [s.name for s in demo.ready_steps(steps, 9)
             ] == ['train teacher', 'train alone']
-    finish(steps[0])
-    finish(steps[1])
+    finish(runs[0])
+    finish(runs[1])
     waiting = [step for step in steps if not step.done]
     assert [s.name for s in demo.ready_steps(waiting, 2)
             ] == ['train kd', 'train dist']
 
 
-def test_done_training_is_skipped_unless_something_changed(
-        demo, runs, tmp_path):
-    step = demo.make_steps(runs)[2]
-    assert not step.done
-    finish(step)
+def test_done_training_is_skipped_unless_asked_otherwise(make_runs, runs):
+    assert not runs[2].train.done
+    step = finish(runs[2])
     assert step.done and step.seconds == 60
-    for seed, scale in ((1, demo.FULL), (0, demo.QUICK)):
-        other = demo.make_runs(tmp_path, tmp_path / 'data', scale, seed)
-        assert not demo.make_steps(other)[2].done
-    same = demo.make_runs(tmp_path, tmp_path / 'data', demo.FULL, 0)
-    assert demo.make_steps(same)[2].done
+    for options in (['--seed', '1'], ['--quick']):
+        assert not make_runs(*options)[2].train.done
+    assert make_runs()[2].train.done
 
 
-def test_student_is_not_done_when_its_teacher_changed(demo, runs):
-    steps = demo.make_steps(runs)
-    finish(steps[3])
-    changed = [runs[0], *runs[1:]]
+@pytest.mark.parametrize('package',
+                         ['mmdist', 'torch', 'mmengine', 'mmcv', 'mmdet'])
+def test_nothing_is_done_by_another_version(make_runs, runs, monkeypatch,
+                                            package):
+    """The forks' results are not the default stack's."""
+    finish(runs[0])
+    assert make_runs()[0].train.done
+    module = importlib.import_module(package)
+    monkeypatch.setattr(module, '__version__', '99.0')
+    assert not make_runs()[0].train.done
+
+
+def test_nothing_is_done_on_other_scenes(make_runs, runs, tmp_path):
+    (tmp_path / 'data').mkdir()
+    for content, done in (('{"seed": 0}', False), ('{"seed": 1}', False),
+                          ('{"seed": 1}', True)):
+        (tmp_path / 'data' / 'manifest.json').write_text(content)
+        run = make_runs()[0]
+        assert run.train.done == done
+        finish(run)
+
+
+def test_student_is_not_done_when_its_teacher_changed(make_runs, runs):
+    finish(runs[3])
+    changed = make_runs()
     changed[0].cfg.optim_wrapper.optimizer.lr *= 2
-    assert not demo.make_steps(changed)[3].done
+    assert not changed[3].train.done
+    assert make_runs()[3].train.done
 
 
 @pytest.mark.parametrize('harm', ['truncate', 'delete', 'record'])
 def test_incomplete_output_is_not_done(demo, runs, harm):
-    step = demo.make_steps(runs)[0]
-    finish(step)
+    step = finish(runs[0])
+    checkpoint = runs[0].checkpoint
     if harm == 'truncate':
-        whole = step.run.checkpoint.read_bytes()
-        step.run.checkpoint.write_bytes(whole[:len(whole) // 2])
+        whole = checkpoint.read_bytes()
+        checkpoint.write_bytes(whole[:len(whole) // 2])
     elif harm == 'delete':
-        step.run.checkpoint.unlink()
+        checkpoint.unlink()
     else:
         step.record_file.write_text(step.record_file.read_text()[:20])
     assert not step.done
@@ -142,16 +197,16 @@ def test_incomplete_output_is_not_done(demo, runs, harm):
 
 
 def test_begun_training_is_resumed(demo, runs):
-    step = demo.make_steps(runs)[0]
+    step = runs[0].train
     assert '--resume' not in demo.prepare(step)
-    finish(step)
+    finish(runs[0])
     step.save(60.)
     assert demo.prepare(step)[-1] == '--resume'
-    assert step.run.checkpoint.is_file() and step.seconds == 60
+    assert runs[0].checkpoint.is_file() and step.seconds == 60
 
 
 def test_foreign_files_are_left_alone(demo, runs):
-    step = demo.make_steps(runs)[0]
+    step = runs[0].train
     step.folder.mkdir()
     (step.folder / 'thesis.txt').write_text('mine')
     with pytest.raises(SystemExit, match='choose another --work-dir'):
@@ -159,40 +214,118 @@ def test_foreign_files_are_left_alone(demo, runs):
     assert (step.folder / 'thesis.txt').read_text() == 'mine'
 
 
+def test_interrupted_clearing_goes_on(demo, make_runs, runs, monkeypatch):
+    """The file that marks the folder as the demo's may go first."""
+    finish(runs[0])
+
+    def interrupted(folder, **kwargs):
+        if folder.exists():
+            (folder / 'train.json').unlink()
+            raise KeyboardInterrupt
+
+    step = make_runs('--seed', '1')[0].train
+    with monkeypatch.context() as patch:
+        patch.setattr(demo.shutil, 'rmtree', interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            demo.prepare(step)
+    assert '--resume' not in demo.prepare(step)
+    assert [path.name for path in step.folder.parent.iterdir()] == ['teacher']
+    assert [path.name for path in step.folder.iterdir()] == ['train.json']
+
+
+def test_interrupted_first_record_is_not_foreign(demo, runs):
+    step = runs[0].train
+    step.folder.mkdir()
+    (step.folder / 'train.partial').write_text('{')
+    assert '--resume' not in demo.prepare(step)
+
+
+@pytest.mark.parametrize('cores, threads', [(1, 1), (2, 1), (6, 3), (64, 4)])
+def test_threads_are_shared_and_few(demo, monkeypatch, cores, threads):
+    monkeypatch.setattr(
+        demo.os, 'sched_getaffinity', lambda _: range(cores), raising=False)
+    assert demo.environment()['OMP_NUM_THREADS'] == str(threads)
+
+
 # logs
 
 
-def test_scalars_of_a_resumed_training_are_joined(demo, tmp_path):
-    key = demo.METRIC
-    write_scalars(tmp_path, '20260101_000000',
-                  [dict(loss=9, step=10),
-                   dict(loss=8, step=20), {
-                       key: .1,
-                       'step': 1
-                   },
-                   dict(loss=7, step=30)])  # yapf: disable
-    path = write_scalars(tmp_path, '20260101_000500',
-                         [dict(loss=5, step=25), {
-                             key: .2,
-                             'step': 2
-                         }])  # yapf: disable
+def test_scalars_of_a_resumed_training_are_joined(demo, runs, tmp_path):
+    """What the interrupted attempt logged after its checkpoint is replaced."""
+    key = runs[0].task.metric
+    tested = [{key: .1, 'step': 1}, {key: .2, 'step': 2}]
+    write_scalars(tmp_path, '20260101_000000', [
+        dict(loss=9, step=10),
+        dict(loss=8, step=20), tested[0],
+        dict(loss=7, step=30)
+    ])
+    path = write_scalars(
+        tmp_path, '20260101_000500',
+        [dict(loss=5, step=30),
+         dict(loss=4, step=40), tested[1]])
     with open(path, 'a') as file:
         file.write('\n{"loss": 4, "st')  # still being written
     scalars = demo.read_scalars(tmp_path)
-    assert [e['step'] for e in scalars if 'loss' in e] == [10, 20, 25]
-    assert [e[key] for e in scalars if key in e] == [.1, .2]
+    assert [(e['step'], e['loss']) for e in scalars
+            if 'loss' in e] == [(10, 9), (20, 8), (30, 5), (40, 4)]
+    assert [e for e in scalars if key in e] == tested
 
 
-def test_missing_logs_are_no_scalars(demo, tmp_path):
+def test_missing_logs_are_no_scalars(demo, runs, tmp_path):
     assert demo.read_scalars(tmp_path) == []
-    assert demo.read_metric(tmp_path) is None
+    assert runs[0].test.output() is None
 
 
-def test_metric_is_that_of_the_last_test(demo, tmp_path):
+def test_metric_is_that_of_the_last_test(runs):
+    test = runs[0].test
     for name, value in (('20260101_000000', 0.1), ('20260101_000100', 0.2)):
-        (tmp_path / name).mkdir()
-        demo.write_json(tmp_path / name / f'{name}.json', {demo.METRIC: value})
-    assert demo.read_metric(tmp_path) == 0.2
+        (test.folder / name).mkdir(parents=True)
+        (test.folder / name / f'{name}.json').write_text(
+            json.dumps({test.run.task.metric: value}))
+    assert test.output() == 0.2
+
+
+def test_progress_is_that_of_the_last_line(demo, tmp_path):
+    log = tmp_path / 'train.log'
+    log.write_text('$ python\n')
+    assert demo.last_progress(log) == ''
+    lines = [
+        f'2026/11/24 03:36:30 - mmengine - INFO - Epoch(train)  [2]'
+        f'[{i:3d}/125]  lr: 2.8453e-06  eta: 0:0{3 - i // 40}:20  loss: 0.1\n'
+        for i in (40, 80)
+    ]
+    log.write_text(''.join(lines))
+    assert demo.last_progress(log) == '[2][ 80/125], 0:01:20 left'
+
+
+def test_every_epoch_is_told_once(runs, display):
+    step, key = runs[0].train, runs[0].task.metric
+    step.folder.mkdir()
+    step.log.touch()
+    # The metric of epoch 1 is lost: it was interrupted while validating.
+    for epoch in (2, 3):
+        write_scalars(step.folder, f'2026010{epoch}', [{
+            key: epoch / 10,
+            'step': epoch
+        }])
+        display.update(step)
+        display.update(step)
+    assert display.console.file.getvalue().splitlines() == [
+        'train teacher: epoch 2/5, mAP 0.200',
+        'train teacher: epoch 3/5, mAP 0.300'
+    ]
+
+
+def test_table_shows_metric_and_minutes(demo, runs):
+    for run in runs:
+        run.train.folder.mkdir()
+        run.train.save(90.)
+        run.test.output = lambda: 0.1234
+    table = demo.make_table(runs).splitlines()
+    assert table[0].split() == ['|', 'detection', '|', 'mAP', '|', 'minutes',
+                                '|']  # yapf: disable
+    assert len(table) == 6 and 'student, DIST' in table[5]
+    assert all('0.123' in row and '1.5' in row for row in table[2:])
 
 
 # running
@@ -206,27 +339,24 @@ class Script:
         self.folder = folder
 
     def __call__(self, name, code, needs=()):
-        folder = self.folder / name
-        checkpoint = folder / 'out.pth'
         run = SimpleNamespace(
-            name=name, folder=folder, checkpoint=checkpoint, epochs=1)
-        demo = self.demo
-
-        class ScriptStep(demo.Step):
-            arguments = ['-c', code.format(out=checkpoint)]
-            fingerprint = name
-
-        return ScriptStep(run, 'train', needs)
+            label=name,
+            folder=self.folder / name,
+            checkpoint=self.folder / name / 'out.pth',
+            fingerprint=name,
+            epochs=1,
+            task=self.demo.TASKS[0])
+        words = ['-c', code.format(out=run.checkpoint)]
+        step_type = type('Script', (self.demo.Step, ), dict(arguments=words))
+        return step_type(run, 'train', needs)
 
 
 WRITE = ('import zipfile, time; time.sleep(1); '
-         'zipfile.ZipFile({out!r}, "w").writestr("a", "b")').replace(
-             '{out!r}', '"{out}"')
+         'zipfile.ZipFile("{out}", "w").writestr("a", "b")')
 
 
 @pytest.fixture
 def script(demo, tmp_path, monkeypatch):
-    monkeypatch.setattr(demo, 'total_iters', lambda step: None)
     monkeypatch.setattr(demo, 'POLL_SECONDS', 0.05)
     return Script(demo, tmp_path)
 
@@ -240,15 +370,17 @@ def lock(tmp_path):
 def test_steps_run_side_by_side_and_in_order(demo, script, display, lock):
     first, other = script('first', WRITE), script('other', WRITE)
     last = script('last', WRITE, (first, ))
-    began = []
-    begin = display.begin
-    display.begin = lambda step: (began.append(time.time()), begin(step))
     demo.carry_out([first, last, other], display, lock)
     assert all(step.done for step in (first, other, last))
-    assert began[1] - began[0] < 0.9 < began[2] - began[0]
+    lines = display.console.file.getvalue().splitlines()
+    events = [line.split(',')[0] for line in lines]
+    assert len(events) == 6
+    assert events[:2] == ['train first: begins', 'train other: begins']
+    assert events.index('train first: done') < events.index(
+        'train last: begins')
     assert first.seconds >= 1
     demo.carry_out([first, last, other], display, lock)
-    assert len(began) == 3  # nothing ran again
+    assert display.console.file.getvalue().splitlines() == lines
 
 
 @pytest.mark.parametrize('code', ['raise SystemExit(3)', 'pass'])
@@ -295,7 +427,7 @@ TINY = (
     'import signal, sys; sys.path.insert(0, "tools"); import demo; '
     # Shells let background jobs ignore Ctrl-C, and that is inherited.
     'signal.signal(signal.SIGINT, signal.default_int_handler); '
-    'demo.QUICK = demo.Scale(16, 8, 2); demo.main()')
+    'demo.QUICK = dict(num_train=16, num_val=8); demo.main()')
 
 
 @pytest.fixture
@@ -310,7 +442,6 @@ def start_demo(repo, tmp_path):
                 tmp_path / 'work', '--data-root', tmp_path / 'data'
             ],
                              cwd=repo,
-                             env=dict(os.environ, PYTHONPATH=repo),
                              stdout=subprocess.PIPE,
                              stderr=subprocess.STDOUT,
                              text=True))
@@ -358,7 +489,6 @@ def test_interrupted_demo_goes_on(start_demo, tmp_path):
     teacher = (work / 'teacher' / 'epoch_2.pth').stat()
 
     output = start_demo().communicate(timeout=600)[0]
-    assert 'digit scenes found' in output
     assert 'train teacher: begins' not in output
     assert (work / 'teacher' / 'epoch_2.pth').stat() == teacher
     assert 'numbers mean nothing' in output
@@ -370,5 +500,5 @@ def test_interrupted_demo_goes_on(start_demo, tmp_path):
         assert name in report and (work / name).stat().st_size > 10000
 
     again = start_demo().communicate(timeout=120)[0]
-    assert 'train' not in again.replace('training', '')
+    assert 'begins' not in again and 'goes on' not in again
     assert Path(work / 'teacher' / 'epoch_2.pth').stat() == teacher
