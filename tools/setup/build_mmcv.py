@@ -8,6 +8,7 @@ does not fit, so the worst case is a build at the usual speed.
 import hashlib
 import os
 import runpy
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -56,7 +57,10 @@ def with_precompiled(write):
         try:
             header = precompile(kwargs['cflags'], kwargs['post_cflags'],
                                 kwargs['build_directory'])
-            kwargs['cflags'] = ['-include', str(header), *kwargs['cflags']]
+            kwargs['cflags'] = [
+                '-include',
+                shlex.quote(str(header)), *kwargs['cflags']
+            ]
         except (KeyError, subprocess.CalledProcessError) as error:
             print(f'going on without precompiled headers: {error!r}')
         return write(*args, **kwargs)

@@ -7,6 +7,7 @@ redoes its own step and those after it, and an interrupted set-up goes on at
 the step it was in.
 """
 import argparse
+import contextlib
 import fcntl
 import hashlib
 import math
@@ -26,6 +27,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 CACHE = ROOT / '.cache'
 STACKS = ('openmmlab', 'onedl')
+CGROUP = Path('/sys/fs/cgroup')
 # on one core of 2024, for the estimate printed before a build
 SECONDS_PER_FILE = 3
 SECONDS_PER_HEADER = 25
@@ -34,20 +36,22 @@ PROGRESS = re.compile(r'\[\d+/\d+\]|Downloading|Installing|Precompiling')
 # mmcv itself cannot be imported yet: its dependencies come later
 LOAD_OPS = '''
 import importlib.metadata, importlib.util, pathlib, sys, sysconfig, torch
-name, version = sys.argv[1:]
+name, version, kind = sys.argv[1:]
 assert importlib.metadata.version(name) == version
 folder = pathlib.Path(sysconfig.get_paths()['platlib'], 'mmcv')
 ops = importlib.util.spec_from_file_location(
     'mmcv._ext', next(folder.glob('_ext*.so')))
-importlib.util.module_from_spec(ops)
+ops = importlib.util.module_from_spec(ops)
+assert kind == 'cpu' or ops.get_compiling_cuda_version() != 'not available'
 '''
-# both distributions of a module would overwrite each other's files
+# MMEngine takes the GPU if there is one, with or without mmcv's operators for
+# it: the Makefile reads this file
 CHECK = '''
-import importlib.metadata, sys
+import pathlib, sys
 import mmcv.ops, mmdet, mmengine, mmseg
-names = {x.metadata['Name'] for x in importlib.metadata.distributions()}
-sys.exit(' '.join(['also installed:', *both])
-         if (both := names & set(sys.argv[1:])) else 0)
+cuda = mmcv.ops.get_compiling_cuda_version() != 'not available'
+pathlib.Path(sys.prefix, 'gpu.env').write_text(
+    '' if cuda else 'export CUDA_VISIBLE_DEVICES=\\n')
 '''
 
 
@@ -61,20 +65,23 @@ def requirements(name):
     return [x for x in text.splitlines() if x and not x.startswith('#')]
 
 
+def distributions(stack):
+    """{'mmcv': '2.1.0', ...}, or the forks' names and versions."""
+    pins = (line.partition('==') for line in requirements(stack))
+    return {name: version for name, _, version in pins if 'mm' in name}
+
+
 def mmcv_requirement(stack):
     """('mmcv', '2.1.0'), or the fork's name and version."""
-    for line in requirements(stack):
-        name, _, version = line.partition('==')
-        if name.endswith('mmcv'):
-            return name, version
-    raise SetupError(f'requirements/{stack}.txt pins no mmcv.')
+    return next(x for x in distributions(stack).items() if 'mmcv' in x[0])
 
 
-def cores():
+def cgroup(name):
+    """The numbers of a container's limit; none where there is no limit."""
     try:
-        return len(os.sched_getaffinity(0))
-    except AttributeError:  # macOS
-        return os.cpu_count() or 1
+        return [float(x) for x in (CGROUP / name).read_text().split()]
+    except (OSError, ValueError):  # no such file, or "max"
+        return []
 
 
 def compile_jobs():
@@ -83,18 +90,46 @@ def compile_jobs():
     if jobs and jobs.isdigit():
         return int(jobs)
     try:
-        pages = os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE')
-        return max(1, min(cores(), int(pages / 1.5e9)))
-    except (ValueError, OSError):
-        return cores()
+        limits = [len(os.sched_getaffinity(0))]
+    except AttributeError:  # macOS
+        limits = [os.cpu_count() or 1]
+    with contextlib.suppress(ValueError, OSError):
+        memory = os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE')
+        limits.append(memory / 1.5e9)
+    limits += [x / 1.5e9 for x in cgroup('memory.max')]
+    if share := cgroup('cpu.max'):
+        limits.append(math.ceil(share[0] / share[1]))
+    return max(1, int(min(limits)))
 
 
-def has_nvcc():
-    """Whether torch would find a CUDA toolkit to compile with."""
+def has_gpu():
+    return any(Path('/dev').glob('nvidia[0-9]*')) or Path('/dev/dxg').exists()
+
+
+def nvcc_release():
+    """'12.8', of the compiler that torch would take, or None."""
     home = os.environ.get('CUDA_HOME') or os.environ.get('CUDA_PATH')
-    return bool(
-        home or shutil.which('nvcc')
-        or Path('/usr/local/cuda/bin/nvcc').exists())
+    nvcc = f'{home}/bin/nvcc' if home else shutil.which('nvcc')
+    try:
+        result = subprocess.run(
+            [nvcc or '/usr/local/cuda/bin/nvcc', '--version'],
+            capture_output=True,
+            text=True)
+    except OSError:
+        return None
+    found = re.search(r'release (\d+\.\d+)', result.stdout)
+    return found and found[1]
+
+
+def take_lock():
+    """The lock file, locked: of two makes at a time the second waits."""
+    lock = open(CACHE / 'lock', 'w')
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        print('Another make is setting up here; waiting for it.', flush=True)
+        fcntl.flock(lock, fcntl.LOCK_EX)
+    return lock
 
 
 def duration(seconds):
@@ -124,10 +159,15 @@ class Screen:
 
 
 class Runner:
-    """Runs commands: output to the log, progress to the screen."""
+    """Runs commands: output to the log, progress to the screen.
 
-    def __init__(self, log):
+    The commands inherit the descriptors ``pass_fds``: while one of them is
+    left, a killed set-up keeps its lock.
+    """
+
+    def __init__(self, log, pass_fds=()):
         self.log = log
+        self.pass_fds = pass_fds
         self.screen = Screen()
 
     def __call__(self, title, command, env=None, cwd=None, check=True):
@@ -139,6 +179,8 @@ class Runner:
             process = subprocess.Popen([str(x) for x in command],
                                        cwd=cwd,
                                        env=dict(os.environ, **(env or {})),
+                                       pass_fds=self.pass_fds,
+                                       start_new_session=True,
                                        stdin=subprocess.DEVNULL,
                                        stdout=subprocess.PIPE,
                                        stderr=subprocess.STDOUT)
@@ -151,7 +193,7 @@ class Runner:
                     reader.join(1)
                     self._show(title, state, time.monotonic() - start)
             except BaseException:
-                process.terminate()
+                self._stop(process, reader)
                 raise
             code = process.wait()
         if code and check:
@@ -161,6 +203,24 @@ class Runner:
                 f'The whole log is in {os.path.relpath(self.log)}. Once the '
                 'cause is removed, the same command goes on from here.')
         return code
+
+    @staticmethod
+    def _stop(process, reader):
+        """End the command and all that it started, compilers included."""
+
+        def signal_all(number):
+            with contextlib.suppress(OSError):
+                os.killpg(process.pid, number)
+
+        try:
+            # the first lets pip remove its gigabytes of temporary files
+            for number in (signal.SIGINT, signal.SIGTERM):
+                signal_all(number)
+                reader.join(5)
+        finally:
+            signal_all(signal.SIGKILL)
+            process.wait()
+            reader.join(10)  # it writes to the log, which is closed next
 
     @staticmethod
     def _read(pipe, log, state):
@@ -194,33 +254,34 @@ class Runner:
 
 class Setup:
 
-    def __init__(self, venv, stack):
+    def __init__(self, venv, stack, pass_fds=()):
         self.venv = venv
         self.stack = stack
         self.python = venv / 'bin' / 'python'
         self.stamps = venv / '.stamps'
         self.title = ''
-        self.run = Runner(CACHE / f'setup-{stack}.log')
+        self.run = Runner(CACHE / f'setup-{stack}.log', pass_fds)
         version = '{}.{}'.format(*sys.version_info)
         self.key = f'{version} {stack} {ROOT}'
-        # name, what it depends on, what it does
+        self.lists = 'torch', stack, 'runtime', 'dev'
+        # name, what it depends on (asked when its turn comes), what it does
         self.steps = [
-            ('environment', '', self.make_venv),
-            ('build tools', requirements('build'), self.build_tools),
-            ('torch', requirements('torch'), self.torch),
-            ('mmcv', mmcv_requirement(stack), self.mmcv),
-            ('packages', [requirements(x)
-                          for x in (stack, 'runtime', 'dev')], self.packages),
-            ('mmdist', (ROOT / 'setup.py').read_text(), self.mmdist),
-            ('check', '', self.check),
+            ('environment', str, self.make_venv),
+            ('build tools', lambda: requirements('build'), self.build_tools),
+            ('torch', lambda: requirements('torch'), self.torch),
+            ('mmcv', lambda: [*mmcv_requirement(stack), self.kind], self.mmcv),
+            ('packages', lambda: [*map(requirements, self.lists)] +
+             requirements('constraints'), self.packages),
+            ('mmdist', (ROOT / 'setup.py').read_text, self.mmdist),
+            ('check', lambda: CHECK, self.check),
         ]
 
     def __call__(self):
-        self.check_version()
+        self.check_environment()
         start, ran = time.monotonic(), 0
         for number, (name, depends, action) in enumerate(self.steps, 1):
             self.key = hashlib.sha256(
-                f'{self.key} {name} {depends}'.encode()).hexdigest()
+                f'{self.key} {name} {depends()}'.encode()).hexdigest()
             stamp = self.stamps / name.replace(' ', '-')
             if stamp.exists() and stamp.read_text() == self.key:
                 continue
@@ -259,19 +320,30 @@ class Setup:
 
     # -- the steps --------------------------------------------------------
 
-    def check_version(self):
+    def check_environment(self):
         """A half-made environment is completed, another's is left alone."""
         config = self.venv / 'pyvenv.cfg'
         if not self.python.exists():
             shutil.rmtree(self.stamps, ignore_errors=True)
-        if not config.exists():
-            return
-        found = re.search(r'version\s*=\s*(\d+\.\d+)', config.read_text())
+        found = config.exists() and re.search(r'version\s*=\s*(\d+\.\d+)',
+                                              config.read_text())
         mine = '{}.{}'.format(*sys.version_info)
         if found and found[1] != mine:
             raise SetupError(
                 f'{self.venv.name} was made with Python {found[1]}, not '
                 f'{mine}: remove it (rm -rf {self.venv.name}) to change.')
+        # the two sets would overwrite each other's files
+        installed = {
+            x.name.split('-')[0].replace('_', '-').lower()
+            for x in self.venv.glob('lib/*/site-packages/*.dist-info')
+        }
+        for other in STACKS:
+            both = installed & distributions(other).keys()
+            if other != self.stack and both:
+                raise SetupError(
+                    f'{self.venv.name} holds {sorted(both)[0]} of the {other} '
+                    f'stack, not the {self.stack} one: remove it (rm -rf '
+                    f'{self.venv.name}) to change.')
 
     def make_venv(self):
         # the Python that it was made from may be gone
@@ -298,11 +370,10 @@ class Setup:
         self.install('-r', ROOT / 'requirements' / 'torch.txt')
 
     def packages(self):
-        files = [
-            ROOT / 'requirements' / f'{x}.txt'
-            for x in ('torch', self.stack, 'runtime', 'dev')
-        ]
-        self.install(*(x for file in files for x in ('-r', file)))
+        folder = ROOT / 'requirements'
+        files = [folder / f'{x}.txt' for x in self.lists]
+        self.install('-c', folder / 'constraints.txt',
+                     *(x for file in files for x in ('-r', file)))
         # the metadata asks for opencv-python, which needs a system's libGL
         if not self.works('import cv2'):
             found = next(self.venv.glob('lib/*/*/opencv_python-*.dist-info'))
@@ -320,58 +391,94 @@ class Setup:
             cwd=ROOT)
 
     def check(self):
-        others = [
-            re.split('[=<>]', line)[0] for stack in STACKS
-            if stack != self.stack for line in requirements(stack)
-            if 'mm' in line
-        ]
-        self.run(self.title, [self.python, '-c', CHECK, *others])
+        self.run(self.title, [self.python, '-c', CHECK])
 
     # -- mmcv -------------------------------------------------------------
 
     def mmcv(self):
         if self.mmcv_loads():
             return 'already there'
+        if why := self.cuda()[1]:
+            print(
+                f'      mmcv gets no CUDA operators, as {why}: the GPU stays '
+                'unused (docs/en/install.md)',
+                flush=True)
         wheel = self.find_wheel()
         if wheel:
-            self.install('--no-deps', '--force-reinstall', wheel)
-            if self.mmcv_loads():
+            if self.use(wheel):
                 return f'took the wheel {wheel.name}'
-            print(f'      {wheel.name} does not load beside this torch')
+            print(f'      {wheel.name} is damaged or does not suit torch')
             wheel.unlink()
             if problem := self.compiler_problem():
                 raise SetupError(problem)
         source = self.unpack()
         wheel = self.build(source)
-        self.install('--no-deps', '--force-reinstall', wheel)
-        if not self.mmcv_loads():
+        if not self.use(wheel):
             raise SetupError(f'{wheel} was built but does not load.')
         shutil.rmtree(source)
         return 'built'
 
+    def use(self, wheel):
+        """Install a wheel; whether that went well and it loads."""
+        code = self.install(
+            '--no-deps', '--force-reinstall', wheel, check=False)
+        return code == 0 and self.mmcv_loads()
+
     def mmcv_loads(self):
-        return self.works(LOAD_OPS, *mmcv_requirement(self.stack))
+        return self.works(LOAD_OPS, *mmcv_requirement(self.stack), self.kind)
+
+    def cuda(self):
+        """What mmcv is to be built for ('cpu', 'cu128'), and why not CUDA."""
+        if os.environ.get('FORCE_CUDA') == '0' or not has_gpu():
+            return 'cpu', None
+        # read, as importing torch would take seconds of every make
+        version = next(
+            self.venv.glob('lib/*/site-packages/torch/version.py'), None)
+        torch = version and re.search(r"^cuda\b.*'([\d.]+)'",
+                                      version.read_text(), re.MULTILINE)
+        if not torch:
+            return 'cpu', 'torch is a CPU build'
+        nvcc = nvcc_release()
+        if not nvcc:
+            return 'cpu', 'there is no working nvcc'
+        if nvcc.split('.')[0] != torch[1].split('.')[0]:
+            return 'cpu', f'nvcc is of CUDA {nvcc}, torch of CUDA {torch[1]}'
+        return f'cu{torch[1].replace(".", "")}', None
+
+    @property
+    def kind(self):
+        return self.cuda()[0]
 
     @property
     def wheels(self):
-        """One folder for each Python and torch, as a wheel fits one pair."""
+        """One folder for all that a wheel has to suit."""
         torch = requirements('torch')[0].replace('==', '')
         python = 'cp{}{}'.format(*sys.version_info)
-        return CACHE / 'wheels' / f'{python}-{torch}'
+        return CACHE / 'wheels' / f'{python}-{torch}-{self.kind}'
+
+    @contextlib.contextmanager
+    def incoming(self):
+        """A folder whose wheel joins the others only when it is complete."""
+        self.wheels.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=self.wheels) as folder:
+            yield folder
+            for wheel in Path(folder).glob('*.whl'):
+                wheel.replace(self.wheels / wheel.name)
 
     def find_wheel(self):
         """A wheel built here before, or one that pip is pointed to."""
         name, version = mmcv_requirement(self.stack)
         pattern = f'{name.replace("-", "_")}-{version}-*.whl'
         if not list(self.wheels.glob(pattern)):
-            self.pip(
-                'download',
-                '--quiet',
-                '--no-deps',
-                '--only-binary=:all:',
-                f'--dest={self.wheels}',
-                f'{name}=={version}',
-                check=False)
+            with self.incoming() as folder:
+                self.pip(
+                    'download',
+                    '--quiet',
+                    '--no-deps',
+                    '--only-binary=:all:',
+                    f'--dest={folder}',
+                    f'{name}=={version}',
+                    check=False)
         return next(self.wheels.glob(pattern), None)
 
     def compiler_problem(self):
@@ -411,19 +518,25 @@ class Setup:
                      f'{name}=={version}')
             with tempfile.TemporaryDirectory(dir=parent) as folder:
                 with tarfile.open(next(parent.glob('*.tar.gz'))) as archive:
+                    # early releases of Python 3.10 and 3.11 have no filters
+                    archive.extraction_filter = getattr(
+                        tarfile, 'data_filter', None)
                     archive.extractall(folder)
                 next(Path(folder).iterdir()).rename(source)
         return source
 
     def build(self, source):
         jobs = compile_jobs()
-        files = len(list(source.glob('mmcv/ops/csrc/pytorch/*.cpp'))) + len(
-            list(source.glob('mmcv/ops/csrc/pytorch/cpu/*.cpp')))
+        operators = source / 'mmcv' / 'ops' / 'csrc' / 'pytorch'
+        files = len([*operators.glob('*.cpp'), *operators.glob('cpu/*.cpp')])
         seconds = SECONDS_PER_HEADER + files * SECONDS_PER_FILE / jobs
         minutes = math.ceil(seconds / 60)
+        cpu = self.kind == 'cpu'
+        more = '' if cpu else ', and much longer for those of CUDA'
         print(
             f'      no ready wheel: building {source.name} from source, '
-            f'{files} files on {jobs} core(s), about {minutes} min, once',
+            f'{files} files on {jobs} core(s), about {minutes} min{more}, '
+            'once',
             flush=True)
         env = {
             'MMCV_WITH_OPS': '1',
@@ -431,20 +544,19 @@ class Setup:
             # half the time of the default flags
             'CFLAGS': '-g0 -O1',
             'CXXFLAGS': '-g0 -O1',
+            # else mmcv's setup.py decides by whether torch sees a GPU
+            'FORCE_CUDA': '0' if cpu else '1',
         }
-        if not has_nvcc():
-            # else mmcv's setup.py, seeing a GPU, would try and fail
+        if cpu:
             env['CUDA_VISIBLE_DEVICES'] = ''
-            if Path('/dev/nvidia0').exists():
-                print('      no nvcc: mmcv gets no CUDA operators; to train '
-                      'on the GPU, install the CUDA toolkit first')
-        self.run(
-            self.title, [
-                self.python, ROOT / 'tools' / 'setup' / 'build_mmcv.py',
-                'bdist_wheel', f'--dist-dir={self.wheels}'
-            ],
-            env=env,
-            cwd=source)
+        with self.incoming() as folder:
+            self.run(
+                self.title, [
+                    self.python, ROOT / 'tools' / 'setup' / 'build_mmcv.py',
+                    'bdist_wheel', f'--dist-dir={folder}'
+                ],
+                env=env,
+                cwd=source)
         return self.find_wheel()
 
 
@@ -461,16 +573,16 @@ def stop(*_):
 
 def main():
     args = parse_args()
-    signal.signal(signal.SIGTERM, stop)
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) != signal.SIG_IGN:  # as nohup sets it
+            signal.signal(number, stop)
     try:
         if args.stack not in STACKS:
             raise SetupError(f'MMDIST_STACK={args.stack} is not one of '
                              f'{", ".join(STACKS)}.')
         CACHE.mkdir(exist_ok=True)
-        with open(CACHE / 'lock', 'w') as lock:
-            # two makes at a time: the second waits for the first
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            Setup(args.venv.absolute(), args.stack)()
+        with take_lock() as lock:
+            Setup(args.venv.absolute(), args.stack, [lock.fileno()])()
     except SetupError as error:
         sys.exit(f'{error}')
     except KeyboardInterrupt:

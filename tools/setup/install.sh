@@ -2,36 +2,46 @@
 # Find a suitable Python and run install.py with it.
 # usage: install.sh VENV STACK [PYTHON]
 set -eu
-venv=$1 stack=$2 python=${3:-} found=
+venv=$1 stack=$2 python=${3:-} found= lacks=
 here=$(dirname "$0")
 needs='Python 3.10, 3.11 or 3.12 with its venv module'
 
-suitable() {
-    "$1" -c 'import sys, ensurepip, venv
-sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 12))' >/dev/null 2>&1
+# prints what is wrong with a Python, nothing if it suits
+problem() {
+    "$1" -c 'import sys
+version = "%d.%d" % sys.version_info[:2]
+if version not in ("3.10", "3.11", "3.12"):
+    print("is Python " + version)
+else:
+    try:
+        import ensurepip, venv
+    except ImportError:
+        print("lacks its venv module: apt-get install python%s-venv" % version)
+' 2>/dev/null || echo 'is no working Python'
 }
 
 if [ -n "$python" ]; then
-    suitable "$python" || {
-        found=$("$python" --version 2>/dev/null || echo 'no working Python')
-        echo "mmdist needs $needs, and PYTHON=$python is $found." >&2
+    wrong=$(problem "$python")
+    [ -z "$wrong" ] || {
+        echo "mmdist needs $needs, and PYTHON=$python $wrong." >&2
         exit 1
     }
 else
     # an environment that is there already decides
     for candidate in "$venv/bin/python" \
         python3.11 python3.12 python3.10 python3 python; do
-        if suitable "$candidate"; then
-            python=$candidate
-            break
-        fi
-        if version=$("$candidate" --version 2>/dev/null); then
-            found="${found:+$found, }$candidate is $version"
-        fi
+        command -v "$candidate" >/dev/null || continue
+        wrong=$(problem "$candidate")
+        case $wrong in
+        '') python=$candidate && break ;;
+        lacks*) lacks=${lacks:-$candidate $wrong} ;;
+        *) found="${found:+$found, }$candidate $wrong" ;;
+        esac
     done
     [ -n "$python" ] || {
-        echo "mmdist needs $needs, and none was found${found:+ ($found)}:" \
-            "install one, or name it: make test PYTHON=/path/to/python" >&2
+        [ -n "$lacks" ] || lacks="none was found${found:+ ($found)}:\
+ install one, or name it: make test PYTHON=/path/to/python"
+        echo "mmdist needs $needs, and $lacks" >&2
         exit 1
     }
 fi
