@@ -360,3 +360,17 @@ def test_mimic_needs_a_neck(tmp_path):
         teacher,
         'model.student has no neck',
         mimic_loss=dict(type='mmdist.MimicLoss'))
+
+
+def test_synchronised_batch_norms_train_on_one_cpu(data, tmp_path):
+    """MMEngine reverts the student's; the teacher's work in eval mode."""
+    model = segmentor('pspnet')
+    for part in ('backbone', 'decode_head', 'auxiliary_head'):
+        model[part]['norm_cfg'] = dict(type='SyncBN', requires_grad=True)
+    pair = distiller_cfg(model, save_teacher(model, tmp_path))
+    runner = train(pair, data, tmp_path / 'run', epochs=1)
+    assert runner.iter == 3
+    norms = {type(m).__name__ for m in runner.model.modules()}
+    teacher = {type(m).__name__ for m in runner.model.teacher.model.modules()}
+    assert 'SyncBatchNorm' in teacher - norms
+    assert runner.model.student.backbone is runner.model.backbone
