@@ -237,5 +237,6 @@ def test_student_of_a_distiller_is_its_student(tmp_path):
         (f'mmdet::{RETINA}',
          Config.fromfile(osp.join(CONFIGS, RETINA)).model.to_dict()),
     ):
-        distiller = dict(type='mmdist.DistillDetector', student=student)
+        distiller = dict(
+            type='mmdist.DistillDetector', student=student, distill_loss={})
         assert student_of(distiller).to_dict() == expected
