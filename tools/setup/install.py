@@ -383,8 +383,8 @@ class Setup:
             return 'done, with OpenCV headless for want of libGL'
 
     def mmdist(self):
-        # not `pip install -e`: its import hook hides the package's folder
-        # from MMEngine, which then cannot find `mmdist::` configs
+        # not `pip install -e`: its metadata lies where the package does not,
+        # so that mim finds neither configs nor tools (nor in compat mode)
         self.run(
             self.title,
             [self.python, ROOT / 'setup.py', '-q', 'develop', '--no-deps'],
