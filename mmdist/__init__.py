@@ -8,11 +8,13 @@ import mmengine
 import torch
 
 from . import models
-from .utils import allow_mmengine_checkpoints, check_version
+from .utils import (allow_mmengine_checkpoints, check_version,
+                    find_forks_configs)
 from .version import __version__
 
 for _module in (torch, mmengine, mmcv):
     check_version(_module.__name__, _module.__version__)
 allow_mmengine_checkpoints()
+find_forks_configs()
 
 __all__ = ['__version__', 'models']

@@ -1,9 +1,11 @@
 """What ``import mmdist`` checks and prepares."""
+import importlib.metadata
 import warnings
 from typing import Any
 
 import numpy as np
 import torch
+from mmengine.config.utils import MODULE2PACKAGE
 from mmengine.logging import HistoryBuffer
 from mmengine.utils import digit_version
 
@@ -34,6 +36,18 @@ def check_version(module: str, version: str) -> None:
     if digit_version(version) > digit_version(highest):
         warnings.warn(f'{module}=={version} is newer than {highest}, the '
                       'newest that mmdist was tested with.')
+
+
+def find_forks_configs() -> None:
+    """Let MMEngine find ``'mmseg::…'`` bases of any distribution of mmseg.
+
+    MMEngine asks for the distribution ``mmsegmentation``, which the maintained
+    fork is not; the name of the imported package serves as well.
+    """
+    try:
+        importlib.metadata.version(MODULE2PACKAGE['mmseg'])
+    except importlib.metadata.PackageNotFoundError:
+        MODULE2PACKAGE['mmseg'] = 'mmseg'
 
 
 def _statistic(owner: Any, name: str) -> Any:

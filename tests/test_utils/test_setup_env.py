@@ -1,4 +1,5 @@
 """What importing mmdist checks and prepares."""
+import importlib.metadata
 import os
 import pickle
 import subprocess
@@ -10,6 +11,8 @@ import mmengine
 import numpy as np
 import pytest
 import torch
+from mmengine.config import Config
+from mmengine.config.utils import MODULE2PACKAGE
 from mmengine.dataset import DefaultSampler
 from mmengine.hooks import CheckpointHook
 from mmengine.logging import HistoryBuffer, MessageHub
@@ -18,7 +21,7 @@ from mmengine.runner import Runner, load_checkpoint
 from torch import nn
 from torch.utils.data import DataLoader
 
-from mmdist.utils import check_version
+from mmdist.utils import check_version, find_forks_configs
 from mmdist.utils.setup_env import SUPPORTED_VERSIONS
 
 # check_version
@@ -293,3 +296,25 @@ def test_the_real_getattr_is_not_among_the_safe_globals():
                      for f in functions if callable(f)}
     names = [g[1] for g in safe if isinstance(g, tuple)]
     assert 'builtins.getattr' in names
+
+
+@pytest.mark.parametrize('installed', [True, False])
+def test_bases_of_mmseg_are_found_in_any_distribution(installed, tmp_path,
+                                                      monkeypatch):
+    """The fork of mmsegmentation has another name; nothing is installed."""
+
+    def version(name):
+        if not installed:
+            raise importlib.metadata.PackageNotFoundError(name)
+
+    monkeypatch.setitem(MODULE2PACKAGE, 'mmseg', 'mmsegmentation')
+    monkeypatch.setattr('importlib.metadata.version', version)
+    find_forks_configs()
+    assert MODULE2PACKAGE['mmseg'] == ('mmsegmentation'
+                                       if installed else 'mmseg')
+    monkeypatch.undo()
+    find_forks_configs()
+    (tmp_path /
+     'config.py').write_text("_base_ = 'mmseg::_base_/models/fcn_r50-d8.py'")
+    cfg = Config.fromfile(tmp_path / 'config.py')
+    assert cfg.model.decode_head.type == 'FCNHead'
