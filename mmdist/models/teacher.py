@@ -13,7 +13,8 @@ from mmengine.registry import MODELS, DefaultScope
 from torch import Tensor, nn
 from torch.nn.modules.utils import consume_prefix_in_state_dict_if_present
 
-from mmdist.utils import class_names_of, load_config, scope_of
+from mmdist.utils import (allow_mmengine_checkpoints, class_names_of,
+                          load_config, scope_of)
 
 
 @contextmanager
@@ -97,6 +98,8 @@ def _reason(error: Exception) -> str:
 
 
 def _read(checkpoint: str) -> Any:
+    # Loading by the fork of MMEngine takes back what the import allowed.
+    allow_mmengine_checkpoints()
     if checkpoint.startswith(('http://', 'https://')):
         return _download(checkpoint)
     if '://' in checkpoint:

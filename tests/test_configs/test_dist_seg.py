@@ -99,7 +99,12 @@ def test_teacher_is_the_zoos(pair):
         models = yaml.safe_load(file)['Models']
     stem = osp.splitext(osp.basename(path))[0]
     entry, = [m for m in models if m['Name'] == stem]
-    assert teacher.checkpoint == entry['Weights']
+    # The fork's index names another host of the same files.
+    files = [
+        url.partition('/mmsegmentation/')[2]
+        for url in (teacher.checkpoint, entry['Weights'])
+    ]
+    assert files[0] == files[1] != ''
 
 
 @pytest.mark.slow

@@ -21,7 +21,8 @@ from mmengine.runner import Runner, load_checkpoint
 from torch import nn
 from torch.utils.data import DataLoader
 
-from mmdist.utils import check_version, find_forks_configs
+from mmdist.utils import (allow_mmengine_checkpoints, check_version,
+                          find_forks_configs)
 from mmdist.utils.setup_env import SUPPORTED_VERSIONS
 
 # check_version
@@ -89,6 +90,12 @@ def test_this_stack_is_supported():
 
 
 # allow_mmengine_checkpoints
+
+
+@pytest.fixture(autouse=True)
+def allowed():
+    """As after the import: the fork's own loading takes globals back."""
+    allow_mmengine_checkpoints()
 
 
 class Numbers(torch.utils.data.Dataset):
