@@ -204,7 +204,7 @@ def test_missing_compiler_is_one_sentence(setup, tmp_path, monkeypatch, output,
     monkeypatch.setattr(setup, 'mmcv_loads', lambda: False)
     monkeypatch.setattr(setup, 'find_wheel', lambda: None)
     monkeypatch.setattr(setup, 'run', lambda *args, **kwargs: 0)
-    with pytest.raises(install.SetupError, match='C++|Python') as error:
+    with pytest.raises(install.SetupError, match=r'C\+\+|Python') as error:
         setup.make_venv()
     assert sentence in str(error.value) and 'mmcv==' in str(error.value)
     assert '\n' not in str(error.value)
