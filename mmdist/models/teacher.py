@@ -33,13 +33,17 @@ def preserve_rng() -> Iterator[None]:
         np.random.set_state(numpy_state)
 
 
-def build_model(source: Union[str, dict],
-                field: str) -> Tuple[nn.Module, ConfigDict]:
+def build_model(
+        source: Union[str, dict],
+        field: str,
+        data_preprocessor: Optional[dict] = None
+) -> Tuple[nn.Module, ConfigDict]:
     """Build the model of a config in that config's own scope.
 
     Args:
         source (str | dict): See :func:`mmdist.utils.load_config`.
         field (str): The field of the user's config, for errors.
+        data_preprocessor (dict, optional): For a model that names none.
 
     Returns:
         tuple[nn.Module, ConfigDict]: The model, its weights not initialised,
@@ -50,6 +54,8 @@ def build_model(source: Union[str, dict],
         ValueError: If it is no config of a model.
     """
     cfg = load_config(source, field)
+    if data_preprocessor is not None:
+        cfg.model = {'data_preprocessor': data_preprocessor, **cfg.model}
     try:
         with DefaultScope.overwrite_default_scope(scope_of(cfg)):
             return MODELS.build(cfg.model), cfg

@@ -70,6 +70,9 @@ def load_config(source: Union[str, dict], field: str) -> Config:
                          f'{error}') from error
     if 'model' not in cfg:
         raise ValueError(f'{field}={source!r} has no `model`')
+    if cfg.get('data_preprocessor'):
+        # As MMEngine's runner does with the config that it is given.
+        cfg.model.setdefault('data_preprocessor', cfg.data_preprocessor)
     return cfg
 
 

@@ -78,6 +78,16 @@ def test_an_unknown_config_is_refused(name, reason):
 # load_config
 
 
+def test_a_preprocessor_at_the_top_level_is_the_models(tmp_path):
+    """As in MMEngine's runner: unless the model names its own."""
+    text = 'data_preprocessor = dict(type="A")\nmodel = dict(type="B"{})'
+    for own, expected in (('', 'A'), (', data_preprocessor=dict(type="C")',
+                                      'C')):
+        (tmp_path / 'model.py').write_text(text.format(own))
+        cfg = load_config(str(tmp_path / 'model.py'), 'model.student')
+        assert cfg.model.data_preprocessor.type == expected
+
+
 def test_a_packaged_config_equals_the_file():
     """With everything that the file inherits."""
     ours = load_config(f'mmdet::{RETINA}', 'model.student')

@@ -41,6 +41,9 @@ class BaseDistiller(BaseModel):
             the necks; its channels are found by a forward of both models.
         tap (dict, optional): Options of the tap, e.g.
             ``dict(anchors_as_rows=True)``.
+        data_preprocessor (dict, optional): For a student that names none.
+            MMEngine's runner gives every model that of the config's top
+            level, where MMSegmentation's configs have one.
 
     Raises:
         FileNotFoundError: If a config or the checkpoint does not exist.
@@ -54,8 +57,9 @@ class BaseDistiller(BaseModel):
                  distill_loss: dict,
                  alpha: float = 1.0,
                  mimic_loss: Optional[dict] = None,
-                 tap: Optional[dict] = None) -> None:
-        model = build_model(student, 'model.student')[0]
+                 tap: Optional[dict] = None,
+                 data_preprocessor: Optional[dict] = None) -> None:
+        model = build_model(student, 'model.student', data_preprocessor)[0]
         self._check_kind(model, 'model.student')
         super().__init__(data_preprocessor=model.data_preprocessor)
         self._adopt(model)

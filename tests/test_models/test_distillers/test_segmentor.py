@@ -162,6 +162,25 @@ def test_student_of_a_package(tmp_path):
     assert wrapper.backbone.embed_dims == 32
 
 
+@pytest.mark.parametrize('named', [True, False])
+def test_the_preprocessor_at_the_configs_top_level(pspnet, data, tmp_path,
+                                                   named):
+    """The runner hands it to every model; it is for one that names none."""
+    own = pspnet['student']['data_preprocessor']
+    if not named:
+        pspnet['student'] = {
+            k: v
+            for k, v in pspnet['student'].items() if k != 'data_preprocessor'
+        }
+    given = dict(own, mean=[1., 2., 3.])
+    model = make_runner(pspnet, data, tmp_path, data_preprocessor=given).model
+    mean = model.data_preprocessor.mean.flatten().tolist()
+    assert mean == pytest.approx(own['mean'] if named else [1, 2, 3])
+    # The teacher's own statistics stay.
+    teacher = model.teacher.model.data_preprocessor
+    assert teacher.mean.flatten().tolist() == pytest.approx(own['mean'])
+
+
 # Memory: what a step keeps for backward.
 
 
