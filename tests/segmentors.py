@@ -262,8 +262,7 @@ def run_cfg(model, root, work_dir, epochs=2, **override):
             type='SegLocalVisualizer',
             name=str(work_dir),
             vis_backends=[dict(type='LocalVisBackend')]))
-    cfg.default_hooks.visualization = dict(
-        type='SegVisualizationHook', interval=1)
+    cfg.default_hooks.visualization = dict(type='SegVisualizationHook')
     return Config({**cfg, **override})
 
 

@@ -38,6 +38,7 @@ def enable_visualization(cfg, args):
         hook.update(show=True, wait_time=args.wait_time)
     if args.show_dir and is_segmentor(cfg):
         cfg.visualizer.save_dir = args.show_dir
+        hook.update(interval=1)  # otherwise every 50th picture
     elif args.show_dir:
         hook.update(test_out_dir=args.show_dir)
 

@@ -4,6 +4,7 @@ import random
 import re
 from contextlib import contextmanager
 from typing import Any, Dict, Iterator, List, Optional, Sequence, Tuple, Union
+from urllib.error import URLError
 
 import numpy as np
 import torch
@@ -80,8 +81,12 @@ def read_checkpoint(checkpoint: str) -> Dict[str, Any]:
     try:
         content = _read(checkpoint)
     except FileNotFoundError as error:
-        raise FileNotFoundError(f'model.teacher.checkpoint={checkpoint!r}: '
-                                'there is no such file') from error
+        raise FileNotFoundError(
+            f'model.teacher.checkpoint={checkpoint!r}: {error}') from error
+    except URLError as error:
+        raise ValueError(
+            f'model.teacher.checkpoint={checkpoint!r} cannot be downloaded '
+            f'({error}); download it elsewhere and name the file') from error
     except Exception as error:
         raise ValueError(
             f'model.teacher.checkpoint={checkpoint!r} cannot be read; it may '
@@ -113,7 +118,8 @@ def _read(checkpoint: str) -> Any:
         raise ValueError('only files and http(s) URLs are read')
     path = osp.expanduser(checkpoint)
     if not osp.isfile(path):
-        raise FileNotFoundError(path)
+        raise FileNotFoundError(
+            'it is a folder' if osp.isdir(path) else 'there is no such file')
     return torch.load(path, map_location='cpu', weights_only=True)
 
 

@@ -199,10 +199,10 @@ def test_no_checkpoint_is_refused(retina, checkpoint):
 
 
 def test_a_missing_file_is_refused(retina, tmp_path):
-    """Also a folder."""
-    for path in (tmp_path / 'no.pth', tmp_path):
-        assert 'no such file' in refusal(
-            retina, str(path), error=FileNotFoundError)
+    """Also a folder, as what it is."""
+    for path, fault in ((tmp_path / 'no.pth', 'no such file'),
+                        (tmp_path, 'it is a folder')):
+        assert fault in refusal(retina, str(path), error=FileNotFoundError)
 
 
 @pytest.mark.parametrize('size', [0, 10, 1000, -100])
@@ -346,7 +346,7 @@ def test_a_url_is_downloaded_and_loaded(retina, weights, server):
 def test_a_url_that_leads_nowhere_is_refused(retina, server):
     """The URL and the server's answer are named."""
     text = refusal(retina, f'{server[1]}/no.pth')
-    assert '404' in text
+    assert '404' in text and 'cannot be downloaded' in text
 
 
 def test_a_malicious_download_is_refused(retina, server, tmp_path):

@@ -4,9 +4,8 @@ from contextlib import ExitStack
 from typing import Any, Dict, List, Optional, Sequence, Type, Union
 
 import torch
-from mmengine.logging import print_log
+from mmengine.logging import MessageHub, print_log
 from mmengine.model import BaseModel
-from mmengine.visualization import Visualizer
 from torch import Tensor, nn
 
 from mmdist.registry import MODELS
@@ -44,6 +43,7 @@ class BaseDistiller(BaseModel):
         data_preprocessor (dict, optional): For a student that names none.
             MMEngine's runner gives every model that of the config's top
             level, where MMSegmentation's configs have one.
+        **unknown: Refused, by name.
 
     Raises:
         FileNotFoundError: If a config or the checkpoint does not exist.
@@ -58,11 +58,14 @@ class BaseDistiller(BaseModel):
                  alpha: float = 1.0,
                  mimic_loss: Optional[dict] = None,
                  tap: Optional[dict] = None,
-                 data_preprocessor: Optional[dict] = None) -> None:
+                 data_preprocessor: Optional[dict] = None,
+                 **unknown: Any) -> None:
+        _refuse_unknown(unknown, type(self).__name__)
         model = build_model(student, 'model.student', data_preprocessor)[0]
         self._check_kind(model, 'model.student')
         super().__init__(data_preprocessor=model.data_preprocessor)
         self._adopt(model)
+        self._saw_classes = False
         self.alpha = check_weight('alpha', alpha, 'model')
         self.teacher = _build_teacher(teacher, model)
         self._check_kind(self.teacher.model, 'model.teacher.config')
@@ -137,13 +140,7 @@ class BaseDistiller(BaseModel):
         return self
 
     def init_weights(self) -> None:
-        """Initialise the student as it would alone.
-
-        Raises:
-            ValueError: If the training set's classes are not the teacher's.
-        """
-        # The runner calls this when the data are known and before training.
-        _check_class_names(self.teacher.class_names, _training_classes())
+        """Initialise the student as it would alone."""
         self.student.init_weights()
 
     def _load_from_state_dict(self, *args, **kwargs) -> None:
@@ -177,7 +174,13 @@ class BaseDistiller(BaseModel):
         Returns:
             dict[str, Tensor]: The student's own losses under their names, and
             each term of distillation under ``loss_kd_<term>``.
+
+        Raises:
+            ValueError: If the training set's classes are not the teacher's.
         """
+        if not self._saw_classes:
+            _check_class_names(self.teacher.class_names, _training_classes())
+            self._saw_classes = True
         features_s: List[Sequence[Tensor]] = []
         with ExitStack() as stack:
             calls = stack.enter_context(self.tap.watch(self.student))
@@ -237,11 +240,21 @@ def _times(loss: Any, alpha: float) -> Any:
     return alpha * loss
 
 
+def _refuse_unknown(fields: Dict[str, Any], name: str) -> None:
+    if fields:
+        raise ValueError(
+            f'{name} has no field {", ".join(map(repr, fields))} but student, '
+            'teacher, distill_loss, alpha, mimic_loss and tap; correct the '
+            'spelling, or write _delete_=True in `model` if a base config '
+            'has the others')
+
+
 def _build_teacher(cfg: dict, student: nn.Module) -> Teacher:
     if not isinstance(cfg, dict) or set(cfg) != {'config', 'checkpoint'}:
-        keys = sorted(cfg) if isinstance(cfg, dict) else type(cfg).__name__
+        keys = f'has {sorted(cfg)}' if isinstance(
+            cfg, dict) else f'is a {type(cfg).__name__}'
         raise ValueError('model.teacher must be dict(config=…, checkpoint=…), '
-                         f'but has {keys}')
+                         f'both required, but {keys}')
     return Teacher(**cfg, student_preprocessor=student.data_preprocessor)
 
 
@@ -277,10 +290,8 @@ def _feature_shapes(model: nn.Module, field: str) -> List[Sequence[int]]:
 
 def _training_classes() -> Optional[Sequence[str]]:
     """Class names of the data set that the current runner trains on."""
-    try:
-        meta = Visualizer.get_current_instance().dataset_meta
-    except RuntimeError:  # no runner
-        return None
+    # MMEngine's runner writes it down right before its first iteration.
+    meta = MessageHub.get_current_instance().get_info('dataset_meta')
     return (meta or {}).get('classes')
 
 

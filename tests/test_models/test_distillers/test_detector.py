@@ -9,11 +9,12 @@ import sys
 import pytest
 import torch
 from mmengine.hooks import Hook
+from mmengine.runner import Runner
 
 from tests.helpers import (CLASSES, assert_same, build, build_distiller,
                            checkpoint, detector, distiller_cfg, make_runner,
-                           run_cfg, save_teacher, tensors_of, total, train,
-                           write_coco)
+                           quick, run_cfg, save_teacher, tensors_of, total,
+                           train, write_coco)
 
 MIMIC = dict(type='mmdist.MimicLoss', loss_weight=1.0)
 
@@ -110,10 +111,9 @@ import sys, torch
 from mmdet.apis import init_detector, inference_detector
 from mmengine.config import Config
 config, path, picture, out = sys.argv[1:]
-model = init_detector(Config.fromfile(config), None, device='cpu')
-model.load_state_dict(
-    torch.load(path, weights_only=False)['state_dict'], strict=True)
-model.dataset_meta = dict(classes=('disc', 'square', 'bar'))
+model = init_detector(Config.fromfile(config), path, device='cpu')
+model.load_state_dict(torch.load(path)['state_dict'], strict=True)
+assert model.dataset_meta['classes'] == ('disc', 'square', 'bar')
 result = inference_detector(model, picture).pred_instances
 assert not any(name.split('.')[0] == 'mmdist' for name in sys.modules)
 torch.save(dict(result.items()), out)
@@ -122,7 +122,11 @@ torch.save(dict(result.items()), out)
 
 @pytest.mark.slow
 def test_checkpoint_works_without_mmdist(data, retina, tmp_path):
-    """A fresh interpreter without mmdist loads it and predicts the same."""
+    """A fresh interpreter without mmdist loads it and predicts the same.
+
+    It reads the file of docs/en/install.md: MMEngine alone cannot read the
+    history of losses that it has written.
+    """
     retina['student']['test_cfg']['score_thr'] = 0.
     runner = train(retina, data, tmp_path / 'run', epochs=1)
     config = tmp_path / 'stock.py'
@@ -130,12 +134,15 @@ def test_checkpoint_works_without_mmdist(data, retina, tmp_path):
         retina['student'], data, tmp_path / 'stock',
         custom_imports=None).dump(str(config))
     (tmp_path / 'stock_test.py').write_text(STOCK)
+    content = checkpoint(tmp_path / 'run', 1)
+    torch.save({key: content[key]
+                for key in ('meta', 'state_dict')}, tmp_path / 'student.pth')
     picture, out = str(data / '1.png'), str(tmp_path / 'out.pth')
     subprocess.run([
         sys.executable,
         str(tmp_path / 'stock_test.py'),
         str(config),
-        str(tmp_path / 'run/epoch_1.pth'), picture, out
+        str(tmp_path / 'student.pth'), picture, out
     ],
                    check=True,
                    cwd=tmp_path,
@@ -268,6 +275,33 @@ def test_other_class_names_than_the_teachers_are_refused(data, tmp_path):
     assert not list((tmp_path / 'run').glob('*.pth'))
 
 
+@pytest.mark.parametrize('split', ['train', 'val'])
+def test_class_names_are_those_of_the_training_set(data, tmp_path, split):
+    """Those of the validation set are no business of the teacher."""
+    rotated = dict(classes=(*CLASSES[1:], CLASSES[0]))
+    teacher = save_teacher(
+        detector('retina'),
+        tmp_path,
+        meta=dict(dataset_meta=dict(classes=CLASSES)))
+    cfg = run_cfg(
+        distiller_cfg(detector('retina'), teacher),
+        data,
+        tmp_path / 'run',
+        epochs=1,
+        val_cfg=dict())
+    cfg.val_dataloader = copy.deepcopy(cfg.test_dataloader)
+    cfg.val_evaluator = cfg.test_evaluator
+    cfg[f'{split}_dataloader'].dataset.metainfo = rotated
+    with quick():
+        runner = Runner.from_cfg(cfg)
+        if split == 'val':
+            runner.train()
+            assert runner.iter == 3
+            return
+        with pytest.raises(ValueError, match='label 0 is'):
+            runner.train()
+
+
 def test_the_teachers_class_names_are_accepted(data, tmp_path):
     """The same names train, also as MMDetection 1 would have spelt them."""
     names = [name.capitalize() for name in CLASSES]
@@ -297,6 +331,16 @@ def test_no_checkpoint_is_refused():
     for nothing in (None, ''):
         refused(config, dict(config=config, checkpoint=nothing),
                 'model.teacher.checkpoint must name a file')
+
+
+@pytest.mark.parametrize('fields', [
+    dict(alhpa=1.),
+    dict(backbone=dict(type='ResNet'), neck=None),
+])
+def test_unknown_fields_are_refused(retina_teacher, fields):
+    """Misspelt ones, and those of a base config without `_delete_`."""
+    for part in (", ".join(map(repr, fields)), '_delete_=True'):
+        refused(detector('retina'), retina_teacher, part, **fields)
 
 
 def test_no_teacher_config_is_refused(retina_teacher):
