@@ -21,10 +21,9 @@ import sys
 import time
 import zipfile
 from pathlib import Path
-from typing import (Any, Callable, Dict, Iterable, Iterator, List, NamedTuple,
-                    Optional, Tuple)
+from typing import Any, Dict, Iterator, List, Optional
 
-import cv2
+from demo_tasks import TASKS, Task, read_json
 from mmengine.config import Config
 from rich.console import Console
 
@@ -37,7 +36,6 @@ TITLES = dict(
     alone='student alone',
     kd='student, vanilla KD',
     dist='student, DIST')
-FULL = dict(num_train=1000, num_val=240)
 QUICK = dict(num_train=96, num_val=24)
 QUICK_EPOCHS = 2
 QUICK_NOTE = 'A quick run shows the path only: its numbers mean nothing.'
@@ -46,21 +44,9 @@ MAX_THREADS = 4  # models this small do not use more
 POLL_SECONDS = 1
 NUM_PICTURES = 3
 # Another version of any of these may give other results.
-VERSIONED = ('mmdist', 'torch', 'mmengine', 'mmcv', 'mmdet')
+VERSIONED = ('mmdist', 'torch', 'mmengine', 'mmcv', 'mmdet', 'mmseg')
 # mmengine logs e.g. 'Epoch(train)  [2][ 40/125]  lr: 1e-3  eta: 0:02:10'.
 PROGRESS = re.compile(r'Epoch\(\w+\) +([][ /\d]+\]) .*?eta: (\S+)')
-
-
-class Task(NamedTuple):
-    """What a teacher and its students learn."""
-    title: str
-    folder: str  # of its models, in the demo's work dir; may be ''
-    configs: Dict[str, str]  # files in configs/demo; keys of TITLES
-    metric: str  # key of what the models are compared by
-    metric_title: str
-    loss: str  # key of the training loss that is plotted
-    # draws in a column of axes what a run predicts, or the truth for None
-    draw: Callable[[Optional['Run'], Path, Iterable], None]
 
 
 class Run:
@@ -82,9 +68,10 @@ class Run:
         self.label = str(Path(task.folder, name))
         self.config = CONFIGS / task.configs[name]
         self.folder = args.work_dir / self.label
-        self.manifest = read_json(args.data_root / 'manifest.json')
+        self.data_root = data_root(task, args)
+        self.manifest = read_json(self.data_root / 'manifest.json')
         self.cfg = Config.fromfile(self.config)
-        self.options = config_options(self.cfg, args, teacher)
+        self.options = config_options(self.cfg, task, args, teacher)
         self.cfg.merge_from_dict(self.options)
         self.epochs = self.cfg.train_cfg.max_epochs
         # That of the last epoch; never a picked one.
@@ -231,7 +218,7 @@ class Display:
         if tested and tested[-1] != self.tested.get(step.name):
             last = self.tested[step.name] = tested[-1]
             self.say(f'{step.name}: epoch {last["step"]}/{step.run.epochs}, '
-                     f'{task.metric_title} {last[task.metric]:.3f}')
+                     f'{task.metric_title} {task.show(last[task.metric])}')
 
     def end(self, step: Step) -> None:
         """A step has ended well."""
@@ -240,7 +227,12 @@ class Display:
         self.say(f'{step.name}: done, {step.seconds / 60:.1f} min')
 
 
-def config_options(cfg: Config, args: argparse.Namespace,
+def data_root(task: Task, args: argparse.Namespace) -> Path:
+    """The folder of a task's scenes."""
+    return args.data_root.with_name(args.data_root.name + task.data)
+
+
+def config_options(cfg: Config, task: Task, args: argparse.Namespace,
                    teacher: Optional[Run]) -> Dict[str, Any]:
     """What the user asked for, where the config says something else."""
     options = {}
@@ -250,7 +242,7 @@ def config_options(cfg: Config, args: argparse.Namespace,
         options['train_cfg.max_epochs'] = QUICK_EPOCHS
     if teacher and short(teacher.checkpoint) != cfg.model.teacher.checkpoint:
         options['model.teacher.checkpoint'] = short(teacher.checkpoint)
-    root = short(args.data_root) + '/'
+    root = short(data_root(task, args)) + '/'
     if root != cfg.data_root:
         for part in ('train', 'val', 'test'):
             options[f'{part}_dataloader.dataset.data_root'] = root
@@ -264,14 +256,6 @@ def config_options(cfg: Config, args: argparse.Namespace,
 def short(path: Path) -> str:
     """A path as a user types it in the root of the checkout."""
     return str(path.relative_to(ROOT) if ROOT in path.parents else path)
-
-
-def read_json(path: Path) -> dict:
-    """Read a file of JSON; empty if it is missing or broken off."""
-    try:
-        return json.loads(path.read_text())
-    except (OSError, ValueError):
-        return {}
 
 
 def read_scalars(folder: Path) -> List[dict]:
@@ -396,66 +380,11 @@ def locked(folder: Path, display: Display) -> Iterator[int]:
         yield file.fileno()
 
 
-def draw_boxes(run: Optional[Run], data_root: Path, axes: Iterable) -> None:
-    """Show scenes with the boxes that a run finds, or with the true ones."""
-    truth = read_json(data_root / 'annotations' / 'instances_val.json')
-    for axis, entry in zip(axes, truth['images']):
-        file = data_root / 'images' / 'val' / entry['file_name']
-        axis.imshow(cv2.imread(str(file))[..., ::-1])
-        axis.autoscale(False)
-        found = find_boxes(run, file) if run else true_boxes(truth, entry)
-        for label, (left, top, right, bottom) in found:
-            axis.plot([left, right, right, left, left],
-                      [top, top, bottom, bottom, top], f'C{label}')
-            tag = dict(facecolor=f'C{label}', linewidth=0, pad=1)
-            axis.text(left, top - 3, label, color='white', bbox=tag)
-
-
-def true_boxes(coco: dict, image: dict) -> Iterator[Tuple[int, list]]:
-    """Yield labels and corners of the boxes in a picture."""
-    for note in coco['annotations']:
-        if note['image_id'] == image['id']:
-            x, y, width, height = note['bbox']
-            yield note['category_id'] - 1, [x, y, x + width, y + height]
-
-
-def find_boxes(run: Run, file: Path) -> Iterator[Tuple[int, list]]:
-    """Yield labels and corners of boxes with a score above 0.3."""
-    found = load_model(run)(str(file))['predictions'][0]
-    boxes = zip(found['labels'], found['bboxes'], found['scores'])
-    return ((label, box) for label, box, score in boxes if score > 0.3)
-
-
-@functools.lru_cache(maxsize=1)
-def load_model(run: Run) -> Callable:
-    """Load a checkpoint, which is a plain student's, into a plain config."""
-    from mmdet.apis import DetInferencer
-    config = CONFIGS / run.task.configs['alone' if run.teacher else run.name]
-    return DetInferencer(
-        str(config), str(run.checkpoint), device='cpu', show_progress=False)
-
-
-TASKS = [
-    Task(
-        title='detection',
-        folder='',
-        configs=dict(
-            teacher='faster-rcnn_r18-w32_fpn_5e_digits.py',
-            alone='faster-rcnn_r18-w16_fpn_5e_digits.py',
-            kd='kd_faster-rcnn_r18-w16-w32_fpn_5e_digits.py',
-            dist='dist_faster-rcnn_r18-w16-w32_fpn_5e_digits.py'),
-        metric='coco/bbox_mAP',
-        metric_title='mAP',
-        loss='loss_cls',
-        draw=draw_boxes)
-]
-
-
 def make_table(runs: List[Run]) -> str:
     """Metric and minutes of a task's models, as Markdown."""
     task = runs[0].task
     rows = [
-        f'| {TITLES[run.name]:19} | {run.test.output():9.3f} '
+        f'| {TITLES[run.name]:19} | {task.show(run.test.output()):>9} '
         f'| {run.train.seconds / 60:7.1f} |' for run in runs
     ]
     return '\n'.join([
@@ -483,13 +412,20 @@ def plot_curves(runs: List[Run], path: Path) -> None:
     figure.savefig(path, dpi=110)
 
 
-def draw_predictions(runs: List[Run], data_root: Path, path: Path) -> None:
+def draw_predictions(runs: List[Run], path: Path) -> None:
     """Draw a column of pictures per model, beside the truth."""
     from matplotlib.figure import Figure
+    task, data_root = runs[0].task, runs[0].data_root
     figure = Figure(figsize=(16, 3.4 * NUM_PICTURES), layout='constrained')
     axes = figure.subplots(NUM_PICTURES, len(runs) + 1)
     for run, column in zip([None, *runs], axes.T):
-        runs[0].task.draw(run, data_root, column)
+        if run:
+            # The checkpoint is a plain student's, and so is its config.
+            name = 'alone' if run.teacher else run.name
+            task.draw_predictions(data_root, column,
+                                  CONFIGS / task.configs[name], run.checkpoint)
+        else:
+            task.draw_truth(data_root, column)
         column[0].set_title(TITLES[run.name] if run else 'ground truth')
         for axis in column:
             axis.axis('off')
@@ -507,7 +443,7 @@ def write_report(groups: List[List[Run]], args: argparse.Namespace,
         curves = Path(task.folder, 'curves.png')
         pictures = Path(task.folder, 'predictions.jpg')
         plot_curves(runs, args.work_dir / curves)
-        draw_predictions(runs, args.data_root, args.work_dir / pictures)
+        draw_predictions(runs, args.work_dir / pictures)
         steps = [step for run in runs for step in (run.train, run.test)]
         commands = [f'python {shlex.join(step.arguments)}' for step in steps]
         text += '\n'.join([
@@ -538,18 +474,26 @@ def parse_args(argv: Optional[List[str]] = None) -> argparse.Namespace:
     return args
 
 
+def write_scenes(task: Task, args: argparse.Namespace,
+                 display: Display) -> None:
+    """Draw the pictures of a task, if they are not there."""
+    root = data_root(task, args)
+    display.say(f'Digit scenes for {task.title} in {short(root)}')
+    scenes = dict(task.scenes, **(QUICK if args.quick else {}))
+    try:
+        write_digit_scenes(root, **scenes)
+    except FileExistsError as error:
+        raise SystemExit(str(error)) from error
+
+
 def demo(args: argparse.Namespace, console: Console) -> None:
     """Scenes, trainings, tests, table, report."""
     display = Display(console)
     note = QUICK_NOTE if args.quick else f'Seed {args.seed}.'
     display.say(note)
     with locked(args.work_dir, display) as lock:
-        display.say(f'Digit scenes in {short(args.data_root)}')
-        try:
-            scenes = QUICK if args.quick else FULL
-            write_digit_scenes(args.data_root, **scenes)
-        except FileExistsError as error:
-            raise SystemExit(str(error)) from error
+        for task in TASKS:
+            write_scenes(task, args, display)
         groups = [make_runs(task, args) for task in TASKS]
         runs = sum(groups, [])
         # Trainings first: they take the time.

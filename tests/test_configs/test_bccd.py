@@ -1,15 +1,13 @@
-"""The blood cell configs: data, and what distillation changes in them."""
+"""The data of the blood cell configs."""
 import json
 import os.path as osp
 
 import pytest
-import torch
 from mmengine.config import Config
 from mmengine.registry import init_default_scope
 
 ROOT = osp.dirname(osp.dirname(osp.dirname(__file__)))
 CONFIGS = osp.join(ROOT, 'configs', 'bccd')
-PAIRS = (('faster-rcnn', 'w8'), ('retinanet', 'w16'))
 
 
 @pytest.fixture(autouse=True)
@@ -60,35 +58,3 @@ def test_category_ids_begin_at_zero(tmp_path):
     labels = [i['bbox_label'] for i in dataset.get_data_info(0)['instances']]
     names_of_labels = [dataset.metainfo['classes'][i] for i in labels]
     assert names_of_labels == list(names.values())
-
-
-@pytest.mark.parametrize('detector, width', PAIRS)
-@pytest.mark.parametrize('method', ('kd', 'dist'))
-def test_distilling_changes_the_model_only(detector, width, method):
-    alone = load(f'{detector}_r18-{width}_fpn_12e').to_dict()
-    distilled = load(f'{method}_{detector}_r18-{width}-w32_fpn_12e').to_dict()
-    assert distilled['model']['student'] == alone.pop('model')
-    assert distilled.pop('model')['alpha'] == 1
-    assert distilled.pop('custom_imports')['imports'] == ['mmdist']
-    assert distilled == alone
-
-
-@pytest.mark.parametrize('detector, width', PAIRS)
-@pytest.mark.parametrize('method', ('kd', 'dist'))
-def test_builds(detector, width, method, tmp_path, monkeypatch):
-    from mmdet.registry import MODELS
-
-    import mmdist  # noqa: F401
-    monkeypatch.chdir(ROOT)
-    cfg = load(f'{method}_{detector}_r18-{width}-w32_fpn_12e').model
-    teacher = Config.fromfile(cfg.teacher.config)
-    assert osp.dirname(cfg.teacher.checkpoint) == osp.join(
-        'work_dirs', 'bccd',
-        osp.basename(cfg.teacher.config)[:-3])
-    checkpoint = str(tmp_path / 'teacher.pth')
-    torch.save(
-        dict(state_dict=MODELS.build(teacher.model).state_dict()), checkpoint)
-    cfg.teacher.checkpoint = checkpoint
-    student = MODELS.build(cfg.student)
-    distiller = MODELS.build(cfg)
-    assert distiller.state_dict().keys() == student.state_dict().keys()

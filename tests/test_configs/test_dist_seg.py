@@ -6,7 +6,9 @@ import pytest
 import torch
 import yaml
 from mmengine.config import Config
+from mmengine.runner import Runner
 
+from tests.helpers import quick
 from tests.segmentors import ZOO, build
 
 CONFIGS = osp.join(
@@ -110,7 +112,7 @@ def test_teacher_is_the_zoos(pair):
 @pytest.mark.slow
 @pytest.mark.parametrize('pair', PAIRS)
 def test_builds(pair, tmp_path):
-    """Student and teacher pair, with random weights of the whole teacher."""
+    """In a runner: student and teacher pair, with random weights."""
     teacher = load('dist', pair).model.teacher.config
     path = tmp_path / 'random.pth'
     model = Config.fromfile(osp.join(ZOO, teacher.partition('::')[2])).model
@@ -118,7 +120,9 @@ def test_builds(pair, tmp_path):
     for method in LOGITS:
         cfg = load(method, pair)
         cfg.model.teacher.checkpoint = str(path)
-        model = build(cfg.model.to_dict())
+        cfg.work_dir = str(tmp_path)
+        with quick():
+            model = Runner.from_cfg(cfg).model
         tapped = model.tap.describe(model.student, model.teacher.model)
         classes = model.student.num_classes
         assert tapped == TAPPED[pair.partition('_')[0]].format(classes)

@@ -1,6 +1,6 @@
 """The demo: what it skips, resumes and starts anew, and how it ends."""
 import fcntl
-import importlib.util
+import importlib
 import io
 import json
 import signal
@@ -18,11 +18,9 @@ from rich.console import Console
 @pytest.fixture(scope='module')
 def demo(repo):
     """tools/demo.py as a module."""
-    spec = importlib.util.spec_from_file_location('demo',
-                                                  f'{repo}/tools/demo.py')
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(f'{repo}/tools')
+        return importlib.import_module('demo')
 
 
 @pytest.fixture
@@ -40,6 +38,11 @@ def make_runs(demo, tmp_path):
 @pytest.fixture
 def runs(make_runs):
     return make_runs()
+
+
+@pytest.fixture(params=('detection', 'segmentation'))
+def task(demo, request):
+    return next(t for t in demo.TASKS if t.title == request.param)
 
 
 @pytest.fixture
@@ -68,12 +71,15 @@ def write_scalars(folder, name, entries):
 # steps and commands
 
 
-def test_default_commands_name_ordinary_configs_only(demo):
-    """With the default folders nothing has to be overridden."""
-    args = demo.parse_args([])
-    runs = demo.make_runs(demo.TASKS[0], args)
+def test_default_commands_need_no_options(demo, task):
+    """The configs name the default folders."""
+    runs = demo.make_runs(task, demo.parse_args([]))
     steps = [step for run in runs for step in (run.train, run.test)]
     assert not any('--cfg-options' in step.arguments for step in steps)
+
+
+def test_commands_are_those_of_the_tools(demo):
+    runs = demo.make_runs(demo.TASKS[0], demo.parse_args([]))
     config = 'configs/demo/dist_faster-rcnn_r18-w16-w32_fpn_5e_digits.py'
     folder = 'work_dirs/demo/dist'
     assert runs[3].train.arguments == [
@@ -99,16 +105,18 @@ def test_options_hold_what_the_user_asked_for(demo, make_runs, tmp_path):
 
 
 def test_second_task_has_folders_of_its_own(demo, make_runs, runs, tmp_path):
-    other = make_runs(task=demo.TASKS[0]._replace(folder='other'))
-    assert other[0].folder == tmp_path / 'other' / 'teacher'
+    other = make_runs(task=demo.TASKS[1])
+    assert other[0].folder == tmp_path / 'seg' / 'teacher'
     assert other[2].options['model.teacher.checkpoint'] == \
-        f'{tmp_path}/other/teacher/epoch_5.pth'
+        f'{tmp_path}/seg/teacher/epoch_10.pth'
+    for part in ('train_dataloader', 'val_dataloader'):
+        assert other[2].cfg[part].dataset.data_root == f'{tmp_path}/data_96/'
     names = {run.train.name for run in runs + other}
     assert len(names) == 8
 
 
-def test_students_differ_in_the_teacher_only(runs):
-    _, alone, kd, dist = (run.cfg.to_dict() for run in runs)
+def test_students_differ_in_the_teacher_only(make_runs, task):
+    _, alone, kd, dist = (run.cfg.to_dict() for run in make_runs(task=task))
     for cfg in (kd, dist):
         assert cfg['model']['student'] == alone['model']
         for key in set(alone) - {'model'}:
@@ -149,8 +157,8 @@ def test_done_training_is_skipped_unless_asked_otherwise(make_runs, runs):
     assert make_runs()[2].train.done
 
 
-@pytest.mark.parametrize('package',
-                         ['mmdist', 'torch', 'mmengine', 'mmcv', 'mmdet'])
+@pytest.mark.parametrize(
+    'package', ['mmdist', 'torch', 'mmengine', 'mmcv', 'mmdet', 'mmseg'])
 def test_nothing_is_done_by_another_version(make_runs, runs, monkeypatch,
                                             package):
     """The forks' results are not the default stack's."""
@@ -316,16 +324,21 @@ def test_every_epoch_is_told_once(runs, display):
     ]
 
 
-def test_table_shows_metric_and_minutes(demo, runs):
+@pytest.mark.parametrize('number, metric, shown', [(0, 'mAP', '0.123'),
+                                                   (1, 'mIoU', '12.3')])
+def test_table_shows_metric_and_minutes(demo, make_runs, number, metric,
+                                        shown):
+    """As MMDetection and MMSegmentation print them: mIoU is in percent."""
+    task = demo.TASKS[number]
+    runs = make_runs(task=task)
     for run in runs:
-        run.train.folder.mkdir()
+        run.train.folder.mkdir(parents=True)
         run.train.save(90.)
-        run.test.output = lambda: 0.1234
+        run.test.output = lambda: (0.1234, 12.34)[number]
     table = demo.make_table(runs).splitlines()
-    assert table[0].split() == ['|', 'detection', '|', 'mAP', '|', 'minutes',
-                                '|']  # yapf: disable
+    assert all(word in table[0] for word in (task.title, metric, 'minutes'))
     assert len(table) == 6 and 'student, DIST' in table[5]
-    assert all('0.123' in row and '1.5' in row for row in table[2:])
+    assert all(shown in row and '1.5' in row for row in table[2:])
 
 
 # running
@@ -497,7 +510,9 @@ def test_interrupted_demo_goes_on(start_demo, tmp_path):
     report = (work / 'report.md').read_text()
     assert 'numbers mean nothing' in report
     for name in ('curves.png', 'predictions.jpg'):
-        assert name in report and (work / name).stat().st_size > 10000
+        for picture in (name, f'seg/{name}'):
+            assert f']({picture})' in report
+            assert (work / picture).stat().st_size > 10000
 
     again = start_demo().communicate(timeout=120)[0]
     assert 'begins' not in again and 'goes on' not in again

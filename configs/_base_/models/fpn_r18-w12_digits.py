@@ -1,0 +1,12 @@
+# Semantic FPN for small pictures, trained from scratch: ResNet-18 at a fifth
+# of its width.
+_base_ = 'mmseg::_base_/models/fpn_r50.py'
+norm_cfg = dict(type='BN', requires_grad=True)
+model = dict(
+    data_preprocessor=dict(size=(96, 96), test_cfg=dict(size_divisor=32)),
+    pretrained=None,
+    backbone=dict(
+        depth=18, base_channels=12, stem_channels=12, norm_cfg=norm_cfg),
+    neck=dict(in_channels=[12, 24, 48, 96], out_channels=24),
+    decode_head=dict(
+        in_channels=[24] * 4, channels=24, num_classes=11, norm_cfg=norm_cfg))
