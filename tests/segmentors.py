@@ -84,6 +84,31 @@ SEGMENTORS = dict(
                    dict(in_channels=8, channels=8),
                    dict(in_channels=8, channels=8)
                ]), (1, 0.4, 0.4)),
+    knet=('knet/knet-s3_r50-d8_pspnet_8xb2-adamw-80k_ade20k-512x512.py',
+          dict(
+              backbone=RESNET,
+              decode_head=dict(
+                  num_stages=2,
+                  kernel_update_head=[
+                      dict(
+                          type='KernelUpdateHead',
+                          num_heads=2,
+                          feedforward_channels=16,
+                          in_channels=16,
+                          out_channels=16,
+                          conv_kernel_size=1,
+                          ffn_act_cfg=dict(type='ReLU', inplace=True),
+                          feat_transform_cfg=dict(
+                              conv_cfg=dict(type='Conv2d'), act_cfg=None),
+                          kernel_updator_cfg=dict(
+                              type='KernelUpdator',
+                              in_channels=8,
+                              feat_channels=8,
+                              out_channels=8))
+                  ] * 2,
+                  kernel_generate_head=dict(in_channels=64, channels=16)),
+              auxiliary_head=dict(in_channels=32,
+                                  channels=8)), (1, 1, 1, 0.4)),
     segformer=('segformer/segformer_mit-b0_8xb2-160k_ade20k-512x512.py',
                dict(
                    backbone=dict(embed_dims=8),
@@ -106,10 +131,17 @@ def segmentor(name, num_classes=NUM_CLASSES, **override):
     for key in ('decode_head', 'auxiliary_head'):
         heads = model.get(key) or []
         for head in heads if isinstance(heads, list) else [heads]:
-            if head['type'] != 'STDCHead':
-                head['num_classes'] = num_classes
-                drop_class_weights(head)
+            for part in inner_heads(head):
+                part['num_classes'] = num_classes
+                drop_class_weights(part)
     return merged(model, override)
+
+
+def inner_heads(head):
+    """The heads that predict the data set's classes: K-Net's are several."""
+    if head['type'] == 'IterativeDecodeHead':
+        return [head['kernel_generate_head'], *head['kernel_update_head']]
+    return [] if head['type'] == 'STDCHead' else [head]
 
 
 def prepared_for_cpu(part):

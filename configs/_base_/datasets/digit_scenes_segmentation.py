@@ -9,11 +9,12 @@ metainfo = dict(
              [240, 50, 230], [210, 245, 60], [250, 190, 212]])
 
 # No flip: mirrored digits are other signs.
-pipeline = [
+train_pipeline = [
     dict(type='LoadImageFromFile'),
     dict(type='LoadAnnotations'),
     dict(type='PackSegInputs')
 ]
+test_pipeline = train_pipeline
 train_dataloader = dict(
     batch_size=8,
     num_workers=0,
@@ -26,7 +27,7 @@ train_dataloader = dict(
         img_suffix='.png',
         seg_map_suffix='.png',
         data_prefix=dict(img_path='images/train', seg_map_path='masks/train'),
-        pipeline=pipeline))
+        pipeline=train_pipeline))
 val_dataloader = dict(
     batch_size=8,
     num_workers=0,
@@ -40,7 +41,7 @@ val_dataloader = dict(
         img_suffix='.png',
         seg_map_suffix='.png',
         data_prefix=dict(img_path='images/val', seg_map_path='masks/val'),
-        pipeline=pipeline))
+        pipeline=test_pipeline))
 test_dataloader = val_dataloader
 
 val_evaluator = dict(type='IoUMetric', iou_metrics=['mIoU'])

@@ -194,9 +194,12 @@ class BaseDistiller(BaseModel):
                 f'model.student is a {type(self.student).__name__} whose '
                 f'{", ".join(self.tap.heads)} computed no loss by '
                 f'`{self.tap.method}`: nothing can be distilled from it')
-        features_t = self.teacher.features(inputs, data_samples)
-        pairs = self.tap.pairs(calls, self.student, self.teacher.model,
-                               features_t)
+        # Some teachers draw random numbers even in eval mode (LightHamHead).
+        cuda = [inputs.device] if inputs.is_cuda else []
+        with torch.random.fork_rng(devices=cuda):
+            features_t = self.teacher.features(inputs, data_samples)
+            pairs = self.tap.pairs(calls, self.student, self.teacher.model,
+                                   features_t)
         losses = self._scale_classification(losses)
         losses.update(self._distill(pairs))
         for features in features_s:

@@ -203,14 +203,12 @@ def activation_of(head: nn.Module) -> str:
     """The activation that turns a head's class logits into probabilities.
 
     Args:
-        head (nn.Module): A head of MMDetection or MMSegmentation.
+        head (nn.Module): A head of MMDetection.
 
     Returns:
         str: 'softmax' or 'sigmoid'.
     """
-    loss = getattr(head, 'loss_cls', getattr(head, 'loss_decode', None))
-    if isinstance(loss, nn.ModuleList):  # MMSegmentation's heads, for one
-        loss = loss[0]
+    loss = getattr(head, 'loss_cls', None)
     sigmoid = getattr(head, 'use_sigmoid_cls',
                       getattr(loss, 'use_sigmoid', False))
     return 'sigmoid' if sigmoid else 'softmax'

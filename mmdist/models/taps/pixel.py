@@ -1,16 +1,19 @@
 """Decode heads: a row is a pixel of the head's own logits."""
 import inspect
+from functools import lru_cache, partial
 from typing import Any, Dict, List, Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .base import Call, LogitPair, LogitTap, activation_of, check_class_counts
+from .base import Call, LogitPair, LogitTap, check_class_counts
 
 AUXILIARY = 'auxiliary_head'
 # How MMSegmentation prefixes the losses of its heads.
 PREFIXES = {'decode_head': 'decode', AUXILIARY: 'aux'}
+CLASS_LOSSES = ('CrossEntropy', 'Focal')
+BOUNDARY_LOSS = 'loss_bd'  # PIDNet's; its other losses are on classes
 
 
 class PixelTap(LogitTap):
@@ -45,21 +48,28 @@ class PixelTap(LogitTap):
 
     @classmethod
     def find(cls, model: nn.Module) -> List[str]:
-        """Heads of the model's own classes, not those within other heads.
-
-        An auxiliary head with other classes learns something else, such as
-        the boundaries of STDC.
-        """
+        """Heads of the model's own classes, not those within other heads."""
         paths: List[str] = []
         for path in super().find(model):
             nested = any(path.startswith(f'{outer}.') for outer in paths)
             head = model.get_submodule(path)
-            if not nested and head.num_classes == model.num_classes:
+            # Heads that learn boundaries (STDC) make targets of their own.
+            classes = head.num_classes == model.num_classes and not hasattr(
+                head, 'boundary_threshold')
+            if classes and not nested:
                 paths.append(path)
         return paths
 
     def check_pairable(self, student: nn.Module, teacher: nn.Module) -> None:
-        """The heads of a pair must predict the same classes."""
+        """Decode heads must pair, and pairs predict the same classes."""
+        for model, heads, field in (student, self.heads,
+                                    'model.student'), (teacher,
+                                                       self.teacher_heads,
+                                                       'model.teacher.config'):
+            if not _of_group('decode_head', heads):
+                raise ValueError(
+                    f'{field} has a {_class_names(model)} for a decode head, '
+                    'which has no class logits for pixels; choose another')
         for path, twin in self._twins().items():
             head_s = student.get_submodule(path)
             head_t = teacher.get_submodule(twin)
@@ -106,51 +116,80 @@ class PixelTap(LogitTap):
         if len(outputs_t) != len(outputs_s):
             # The first is the one that a head with several predicts with.
             outputs_t = outputs_t[:1] * len(outputs_s)
-        return [
-            LogitPair(
-                *self._same_pixels(logits_s, logits_t, call, head_s),
-                student_activation=activation_of(head_s),
-                teacher_activation=activation_of(head_t),
-                weight=weight,
-                name=f'{call.path}, output {i}')
-            for i, (logits_s, logits_t, weight) in enumerate(
-                zip(outputs_s, outputs_t, _loss_weights(
-                    head_s, len(outputs_s))))
-        ]
-
-    def _same_pixels(self, logits_s: Tensor, logits_t: Tensor, call: Call,
-                     head_s: nn.Module) -> Sequence[Tensor]:
-        """Both logits at the student's size, without ignored pixels."""
-        size = logits_s.shape[-2:]
-        if logits_t.shape[-2:] != size:
-            logits_t = F.interpolate(
-                logits_t,
-                size,
+        # Outputs of one size share the teacher's resized logits.
+        resize = lru_cache(
+            partial(
+                F.interpolate,
                 mode='bilinear',
-                align_corners=head_s.align_corners)
-        if not self.ignore_label_pixels:
+                align_corners=head_s.align_corners))
+        pairs = []
+        for i, (logits_s, logits_t, weight) in enumerate(
+                zip(outputs_s, outputs_t,
+                    _loss_weights(head_s, len(outputs_s)))):
+            size = logits_s.shape[-2:]
+            if logits_t.shape[-2:] != size:
+                logits_t = resize(logits_t, size)
+            pairs.append(
+                LogitPair(
+                    *self._without_ignored(logits_s, logits_t, call, head_s),
+                    student_activation=_activation_of(head_s),
+                    teacher_activation=_activation_of(head_t),
+                    weight=weight,
+                    name=f'{call.path}, output {i}'))
+        return pairs
+
+    def _without_ignored(self, logits_s: Tensor, logits_t: Tensor, call: Call,
+                         head_s: nn.Module) -> Sequence[Tensor]:
+        """Both logits, as ``(R, C)`` of the labelled pixels if asked for."""
+        if not self.ignore_label_pixels or head_s.ignore_index is None:
             return logits_s, logits_t
-        labels = torch.stack([
+        labels = torch.cat([
             sample.gt_sem_seg.data
             for sample in call.arguments['batch_data_samples']
         ])
-        labels = F.interpolate(labels.float(), size, mode='nearest')[:, 0]
-        kept = labels != head_s.ignore_index
+        rows, columns = (
+            _nearest(length, count, head_s.align_corners, labels.device)
+            for length, count in zip(labels.shape[-2:], logits_s.shape[-2:]))
+        kept = labels[:, rows[:, None], columns] != head_s.ignore_index
         return logits_s.movedim(1, -1)[kept], logits_t.movedim(1, -1)[kept]
 
     def is_classification_loss(self, name: str) -> bool:
-        """The losses of the tapped heads, e.g. 'decode.loss_ce'."""
+        """The losses of the tapped heads on classes, e.g. 'decode.loss_ce'."""
         prefix, _, loss = name.partition('.')
-        return 'loss' in loss and prefix in map(_prefix, self.heads)
+        classes = 'loss' in loss and not loss.startswith(BOUNDARY_LOSS)
+        return classes and prefix in map(_prefix, self.heads)
 
     def describe(self, student: nn.Module, teacher: nn.Module) -> str:
         """E.g. ``pixels x 19 (softmax), decode_head <- decode_head``."""
         head = student.get_submodule(self.heads[0])
         twins = self._twins()
-        heads = ', '.join(f'{path} <- {twins[path]}' if path in
-                          twins else f'{path} has no counterpart'
-                          for path in self.heads)
-        return f'pixels x {head.out_channels} ({activation_of(head)}), {heads}'
+        parts = [f'pixels x {head.out_channels} ({_activation_of(head)})']
+        for path in _all_heads(student):
+            if path in twins:
+                parts.append(f'{path} <- {twins[path]}')
+            elif path in self.heads:
+                parts.append(f'{path} has no counterpart')
+            else:
+                parts.append(f'{path} is left alone')
+        return ', '.join(parts)
+
+
+def _all_heads(model: nn.Module) -> List[str]:
+    """Paths of all heads, whatever they predict."""
+    paths: List[str] = []
+    for group in PREFIXES:
+        heads = getattr(model, group, None)
+        if isinstance(heads, nn.ModuleList):
+            paths += [f'{group}.{i}' for i in range(len(heads))]
+        elif heads is not None:
+            paths.append(group)
+    return paths
+
+
+def _class_names(model: nn.Module) -> str:
+    heads = [p for p in _all_heads(model) if _of_group('decode_head', [p])]
+    return ' and a '.join(
+        type(model.get_submodule(path)).__name__ for path in heads)
 
 
 def _of_group(group: str, paths: Sequence[str]) -> List[str]:
@@ -198,15 +237,48 @@ def _class_logits(output: Any, num_columns: int) -> List[Tensor]:
     ]
 
 
+def _losses_of(head: nn.Module) -> List[nn.Module]:
+    """The losses of a head, or of the first head within it (K-Net)."""
+    losses = next((m.loss_decode
+                   for m in head.modules() if hasattr(m, 'loss_decode')), [])
+    return list(losses) if isinstance(losses,
+                                      (nn.ModuleList, list)) else [losses]
+
+
+def _classifies(loss: nn.Module) -> bool:
+    """Whether it is a cross-entropy or focal loss, OHEM or not."""
+    return any(word in type(loss).__name__ for word in CLASS_LOSSES)
+
+
+def _main_loss(head: nn.Module) -> Any:
+    """The loss that stands for the head: that on classes, or the first."""
+    losses = _losses_of(head)
+    return next(filter(_classifies, losses), losses[0] if losses else None)
+
+
+def _activation_of(head: nn.Module) -> str:
+    """'softmax' or 'sigmoid', as the head's loss on classes has it."""
+    if head.out_channels == 1:
+        return 'sigmoid'
+    sigmoid = getattr(_main_loss(head), 'use_sigmoid', False)
+    return 'sigmoid' if sigmoid else 'softmax'
+
+
 def _loss_weights(head: nn.Module, num_outputs: int) -> List[float]:
     """The weights that a head gives the losses of its outputs."""
-    losses = getattr(head, 'loss_decode', None)
-    weights = [
-        getattr(loss, 'loss_weight', 1.0)
-        for loss in (losses if isinstance(losses, nn.ModuleList) else [losses])
-    ]
-    # One loss an output (DDRNet), or all losses on each: the first stands for
-    # them, which is the cross-entropy by convention.
-    if 1 < num_outputs <= len(weights):
-        return weights[:num_outputs]
-    return weights[:1] * num_outputs
+    losses = _losses_of(head)[:num_outputs]
+    # One loss on classes an output (DDRNet, PIDNet) …
+    if len(losses) == num_outputs and all(map(_classifies, losses)):
+        return [loss.loss_weight for loss in losses]
+    # … or all losses on each.
+    return [getattr(_main_loss(head), 'loss_weight', 1.0)] * num_outputs
+
+
+def _nearest(length: int, count: int, align_corners: bool,
+             device: torch.device) -> Tensor:
+    """The label under each of `count` logits along a side; int64."""
+    if align_corners:
+        return torch.linspace(
+            0, length - 1, count, device=device).round().long()
+    centres = (torch.arange(count, device=device) + 0.5) * length / count
+    return centres.long()

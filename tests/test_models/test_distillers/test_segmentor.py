@@ -75,6 +75,27 @@ def test_without_weight_everything_is_plain(make, name, off):
     assert_same(dict(wrapper.named_buffers()), dict(plain.named_buffers()))
 
 
+def test_random_numbers_of_the_teacher_are_its_own(tmp_path):
+    """LightHamHead draws some in eval mode; the student's stay the same."""
+    teacher = segmentor('pspnet', auxiliary_head=None)
+    teacher['decode_head'] = dict(
+        type='LightHamHead',
+        in_channels=[32, 64],
+        in_index=[2, 3],
+        channels=8,
+        ham_channels=8,
+        ham_kwargs=dict(MD_R=4),
+        num_classes=NUM_CLASSES,
+        norm_cfg=dict(type='BN'))
+    wrapper = build_distiller(
+        segmentor('pspnet'), save_teacher(teacher, tmp_path))
+    states = []
+    for model in (wrapper.train(), build(segmentor('pspnet')).train()):
+        losses_of(model)
+        states.append(torch.get_rng_state())
+    assert torch.equal(*states)
+
+
 @pytest.mark.parametrize('name', SEGMENTORS)
 def test_distillation_does_change_gradients(make, name):
     """With its weights at 1 the same comparison fails where it should."""
@@ -216,6 +237,29 @@ def test_a_step_keeps_the_logits_and_nothing_of_their_size(make, loss, dtype):
     assert kept < student.nbytes / 10
     sum(terms.values()).backward()
     assert student.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize('names, heads', [
+    (('pspnet', 'pspnet'), 2),
+    (('pspnet', 'segformer'), 1),
+    (('ddrnet', 'pspnet'), 2),
+])
+def test_a_whole_step_keeps_three_times_the_logits(tmp_path, names, heads):
+    """On top of plain MMSegmentation: both logits and less than one more.
+
+    Also where the teacher's are resized, and where DDRNet's two outputs learn
+    from the same.
+    """
+    student, teacher = (segmentor(name, num_classes=150) for name in names)
+    wrapper = build_distiller(student, save_teacher(teacher, tmp_path)).train()
+    inputs, samples = prepared(wrapper, batch())
+    kept = []
+    for model in (wrapper, build(student).train()):
+        torch.manual_seed(4)
+        kept.append(
+            bytes_kept(lambda: model.loss(inputs, samples), known=())[0])
+    logits = 4 * 2 * 150 * 8 * 8
+    assert heads * logits < kept[0] - kept[1] < 3 * heads * logits
 
 
 def test_nothing_is_resized_to_the_picture(make, monkeypatch):

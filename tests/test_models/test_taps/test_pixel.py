@@ -18,11 +18,11 @@ def models(student, teacher=None, **changes):
     return student.train(), build(teacher, seed=1).eval()
 
 
-def watched_pairs(student, teacher, **options):
+def watched_pairs(student, teacher, data=None, **options):
     """Pairs as mmdist makes them, and what they are made of."""
     tap = build_tap(student, **options)
     tap.connect(student, teacher)
-    inputs, samples = prepared(student, batch())
+    inputs, samples = prepared(student, data or batch())
     torch.manual_seed(5)  # dropout
     with tap.watch(student) as calls:
         student.loss(inputs, copy.deepcopy(samples))
@@ -157,20 +157,89 @@ def test_as_many_outputs_are_paired_one_by_one():
     assert torch.equal(pairs[0].teacher, outputs[0])
 
 
-def test_ignored_pixels_can_be_left_out():
-    """Rows by hand: the labels at the nearest pixel of the grid."""
-    student, teacher = models('pspnet', 'pspnet')
-    everything = watched_pairs(copy.deepcopy(student), teacher)[0]
+@pytest.mark.parametrize('align_corners, under', [
+    (False, [4, 12, 20, 28, 36, 44, 52, 60]),
+    (True, [0, 9, 18, 27, 36, 45, 54, 63]),
+])
+def test_ignored_pixels_can_be_left_out(align_corners, under):
+    """Rows by hand: the labels at the pixel under the logit."""
+    model = segmentor('pspnet')
+    for head in ('decode_head', 'auxiliary_head'):
+        model[head]['align_corners'] = align_corners
+    student, teacher = models(model, 'pspnet')
+    data = batch()
+    for sample in data['data_samples']:  # single pixels, not blocks
+        labels = sample.gt_sem_seg.data
+        labels[torch.rand(labels.shape) < 0.3] = IGNORED
+    everything = watched_pairs(copy.deepcopy(student), teacher, data)[0]
     pairs, _, samples = watched_pairs(
-        student, teacher, ignore_label_pixels=True)
-    kept = [(n, y, x) for n in range(2) for y in range(8) for x in range(8)
-            if samples[n].gt_sem_seg.data[0, 8 * y, 8 * x] != IGNORED]
-    assert 64 < len(kept) < 128
+        student, teacher, data, ignore_label_pixels=True)
+    kept = [(n, i, j) for n in range(2) for i, y in enumerate(under)
+            for j, x in enumerate(under)
+            if samples[n].gt_sem_seg.data[0, y, x] != IGNORED]
+    assert 40 < len(kept) < 110
     for pair, full in zip(pairs, everything):
         for side in ('student', 'teacher'):
             rows = torch.stack(
                 [getattr(full, side)[n, :, y, x] for n, y, x in kept])
             assert torch.equal(getattr(pair, side), rows)
+
+
+def test_a_head_that_ignores_nothing_keeps_all_pixels():
+    """With ignore_index=None no label means "none"."""
+    model = segmentor('segformer')
+    model['decode_head'].update(ignore_index=None)
+    model['decode_head']['loss_decode'].update(use_sigmoid=True)
+    student, teacher = models(model, model)
+    data = batch()
+    for sample in data['data_samples']:
+        sample.gt_sem_seg.data.clamp_(max=NUM_CLASSES - 1)
+    (pair, ), _, _ = watched_pairs(
+        student, teacher, data, ignore_label_pixels=True)
+    assert pair.student.shape == pair.teacher.shape == (2, NUM_CLASSES, 16, 16)
+
+
+CROSS_ENTROPY = dict(
+    type='CrossEntropyLoss', use_sigmoid=False, loss_weight=0.7)
+DICE = dict(type='DiceLoss', loss_weight=3.)
+
+
+@pytest.mark.parametrize('losses',
+                         [[CROSS_ENTROPY, DICE], [DICE, CROSS_ENTROPY]])
+def test_the_loss_on_classes_stands_for_the_head(losses):
+    """Weight and activation do not hang on the order of its losses."""
+    model = segmentor('pspnet', auxiliary_head=None)
+    model['decode_head']['loss_decode'] = losses
+    pair, = watched_pairs(*models(model, 'pspnet'))[0]
+    assert (pair.weight, pair.student_activation) == (0.7, 'softmax')
+
+
+def test_all_losses_on_each_output_are_no_loss_an_output():
+    """DANet's three outputs with three losses, unlike DDRNet's."""
+    model = segmentor('danet', auxiliary_head=None)
+    model['decode_head']['loss_decode'] = [CROSS_ENTROPY, DICE, DICE]
+    pairs = watched_pairs(*models(model, 'danet'))[0]
+    assert [pair.weight for pair in pairs] == [0.7] * 3
+
+
+def test_boundaries_of_two_classes_are_no_classes():
+    """STDC's boundary head has two channels, like a model of two classes."""
+    model = segmentor('stdc', num_classes=2)
+    student, teacher = models(model, model)
+    tap = build_tap(student)
+    tap.connect(student, teacher)
+    assert tap.describe(student,
+                        teacher).endswith('auxiliary_head.2 is left alone')
+    assert len(tap.heads) == 3
+
+
+@pytest.mark.parametrize('side', ['student', 'teacher'])
+def test_a_decode_head_without_class_logits_is_refused(side):
+    """The auxiliary head alone does not make a segmentor."""
+    pair = dict(zip(('student', 'teacher'), models('pspnet', 'pspnet')))
+    pair[side].decode_head = torch.nn.Identity()
+    with pytest.raises(ValueError, match=f'model.{side}.* has a Identity'):
+        build_tap(pair['student']).connect(**pair)
 
 
 def test_gradient_reaches_both_heads():
@@ -227,3 +296,6 @@ def test_losses_of_the_tapped_heads_are_of_classification():
     tap = build_tap(build(segmentor('danet')))
     assert tap.is_classification_loss('decode.pam_cam.loss_ce')
     assert tap.is_classification_loss('aux.loss_ce')
+    tap = build_tap(build(segmentor('pidnet')))
+    assert not tap.is_classification_loss('decode.loss_bd')
+    assert tap.is_classification_loss('decode.loss_sem_p')
