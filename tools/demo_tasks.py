@@ -98,7 +98,7 @@ def draw_found_masks(data_root: Path, axes: Iterable, config: Path,
 
 def draw_mask(axis, mask: np.ndarray) -> None:
     """Paint the pixels of an (H, W) mask that are not background."""
-    digits = np.ma.masked_equal(mask, 0) - 1
+    digits = np.ma.masked_equal(mask.astype(int), 0) - 1
     axis.imshow(digits, 'tab10', vmin=0, vmax=9, interpolation='nearest')
 
 

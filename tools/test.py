@@ -24,6 +24,8 @@ def parse_args():
         'to the work_dir/timestamp/show_dir')
     parser.add_argument(
         '--wait-time', type=float, default=2, help='the interval of show (s)')
+    parser.add_argument(
+        '--tta', action='store_true', help='test time augmentation')
     return parser.parse_args()
 
 
@@ -61,11 +63,22 @@ def save_predictions(cfg, path):
     ]
 
 
+def augment_tests(cfg):
+    """Test on the pictures of `tta_pipeline`, merged by `tta_model`."""
+    for field in ('tta_model', 'tta_pipeline'):
+        if field not in cfg:
+            raise ValueError(f'--tta needs {field} in the config')
+    cfg.model = dict(**cfg.tta_model, module=cfg.model)
+    cfg.test_dataloader.dataset.pipeline = cfg.tta_pipeline
+
+
 def main():
     args = parse_args()
     cfg = load_tool_config(args)
     cfg.load_from = args.checkpoint
     cfg.model = student_of(cfg.model)
+    if args.tta:
+        augment_tests(cfg)
     if args.show or args.show_dir:
         enable_visualization(cfg, args)
     if args.out is not None:

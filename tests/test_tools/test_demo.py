@@ -11,7 +11,13 @@ import zipfile
 from pathlib import Path
 from types import SimpleNamespace
 
+import cv2
 import pytest
+import torch
+from matplotlib.figure import Figure
+from mmengine.config import Config
+from mmengine.registry import MODELS, DefaultScope
+from mmseg.utils import register_all_modules
 from rich.console import Console
 
 
@@ -339,6 +345,36 @@ def test_table_shows_metric_and_minutes(demo, make_runs, number, metric,
     assert all(word in table[0] for word in (task.title, metric, 'minutes'))
     assert len(table) == 6 and 'student, DIST' in table[5]
     assert all(shown in row and '1.5' in row for row in table[2:])
+
+
+def test_truth_and_predictions_are_drawn(demo, task, tmp_path):
+    """The boxes or masks of the scenes, and what a checkpoint predicts."""
+    data = tmp_path / 'data'
+    demo.write_digit_scenes(data, **dict(task.scenes, num_train=1, num_val=2))
+    config = demo.CONFIGS / task.configs['alone']
+    with DefaultScope.overwrite_default_scope('mmengine'):
+        register_all_modules(init_default_scope=False)
+        cfg = Config.fromfile(config)
+        with DefaultScope.overwrite_default_scope(cfg.default_scope):
+            weights = MODELS.build(cfg.model).state_dict()
+        meta = dict(dataset_meta=dict(cfg.metainfo))
+        torch.save(dict(state_dict=weights, meta=meta), tmp_path / 'a.pth')
+        truth, predicted = Figure().subplots(2, 2)
+        task.draw_truth(data, truth)
+        task.draw_predictions(data, predicted, config, tmp_path / 'a.pth')
+    assert all(len(axis.images) >= 1 for axis in (*truth, *predicted))
+    if task.title == 'detection':
+        coco = demo.read_json(data / 'annotations' / 'instances_val.json')
+        tags = sum((axis.texts for axis in truth), [])
+        assert [tag.get_text() for tag in tags] == [
+            str(note['category_id'] - 1) for note in coco['annotations']
+        ]
+    else:
+        for axis, file in zip(truth, ('000000.png', '000001.png')):
+            mask = cv2.imread(str(data / 'masks' / 'val' / file), 0)
+            drawn = axis.images[1].get_array()
+            assert (drawn.filled(-1) == mask.astype(int) - 1).all()
+        assert all(len(axis.images) == 2 for axis in predicted)
 
 
 # running
