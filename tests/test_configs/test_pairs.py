@@ -21,7 +21,7 @@ PAIRS = {
     'camvid/{}_pspnet_r18-w8-deeplabv3-w24_1xb8-1k_camvid-180x240.py',
     'demo/faster-rcnn_r18-w16_fpn_5e_digits.py':
     'demo/{}_faster-rcnn_r18-w16-w32_fpn_5e_digits.py',
-    'demo/fpn_r18-w12_10e_digits.py': 'demo/{}_fpn_r18-w12-w32_10e_digits.py',
+    'demo/fpn_r18-w12_8e_digits.py': 'demo/{}_fpn_r18-w12-w24_8e_digits.py',
 }
 pytestmark = pytest.mark.parametrize('alone, distilled', PAIRS.items())
 

@@ -114,7 +114,7 @@ def test_second_task_has_folders_of_its_own(demo, make_runs, runs, tmp_path):
     other = make_runs(task=demo.TASKS[1])
     assert other[0].folder == tmp_path / 'seg' / 'teacher'
     assert other[2].options['model.teacher.checkpoint'] == \
-        f'{tmp_path}/seg/teacher/epoch_10.pth'
+        f'{tmp_path}/seg/teacher/epoch_8.pth'
     for part in ('train_dataloader', 'val_dataloader'):
         assert other[2].cfg[part].dataset.data_root == f'{tmp_path}/data_96/'
     names = {run.train.name for run in runs + other}

@@ -1,5 +1,5 @@
 # Written by tools/dataset_converters/digit_scenes.py --out-dir
-# data/digit_scenes_96 --num-train 2000 --num-val 400 --size 96.
+# data/digit_scenes_96 --num-train 2000 --size 96.
 dataset_type = 'BaseSegDataset'
 data_root = 'data/digit_scenes_96/'
 metainfo = dict(

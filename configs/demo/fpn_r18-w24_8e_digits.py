@@ -1,5 +1,5 @@
 _base_ = [
-    '../_base_/models/fpn_r18-w32_digits.py',
+    '../_base_/models/fpn_r18-w24_digits.py',
     '../_base_/datasets/digit_scenes_segmentation.py',
     'mmseg::_base_/default_runtime.py',
     '../_base_/schedules/schedule_digits_seg.py'

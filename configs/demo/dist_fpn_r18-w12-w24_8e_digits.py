@@ -1,11 +1,11 @@
-_base_ = 'fpn_r18-w12_10e_digits.py'
+_base_ = 'fpn_r18-w12_8e_digits.py'
 custom_imports = dict(imports=['mmdist'])
 model = dict(
     _delete_=True,
     type='mmdist.DistillSegmentor',
     student={{_base_.model}},
     teacher=dict(
-        config='configs/demo/fpn_r18-w32_10e_digits.py',
-        checkpoint='work_dirs/demo/seg/teacher/epoch_10.pth'),
+        config='configs/demo/fpn_r18-w24_8e_digits.py',
+        checkpoint='work_dirs/demo/seg/teacher/epoch_8.pth'),
     distill_loss=dict(type='mmdist.DISTLoss', beta=1.0, gamma=1.0, tau=1.0),
     alpha=1.0)
