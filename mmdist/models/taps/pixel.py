@@ -62,14 +62,14 @@ class PixelTap(LogitTap):
 
     def check_pairable(self, student: nn.Module, teacher: nn.Module) -> None:
         """Decode heads must pair, and pairs predict the same classes."""
-        for model, heads, field in (student, self.heads,
-                                    'model.student'), (teacher,
-                                                       self.teacher_heads,
-                                                       'model.teacher.config'):
+        sides = ((student, self.heads, 'model.student'),
+                 (teacher, self.teacher_heads, 'model.teacher.config'))
+        for model, heads, field in sides:
             if not _of_group('decode_head', heads):
                 raise ValueError(
-                    f'{field} has a {_class_names(model)} for a decode head, '
-                    'which has no class logits for pixels; choose another')
+                    f'{field} has a {_decode_head_type(model)} for a decode '
+                    'head, which has no class logits for pixels; choose '
+                    'another')
         for path, twin in self._twins().items():
             head_s = student.get_submodule(path)
             head_t = teacher.get_submodule(twin)
@@ -186,10 +186,10 @@ def _all_heads(model: nn.Module) -> List[str]:
     return paths
 
 
-def _class_names(model: nn.Module) -> str:
-    heads = [p for p in _all_heads(model) if _of_group('decode_head', [p])]
-    return ' and a '.join(
-        type(model.get_submodule(path)).__name__ for path in heads)
+def _decode_head_type(model: nn.Module) -> str:
+    """The class that predicts: of a cascade, the last one's."""
+    path = _of_group('decode_head', _all_heads(model))[-1]
+    return type(model.get_submodule(path)).__name__
 
 
 def _of_group(group: str, paths: Sequence[str]) -> List[str]:
