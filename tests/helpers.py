@@ -93,6 +93,85 @@ UNUSUAL = dict(
           two_stage(BOX_HEAD, RCNN)),
     free_anchor=('free_anchor/freeanchor_r50_fpn_1x_coco.py',
                  dense(stacked_convs=1)))
+
+
+def transformer(channels, out_indices, **override):
+    """Overrides of a narrow backbone for a detector with queries."""
+    return dict(
+        backbone=dict(RESNET['backbone'], out_indices=out_indices),
+        neck=dict(in_channels=channels),
+        **override)
+
+
+MASK_QUERIES = dict(
+    backbone=RESNET['backbone'],
+    data_preprocessor=dict(batch_augments=None),
+    panoptic_head=dict(
+        in_channels=[8, 16, 32, 64],
+        num_things_classes=NUM_CLASSES,
+        num_stuff_classes=0,
+        loss_cls=dict(class_weight=[1.] * NUM_CLASSES + [0.1])),
+    panoptic_fusion_head=dict(
+        num_things_classes=NUM_CLASSES, num_stuff_classes=0))
+QUERY_HEAD = dict(num_classes=NUM_CLASSES)
+QUERY_HEAD_32 = dict(QUERY_HEAD, embed_dims=32)
+# name: (config of the zoo, overrides); the rest is narrowed by `few_queries`
+QUERIES = dict(
+    detr=('detr/detr_r50_8xb2-150e_coco.py',
+          transformer([64], (3, ), bbox_head=QUERY_HEAD)),
+    deformable=('deformable_detr/deformable-detr_r50_16xb2-50e_coco.py',
+                transformer([16, 32, 64], (1, 2, 3), bbox_head=QUERY_HEAD_32)),
+    dino=('dino/dino-4scale_r50_8xb2-12e_coco.py',
+          transformer([16, 32, 64], (1, 2, 3), bbox_head=QUERY_HEAD)),
+    sparse_rcnn=(
+        'sparse_rcnn/sparse-rcnn_r50_fpn_1x_coco.py',
+        dict(
+            backbone=RESNET['backbone'],
+            neck=dict(in_channels=[8, 16, 32, 64]),
+            roi_head=dict(
+                num_stages=2,
+                stage_loss_weights=[1, 1],
+                bbox_head=[
+                    dict(QUERY_HEAD, dynamic_conv_cfg=dict(feat_channels=8))
+                ] * 2),
+            train_cfg=dict(rcnn=[{}] * 2))),
+    maskformer=('maskformer/maskformer_r50_ms-16xb1-75e_coco.py',
+                MASK_QUERIES),
+    mask2former=('mask2former/mask2former_r50_8xb2-lsj-50e_coco.py',
+                 dict(MASK_QUERIES, train_cfg=dict(num_points=64))))
+NUM_QUERIES = 8
+# Sizes of transformers, by their keys.
+FEW = dict(
+    feedforward_channels=32,
+    num_layers=2,
+    num_queries=NUM_QUERIES,
+    num_proposals=NUM_QUERIES)
+NARROW = dict(
+    FEW,
+    embed_dims=32,
+    feat_channels=32,
+    out_channels=32,
+    proposal_feature_channel=32,
+    num_feats=16)
+
+
+def few_queries(part, sizes):
+    """A model dict of few queries, two layers and few channels."""
+    if isinstance(part, (list, tuple)):
+        return [few_queries(item, sizes) for item in part]
+    if not isinstance(part, dict):
+        return part
+    small = {
+        key:
+        sizes[key] if key in sizes and isinstance(value, int) else few_queries(
+            value, sizes)
+        for key, value in part.items()
+    }
+    if part.get('in_channels') == 256:
+        small['in_channels'] = sizes.get('out_channels', 256)
+    return small
+
+
 TWO_STAGE = ('faster', 'mask', 'cascade')
 DENSE = ('retina', 'fcos', 'atss', 'gfl', 'rtmdet', 'yolox')
 
@@ -112,11 +191,14 @@ def detector(name, **override):
     """The model dict of a narrow detector.
 
     Args:
-        name (str): A key of ``DETECTORS`` or ``UNUSUAL``.
+        name (str): A key of ``DETECTORS``, ``UNUSUAL`` or ``QUERIES``.
         **override: Goes on top of the model dict.
     """
-    path, narrow = {**DETECTORS, **UNUSUAL}[name]
+    path, narrow = {**DETECTORS, **UNUSUAL, **QUERIES}[name]
     model = Config.fromfile(osp.join(ZOO, path)).model.to_dict()
+    if name in QUERIES:
+        # DINO encodes coordinates in 256 channels whatever the width.
+        model = few_queries(model, FEW if name == 'dino' else NARROW)
     return merged(merged(model, narrow), override)
 
 

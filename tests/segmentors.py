@@ -109,6 +109,15 @@ SEGMENTORS = dict(
                   kernel_generate_head=dict(in_channels=64, channels=16)),
               auxiliary_head=dict(in_channels=32,
                                   channels=8)), (1, 1, 1, 0.4)),
+    pointrend=('point_rend/pointrend_r50_4xb2-80k_cityscapes-512x1024.py',
+               dict(
+                   backbone=RESNET,
+                   neck=dict(in_channels=[8, 16, 32, 64], out_channels=16),
+                   decode_head=[
+                       dict(in_channels=[16] * 4, channels=8),
+                       dict(in_channels=[16], channels=16, num_fcs=1)
+                   ],
+                   train_cfg=dict(num_points=64)), (1, 1)),
     segformer=('segformer/segformer_mit-b0_8xb2-160k_ade20k-512x512.py',
                dict(
                    backbone=dict(embed_dims=8),

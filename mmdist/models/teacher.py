@@ -16,6 +16,7 @@ from torch.nn.modules.utils import consume_prefix_in_state_dict_if_present
 
 from mmdist.utils import (allow_mmengine_checkpoints, class_names_of,
                           load_config, scope_of)
+from .taps import TeacherBatch, tensors_in
 
 
 @contextmanager
@@ -182,7 +183,9 @@ class Teacher:
         config (str | dict): A config path, ``'package::path'`` or model dict.
         checkpoint (str): A path or URL. It must cover every key of the model.
         student_preprocessor (nn.Module, optional): The data preprocessor that
-            normalised the images that :meth:`features` gets.
+            normalised the images that :meth:`batch` gets.
+        class_map (str | list, optional): See
+            :func:`mmdist.models.class_names.class_map_of`.
 
     Raises:
         FileNotFoundError: If the config or the checkpoint does not exist.
@@ -192,7 +195,8 @@ class Teacher:
     def __init__(self,
                  config: Union[str, dict],
                  checkpoint: str,
-                 student_preprocessor: Optional[nn.Module] = None) -> None:
+                 student_preprocessor: Optional[nn.Module] = None,
+                 class_map: Any = None) -> None:
         if not (isinstance(checkpoint, str) and checkpoint):
             raise ValueError(
                 'model.teacher.checkpoint must name a file or URL; a random '
@@ -203,6 +207,7 @@ class Teacher:
         content = read_checkpoint(checkpoint)
         load_strictly(self.model, _weights_in(content, checkpoint), checkpoint)
         self.model.eval().requires_grad_(False)
+        self.class_map = class_map
         self.class_names = _names_in(content) or class_names_of(cfg)
         self._renormalise = Renormalise(student_preprocessor,
                                         self.model.data_preprocessor)
@@ -210,21 +215,22 @@ class Teacher:
     def __deepcopy__(self, memo: dict) -> 'Teacher':
         return self
 
-    @torch.no_grad()
-    def features(self, inputs: Tensor, data_samples: Sequence) -> Any:
-        """The teacher's features of a batch.
+    def batch(self, inputs: Any, data_samples: Any) -> TeacherBatch:
+        """A batch of the student's, for the taps to ask the teacher about.
 
         Args:
-            inputs (Tensor): ``(N, 3, H, W)``, normalised for the student.
-            data_samples (Sequence): One a picture; say where it is padded.
+            inputs (Tensor | dict): ``(N, 3, H, W)`` or what else the student
+                takes, normalised for the student.
+            data_samples (Sequence | dict): The data samples that go with it.
 
         Returns:
-            tuple[Tensor]: What the teacher's ``extract_feat`` returns.
+            TeacherBatch: Nothing is computed yet.
         """
-        if next(self.model.parameters()).device != inputs.device:
-            self.model.to(inputs.device)
-        shapes = [sample.metainfo.get('img_shape') for sample in data_samples]
-        return self.model.extract_feat(self._renormalise(inputs, shapes))
+        device = next(tensors_in(inputs)).device
+        if next(self.model.parameters()).device != device:
+            self.model.to(device)
+        return TeacherBatch(self.model, inputs, data_samples,
+                            self._renormalise)
 
 
 def _weights_in(content: Dict[str, Any], checkpoint: str) -> Dict[str, Tensor]:
@@ -266,17 +272,21 @@ class Renormalise:
             self.student != self.teacher
             or _pad_value(student) != self.pad_value)
 
-    def __call__(self, inputs: Tensor,
-                 img_shapes: List[Optional[Tuple[int, int]]]) -> Tensor:
+    def __call__(
+        self,
+        inputs: Tensor,
+        img_shapes: Optional[List[Optional[Tuple[int,
+                                                 int]]]] = None) -> Tensor:
         """Renormalise a batch; the padding gets the teacher's pad value.
 
         Args:
-            inputs (Tensor): ``(N, 3, H, W)``.
-            img_shapes (list[tuple[int, int] | None]): Height and width of
-                each picture without its padding, in pixels.
+            inputs (Tensor): ``(*, 3, H, W)``.
+            img_shapes (list[tuple[int, int] | None], optional): Height and
+                width of each picture without its padding, in pixels, where
+                known.
 
         Returns:
-            Tensor: ``(N, 3, H, W)``; ``inputs`` itself if nothing differs.
+            Tensor: ``(*, 3, H, W)``; ``inputs`` itself if nothing differs.
         """
         if not self.needed:
             return inputs
@@ -284,9 +294,9 @@ class Renormalise:
         mean_t, std_t, flipped_t = self.teacher
         images = inputs * _column(std_s, inputs) + _column(mean_s, inputs)
         if flipped_s != flipped_t:
-            images = images.flip(1)
+            images = images.flip(-3)
         images = (images - _column(mean_t, inputs)) / _column(std_t, inputs)
-        for image, shape in zip(images, img_shapes):
+        for image, shape in zip(images, img_shapes or ()):
             if shape is not None:
                 image[:, shape[0]:] = self.pad_value
                 image[:, :, shape[1]:] = self.pad_value

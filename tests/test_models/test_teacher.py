@@ -391,6 +391,11 @@ def features_alone(model, data):
         return model.extract_feat(prepared(model, data)[0])
 
 
+def features_of(teacher, inputs, data_samples):
+    """The teacher's features of a batch of the student's."""
+    return teacher.batch(inputs, data_samples).all_features()
+
+
 def pixel_tolerance(teacher):
     """Round-off of two roundings of a pixel in 0..255, divided by std."""
     std = min(teacher.get('std', [1.]))
@@ -453,7 +458,7 @@ def test_features_are_those_of_the_raw_pictures(retina, tmp_path, student):
     teacher = make(**saved, student=preprocessor)
     data = batch(sizes=((128, 100), (70, 128)))
     expected = features_alone(teacher.model, data)
-    features = teacher.features(**preprocessor(copy.deepcopy(data)))
+    features = features_of(teacher, **preprocessor(copy.deepcopy(data)))
     assert len(features) == len(expected) == 5
     for ours, theirs in zip(features, expected):
         # float32 through some twenty layers, relative to the largest feature
@@ -502,10 +507,10 @@ def test_features_change_nothing_and_carry_no_gradient(saved):
     teacher = make(**saved)
     state = copy.deepcopy(teacher.model.state_dict())
     inputs, samples = prepared(teacher.model, batch())
-    features = teacher.features(inputs.requires_grad_(), samples)
+    features = features_of(teacher, inputs.requires_grad_(), samples)
     assert not any(level.requires_grad for level in features)
     assert_loaded(teacher, state)
-    again = teacher.features(inputs, samples)
+    again = features_of(teacher, inputs, samples)
     assert all(map(torch.equal, features, again))
 
 
@@ -513,8 +518,8 @@ def test_it_follows_the_device_of_its_input(saved):
     """PyTorch's `meta` device, which computes shapes only, is one, too."""
     teacher = make(**saved)
     inputs, samples = prepared(teacher.model, batch())
-    on_cpu = teacher.features(inputs, samples)
-    on_meta = teacher.features(inputs.to('meta'), samples)
+    on_cpu = features_of(teacher, inputs, samples)
+    on_meta = features_of(teacher, inputs.to('meta'), samples)
     assert [x.shape for x in on_meta] == [x.shape for x in on_cpu]
     assert {x.device.type for x in on_meta} == {'meta'}
     assert {p.device.type for p in teacher.model.parameters()} == {'meta'}
@@ -526,12 +531,12 @@ def test_it_follows_its_input_to_the_gpu_and_back(saved):
     """With the values that it has on the CPU."""
     teacher = make(**saved)
     inputs, samples = prepared(teacher.model, batch())
-    on_cpu = teacher.features(inputs, samples)
-    on_gpu = teacher.features(inputs.cuda(), samples)
+    on_cpu = features_of(teacher, inputs, samples)
+    on_gpu = features_of(teacher, inputs.cuda(), samples)
     for gpu, cpu in zip(on_gpu, on_cpu):
         # TF32 convolutions: ten bits
         assert (gpu.cpu() - cpu).abs().max() < 1e-2 * cpu.abs().max()
-    again = teacher.features(inputs, samples)
+    again = features_of(teacher, inputs, samples)
     assert all(map(torch.equal, again, on_cpu))
 
 

@@ -9,7 +9,7 @@ param_scheduler = [
 # Slower rates, and AdamW, stay with the background for many epochs.
 optim_wrapper = dict(
     type='OptimWrapper',
-    optimizer=dict(type='SGD', lr=0.2, momentum=0.9, weight_decay=0.0005),
+    optimizer=dict(type='SGD', lr=0.3, momentum=0.9, weight_decay=0.0005),
     clip_grad=dict(max_norm=10))
 
 default_hooks = dict(

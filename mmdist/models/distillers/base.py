@@ -9,8 +9,9 @@ from mmengine.model import BaseModel
 from torch import Tensor, nn
 
 from mmdist.registry import MODELS
+from ..class_names import check_class_names, class_map_of
 from ..losses.base import LogitLoss, check_weight
-from ..taps import LogitPair, build_tap, watch_method
+from ..taps import LogitPair, build_tap, tensors_in, watch_method
 from ..teacher import Teacher, build_model, preserve_rng
 
 # Side of the picture that shows the shapes of features; the largest stride.
@@ -31,7 +32,9 @@ class BaseDistiller(BaseModel):
         student (str | dict): A model dict, a config path or
             ``'package::path'``.
         teacher (dict): ``config`` (as for the student) and ``checkpoint`` (a
-            path or URL), both required.
+            path or URL), both required; ``class_map`` ('names', or a list of
+            the teacher's classes) where the student has some of its classes
+            or another order.
         distill_loss (dict): A loss on logits, e.g. ``mmdist.DISTLoss``.
         alpha (float): Multiplies the student's classification losses; 0 is
             the paper's "without classification loss". Box, mask and proposal
@@ -70,7 +73,7 @@ class BaseDistiller(BaseModel):
         self.teacher = _build_teacher(teacher, model)
         self._check_kind(self.teacher.model, 'model.teacher.config')
         self.tap = build_tap(model, **(tap or {}))
-        self.tap.connect(model, self.teacher.model)
+        self._connect_tap(self._class_map_now())
         self.distill_loss = _build_logit_loss(distill_loss)
         if mimic_loss is not None:
             self.distiller = nn.ModuleDict(
@@ -98,6 +101,14 @@ class BaseDistiller(BaseModel):
         for table in ('_modules', '_parameters', '_buffers',
                       '_non_persistent_buffers_set'):
             self.__dict__[table] = model.__dict__[table]
+
+    def _class_map_now(self) -> Optional[List[int]]:
+        """The map of classes; names are looked up in the first iteration."""
+        spec, names = self.teacher.class_map, self.teacher.class_names
+        if spec == 'names':
+            number = self.student.get_submodule(self.tap.heads[0]).num_classes
+            return list(range(number))
+        return None if spec is None else class_map_of(spec, names, None)
 
     def _build_mimic(self, cfg: dict) -> nn.Module:
         with preserve_rng():  # the student of a seed stays the same
@@ -179,15 +190,17 @@ class BaseDistiller(BaseModel):
             ValueError: If the training set's classes are not the teacher's.
         """
         if not self._saw_classes:
-            _check_class_names(self.teacher.class_names, _training_classes())
+            self._compare_classes()
             self._saw_classes = True
-        features_s: List[Sequence[Tensor]] = []
+        extracted: List[Any] = []
         with ExitStack() as stack:
             calls = stack.enter_context(self.tap.watch(self.student))
             if 'distiller' in self._modules:
                 stack.enter_context(
-                    watch_method(self.student, 'extract_feat', features_s,
-                                 lambda _, features: features))
+                    watch_method(
+                        self.student, 'extract_feat', extracted,
+                        lambda arguments, features:
+                        (next(iter(arguments.values())), features)))
             losses = self.student.loss(inputs, data_samples)
         if not calls:
             raise RuntimeError(
@@ -195,17 +208,29 @@ class BaseDistiller(BaseModel):
                 f'{", ".join(self.tap.heads)} computed no loss by '
                 f'`{self.tap.method}`: nothing can be distilled from it')
         # Some teachers draw random numbers even in eval mode (LightHamHead).
-        cuda = [inputs.device] if inputs.is_cuda else []
+        device = next(tensors_in(inputs)).device
+        cuda = [device] if device.type == 'cuda' else []
         with torch.random.fork_rng(devices=cuda):
-            features_t = self.teacher.features(inputs, data_samples)
-            pairs = self.tap.pairs(calls, self.student, self.teacher.model,
-                                   features_t)
+            batch = self.teacher.batch(inputs, data_samples)
+            pairs = self.tap.pairs(calls, self.student, batch)
+            imitated = [(features, batch.features(images))
+                        for images, features in extracted]
         losses = self._scale_classification(losses)
         losses.update(self._distill(pairs))
-        for features in features_s:
-            terms = self.distiller['mimic'].terms(features, features_t)
-            losses.update(_kd_names(terms))
+        for features in imitated:
+            losses.update(_kd_names(self.distiller['mimic'].terms(*features)))
         return losses
+
+    def _compare_classes(self) -> None:
+        """Compare names as soon as those of the training set are known."""
+        names_t, names_s = self.teacher.class_names, _training_classes()
+        if self.teacher.class_map is None:
+            check_class_names(names_t, names_s)
+        elif self.teacher.class_map == 'names':
+            self._connect_tap(class_map_of('names', names_t, names_s))
+
+    def _connect_tap(self, class_map: Optional[List[int]]) -> None:
+        self.tap.connect(self.student, self.teacher.model, class_map)
 
     def _scale_classification(self, losses: Dict[str, Any]) -> Dict[str, Any]:
         if self.alpha == 1:
@@ -253,7 +278,9 @@ def _refuse_unknown(fields: Dict[str, Any], name: str) -> None:
 
 
 def _build_teacher(cfg: dict, student: nn.Module) -> Teacher:
-    if not isinstance(cfg, dict) or set(cfg) != {'config', 'checkpoint'}:
+    if not isinstance(cfg, dict) or set(cfg) - {'class_map'} != {
+            'config', 'checkpoint'
+    }:
         keys = f'has {sorted(cfg)}' if isinstance(
             cfg, dict) else f'is a {type(cfg).__name__}'
         raise ValueError('model.teacher must be dict(config=…, checkpoint=…), '
@@ -296,29 +323,3 @@ def _training_classes() -> Optional[Sequence[str]]:
     # MMEngine's runner writes it down right before its first iteration.
     meta = MessageHub.get_current_instance().get_info('dataset_meta')
     return (meta or {}).get('classes')
-
-
-def _check_class_names(teacher: Optional[Sequence[str]],
-                       student: Optional[Sequence[str]]) -> None:
-    """Raise ValueError if both are known and differ."""
-    if not teacher or not student:
-        return
-    spelt_t, spelt_s = map(_spelt_alike, (teacher, student))
-    if spelt_t == spelt_s:
-        return
-    label = next(
-        (i for i, (t, s) in enumerate(zip(spelt_t, spelt_s)) if t != s),
-        min(len(teacher), len(student)))
-    names = [
-        repr(classes[label]) if label < len(classes) else 'nothing'
-        for classes in (teacher, student)
-    ]
-    raise ValueError(
-        'the classes of model.teacher and of train_dataloader.dataset differ: '
-        f'label {label} is {names[0]} for the teacher and {names[1]} in the '
-        "data; choose a teacher of the data's classes in their order")
-
-
-def _spelt_alike(classes: Sequence[str]) -> List[str]:
-    """'Traffic_light', as MMDetection 1 wrote, is 'traffic light'."""
-    return [name.casefold().replace('_', ' ') for name in classes]

@@ -1,15 +1,18 @@
-from typing import Any
+from typing import Any, Dict, Type
 
 from torch import nn
 
-from .base import LogitPair, LogitTap, watch_method
+from .base import LogitPair, LogitTap, tensors_in, watch_method
+from .boxes import BoxTap
 from .dense import DenseTap
 from .pixel import PixelTap
+from .query import ProposalTap, TransformerTap
 from .roi import RoITap
+from .teacher_batch import TeacherBatch
 
 # The later a head decides in a detector, the earlier its tap stands here: a
 # two-stage model is read off its RoI head.
-TAPS = (RoITap, DenseTap, PixelTap)
+TAPS = (RoITap, ProposalTap, DenseTap, TransformerTap, PixelTap)
 
 
 def build_tap(student: nn.Module, **options: Any) -> LogitTap:
@@ -17,7 +20,8 @@ def build_tap(student: nn.Module, **options: Any) -> LogitTap:
 
     Args:
         student (nn.Module): A detector or segmentor.
-        **options: Options of the tap, e.g. ``anchors_as_rows=True``.
+        **options: Options of the tap, e.g. ``anchors_as_rows=True``;
+            ``align='boxes'`` for a teacher of another family.
 
     Returns:
         LogitTap: The tap for the head that decides last.
@@ -25,18 +29,31 @@ def build_tap(student: nn.Module, **options: Any) -> LogitTap:
     Raises:
         ValueError: If no head has class logits, or an option is unknown.
     """
+    align = options.pop('align', None)
+    if align not in (None, 'boxes'):
+        raise ValueError("model.tap: align can be 'boxes' or left out, but is "
+                         f'{align!r}')
     for tap in TAPS:
         if tap.find(student):
-            try:
-                return tap(student, **options)
-            except TypeError as error:
-                raise ValueError(f'model.tap: {tap.__name__} does not take '
-                                 f'{sorted(options)} ({error})') from error
+            if align == 'boxes':
+                return _build(
+                    BoxTap, student, options, own=tap(student), kinds=TAPS)
+            return _build(tap, student, options)
     raise ValueError(f'model.student is a {type(student).__name__}, and none '
                      'of its heads has class logits to distil')
 
 
+def _build(tap: Type[LogitTap], student: nn.Module, options: Dict[str, Any],
+           **parts: Any) -> LogitTap:
+    try:
+        return tap(student, **parts, **options)
+    except TypeError as error:
+        raise ValueError(f'model.tap: {tap.__name__} does not take '
+                         f'{sorted(options)} ({error})') from error
+
+
 __all__ = [
-    'DenseTap', 'LogitPair', 'LogitTap', 'PixelTap', 'RoITap', 'build_tap',
+    'BoxTap', 'DenseTap', 'LogitPair', 'LogitTap', 'PixelTap', 'ProposalTap',
+    'RoITap', 'TeacherBatch', 'TransformerTap', 'build_tap', 'tensors_in',
     'watch_method'
 ]

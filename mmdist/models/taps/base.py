@@ -1,18 +1,24 @@
 """The one contract of all taps: where class logits are read off a head.
 
 Every head of the two zoos hands its class predictions to one method before
-it computes its loss, and the name of that method's first argument says what
-they are. A tap watches this call on the student while the student computes
-its own loss, and asks the teacher's head for its logits of the same
-instances. It knows no detector and no segmentor.
+it computes its loss, and the names of that method's arguments say what they
+are. A tap watches this call on the student while the student computes its
+own loss, and asks the teacher's head for its logits of the same instances.
+It knows no detector and no segmentor.
 """
 import inspect
 from abc import ABCMeta, abstractmethod
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import Any, Callable, Dict, Iterator, List, Optional, Sequence
+from functools import wraps
+from typing import (Any, Callable, Dict, Iterator, List, NamedTuple, Optional,
+                    Sequence, Tuple)
 
+import torch
 from torch import Tensor, nn
+
+from .columns import Columns
+from .teacher_batch import TeacherBatch, owner_of, replaced
 
 
 @dataclass
@@ -36,11 +42,37 @@ class LogitPair:
     name: str = ''
 
 
+class BoxLogits(NamedTuple):
+    """Boxes and the class logits that belong to them, picture by picture.
+
+    Attributes:
+        boxes (list[Tensor]): ``(R, 4)``, corners in pixels of the input.
+        logits (list[Tensor]): ``(R, C)``.
+        columns (Columns): What ``C`` are.
+    """
+    boxes: List[Tensor]
+    logits: List[Tensor]
+    columns: Columns
+
+
 @dataclass
 class Call:
-    """One watched call: the head's path and the arguments by name."""
+    """One watched call of a head's loss.
+
+    Attributes:
+        path (str): The head.
+        arguments (dict): The call's arguments by name.
+        images (Tensor, optional): ``(N, 3, H, W)``, the pictures that the
+            head was given features of; None where the model computes its
+            features otherwise than by ``extract_feat``.
+        given (dict): The arguments by name with which the module that takes
+            the features (:meth:`LogitTap.entry`) was called last; empty
+            where it is unknown.
+    """
     path: str
     arguments: Dict[str, Any]
+    images: Optional[Tensor] = None
+    given: Optional[Dict[str, Any]] = None
 
 
 @contextmanager
@@ -58,23 +90,71 @@ def watch_method(owner: Any, method: str, record: List[Any],
     original = getattr(owner, method)
     signature = inspect.signature(original)
 
+    @wraps(original)  # whoever watches it, too, reads its arguments
     def watched(*args, **kwargs):
         bound = signature.bind(*args, **kwargs)
         result = original(*args, **kwargs)
         record.append(read(dict(bound.arguments), result))
         return result
 
-    # Heads are modules: their __setattr__ would do, but an entry that was in
-    # the instance's __dict__ before must come back as it was.
-    before = owner.__dict__.get(method)
-    owner.__dict__[method] = watched
-    try:
+    with replaced(owner, method, watched):
         yield
-    finally:
-        if before is None:
-            del owner.__dict__[method]
-        else:
-            owner.__dict__[method] = before
+
+
+class PictureLog:
+    """Remembers which pictures a model's features were computed of.
+
+    A model may compute features of several batches before a head takes one
+    of them (trackers, semi-supervised detectors), so the features that the
+    head was given are looked up.
+    """
+
+    def __init__(self) -> None:
+        self._extracted: List[Sequence[Any]] = []
+        self._given: Dict[str, Dict[str, Any]] = {}
+
+    @contextmanager
+    def watch(self, owner: nn.Module, entries: Dict[str, nn.Module]):
+        """Follow a model's ``extract_feat`` and the modules that take it."""
+        with ExitStack() as stack:
+            stack.enter_context(
+                watch_method(
+                    owner, 'extract_feat', self._extracted,
+                    lambda arguments, features: (_first(arguments), features)))
+            for path, entry in entries.items():
+                stack.enter_context(
+                    watch_method(
+                        entry,
+                        'forward', [],
+                        lambda arguments, _, path=path: self._given.update(
+                            {path: arguments})))
+            yield
+
+    def given(self, path: str) -> Dict[str, Any]:
+        """The arguments of the last call that took features for a head."""
+        return self._given.get(path, {})
+
+    def images_of(self, path: str) -> Optional[Tensor]:
+        """The pictures whose features a head was given last."""
+        first = next(tensors_in(_first(self.given(path))), None)
+        for images, features in reversed(self._extracted):
+            if any(first is feature for feature in tensors_in(features)):
+                return images
+        # Transformers stand between the features and the head.
+        return self._extracted[-1][0] if self._extracted else None
+
+
+def _first(arguments: Dict[str, Any]) -> Any:
+    return next(iter(arguments.values()), None)
+
+
+def tensors_in(nested: Any) -> Iterator[Tensor]:
+    """The tensors of nested lists, tuples and dicts."""
+    if isinstance(nested, Tensor):
+        yield nested
+    elif isinstance(nested, (list, tuple, dict)):
+        for item in nested.values() if isinstance(nested, dict) else nested:
+            yield from tensors_in(item)
 
 
 class LogitTap(metaclass=ABCMeta):
@@ -91,17 +171,23 @@ class LogitTap(metaclass=ABCMeta):
         teacher_heads (list[str]): Paths of the teacher's, after
             :meth:`connect`.
     """
-    # The loss call: its name, the names of its first argument that say 'class
-    # logits', and further arguments that it must have.
+    # The loss call: its name, names of arguments that hold class logits, and
+    # further arguments that it must have.
     method: str
-    first_arguments: Sequence[str]
+    class_arguments: Sequence[str]
     needs: Sequence[str] = ()
     # What a row is, for messages.
     instances: str
 
     def __init__(self, student: nn.Module) -> None:
-        self.heads = self.find(student)
-        self.teacher_heads = []
+        # A teacher within the student (semi-supervised) does not learn.
+        self.heads = [
+            path for path in self.find(student)
+            if _learns(student.get_submodule(path))
+        ]
+        self.teacher_heads: List[str] = []
+        # The teacher's class for each of the student's, where they differ.
+        self.class_map: Optional[List[int]] = None
 
     @classmethod
     def find(cls, model: nn.Module) -> List[str]:
@@ -116,15 +202,21 @@ class LogitTap(metaclass=ABCMeta):
         """
         return [
             path for path, module in model.named_modules()
-            if cls._reads(getattr(module, cls.method, None))
+            if cls.names_of(module)
         ]
 
     @classmethod
-    def _reads(cls, call: Optional[Callable]) -> bool:
-        """Whether the arguments of a head's loss call say 'class logits'."""
+    def names_of(cls, head: nn.Module) -> List[str]:
+        """The arguments of a head's loss call that hold class logits."""
+        call = getattr(head, cls.method, None)
         names = list(inspect.signature(call).parameters) if call else []
-        return bool(names) and names[0] in cls.first_arguments and set(
-            cls.needs) <= set(names)
+        if not set(cls.needs) <= set(names):
+            return []
+        return [name for name in names if name in cls.class_arguments]
+
+    def entry(self, path: str) -> str:
+        """The module that takes the features for a head."""
+        return path
 
     @contextmanager
     def watch(self, student: nn.Module) -> Iterator[List[Call]]:
@@ -136,8 +228,19 @@ class LogitTap(metaclass=ABCMeta):
         Yields:
             list[Call]: Filled while the student computes its loss.
         """
-        calls = []
+        calls: List[Call] = []
+        log = PictureLog()
         with ExitStack() as stack:
+            for owner in dict.fromkeys(
+                    owner_of(student, path) for path in self.heads):
+                if owner is not None:
+                    entries = {
+                        path: student.get_submodule(self.entry(path))
+                        for path in self.heads
+                        if owner_of(student, path) == owner
+                    }
+                    stack.enter_context(
+                        log.watch(student.get_submodule(owner), entries))
             for path in self.heads:
                 stack.enter_context(
                     watch_method(
@@ -145,20 +248,27 @@ class LogitTap(metaclass=ABCMeta):
                         self.method,
                         calls,
                         read=lambda arguments, _, path=path: Call(
-                            path, arguments)))
+                            path, arguments, log.images_of(path),
+                            log.given(path))))
             yield calls
 
-    def connect(self, student: nn.Module, teacher: nn.Module) -> None:
+    def connect(self,
+                student: nn.Module,
+                teacher: nn.Module,
+                class_map: Optional[List[int]] = None) -> None:
         """Find the teacher's heads and make sure that they can be paired.
 
         Args:
             student (nn.Module): The student.
             teacher (nn.Module): The teacher.
+            class_map (list[int], optional): The teacher's class for each of
+                the student's.
 
         Raises:
             ValueError: If no pair is possible; names the field to change.
         """
-        self.teacher_heads = self.find(teacher)
+        self.class_map = class_map
+        self.teacher_heads = self._of_one_model(student, teacher)
         if not self.teacher_heads:
             raise ValueError(
                 f'model.teacher.config is a {type(teacher).__name__}, which '
@@ -167,24 +277,79 @@ class LogitTap(metaclass=ABCMeta):
                 'choose a teacher of the same kind')
         self.check_pairable(student, teacher)
 
+    def _find_teacher(self, teacher: nn.Module) -> List[str]:
+        return self.find(teacher)
+
+    def _of_one_model(self, student: nn.Module,
+                      teacher: nn.Module) -> List[str]:
+        """The teacher's heads; of a model of several models, those of one."""
+        heads = self._find_teacher(teacher)
+        owners = [owner_of(teacher, path) for path in heads]
+        own = owner_of(student, self.heads[0])
+        chosen = own if own in owners else next(iter(owners), None)
+        return [p for p, owner in zip(heads, owners) if owner == chosen]
+
     @abstractmethod
     def check_pairable(self, student: nn.Module, teacher: nn.Module) -> None:
         """Raise ValueError unless the heads of both can be paired."""
 
     @abstractmethod
-    def pairs(self, calls: List[Call], student: nn.Module, teacher: nn.Module,
-              features: Sequence[Tensor]) -> List[LogitPair]:
+    def pairs(self, calls: List[Call], student: nn.Module,
+              teacher: TeacherBatch) -> List[LogitPair]:
         """Pair the student's logits with the teacher's for the same instances.
 
         Args:
             calls (list[Call]): What :meth:`watch` collected.
             student (nn.Module): The student that was watched.
-            teacher (nn.Module): The teacher; runs without gradient.
-            features (Sequence[Tensor]): The teacher's features of the batch.
+            teacher (TeacherBatch): The same batch, to ask the teacher about.
 
         Returns:
             list[LogitPair]: One a stage, a level or a head.
         """
+
+    def decides(self, call: Call) -> bool:
+        """Whether a call is of a head that is distilled."""
+        return True
+
+    def weight_of(self, call: Call, student: nn.Module) -> float:
+        """The weight that the student gives the loss of a call."""
+        return 1.0
+
+    def own_boxes(self, call: Call, head: nn.Module, num_boxes: int,
+                  teacher: TeacherBatch) -> BoxLogits:
+        """The student's boxes, without gradient, and their logits.
+
+        Args:
+            call (Call): Of the student's head.
+            head (nn.Module): The student's head.
+            num_boxes (int): Boxes a picture that a dense head may choose.
+            teacher (TeacherBatch): The same batch.
+        """
+        raise ValueError(f"model.tap has align='boxes', but {self.instances} "
+                         'of model.student have no boxes')
+
+    @classmethod
+    def answer_boxes(
+        cls, teacher: TeacherBatch, heads: List[str], own: BoxLogits,
+        call: Call, class_map: Optional[List[int]]
+    ) -> Tuple[List[Tensor], List[Tensor], Columns]:
+        """The teacher's logits for the student's boxes.
+
+        Args:
+            teacher (TeacherBatch): The batch.
+            heads (list[str]): The teacher's heads.
+            own (BoxLogits): The student's boxes.
+            call (Call): Of the student's head.
+            class_map (list[int], optional): The teacher's class for each of
+                the student's.
+
+        Returns:
+            tuple[list[Tensor], list[Tensor], Columns]: Picture by picture
+            the indices of the boxes that have an answer and the logits of
+            these, ``(R, C)``; and what the columns are.
+        """
+        raise ValueError(f"model.tap has align='boxes', but {cls.instances} "
+                         'of model.teacher have no boxes')
 
     def is_classification_loss(self, name: str) -> bool:
         """Whether a loss of the student belongs to the tapped class logits.
@@ -192,11 +357,17 @@ class LogitTap(metaclass=ABCMeta):
         Args:
             name (str): The key in the student's losses, e.g. 's0.loss_cls'.
         """
-        return name.rpartition('.')[2].startswith('loss_cls')
+        return 'loss_cls' in name and 'rpn' not in name
 
     @abstractmethod
     def describe(self, student: nn.Module, teacher: nn.Module) -> str:
         """Rows, columns and their activation, for the start-up line."""
+
+
+def _learns(head: nn.Module) -> bool:
+    """Whether a head is trained."""
+    parameters = list(head.parameters())
+    return not parameters or any(p.requires_grad for p in parameters)
 
 
 def activation_of(head: nn.Module) -> str:
@@ -214,12 +385,56 @@ def activation_of(head: nn.Module) -> str:
     return 'sigmoid' if sigmoid else 'softmax'
 
 
-def check_class_counts(student_head: nn.Module,
-                       teacher_head: nn.Module) -> None:
-    """Raise ValueError unless both heads predict as many classes."""
-    if student_head.num_classes != teacher_head.num_classes:
+def class_logits(scores: Tensor, head: nn.Module) -> Tensor:
+    """Logits of what a head hands to its loss, for ``activation_of(head)``.
+
+    Args:
+        scores (Tensor): The scores, classes in the last dimension if the
+            loss has an activation of its own.
+        head (nn.Module): A head of MMDetection.
+
+    Returns:
+        Tensor: Logits; probabilities (TOOD) are taken back, and two
+        distributions of one loss (Seesaw's) become one.
+    """
+    loss = getattr(head, 'loss_cls', None)
+    if getattr(loss, 'activated', False):
+        return logits_of(scores)
+    if getattr(head, 'custom_activation', False):
+        probabilities = loss.get_activation(scores.float())
+        return probabilities.clamp(min=torch.finfo(torch.float32).tiny).log()
+    return scores
+
+
+def logits_of(probabilities: Tensor) -> Tensor:
+    """The logits of sigmoid probabilities, finite; float32."""
+    return torch.logit(probabilities.float(), eps=1e-6)
+
+
+def check_classes(student_head: nn.Module, teacher_head: nn.Module,
+                  class_map: Optional[Sequence[int]]) -> None:
+    """Raise ValueError unless the teacher predicts the student's classes.
+
+    Args:
+        student_head (nn.Module): The student's head.
+        teacher_head (nn.Module): Its counterpart.
+        class_map (Sequence[int], optional): The teacher's class for each of
+            the student's; None if they are the same.
+    """
+    num_s, num_t = student_head.num_classes, teacher_head.num_classes
+    if class_map is None and num_s != num_t:
         raise ValueError(
-            f'model.teacher predicts {teacher_head.num_classes} classes but '
-            f'model.student predicts {student_head.num_classes}; choose a '
-            "teacher of the student's classes, or set num_classes of the "
-            "student's head")
+            f'model.teacher predicts {num_t} classes but model.student '
+            f"predicts {num_s}; choose a teacher of the student's classes, "
+            "set num_classes of the student's head, or say which of the "
+            "teacher's classes are the student's in model.teacher.class_map")
+    if class_map is not None and num_s != len(class_map):
+        raise ValueError(
+            f'model.teacher.class_map has {len(class_map)} classes but '
+            f'model.student predicts {num_s}; name one of the teacher for '
+            'each of the student')
+    beyond = [i for i in class_map or () if i >= num_t]
+    if beyond:
+        raise ValueError(
+            f'model.teacher.class_map names the class {beyond[0]}, but '
+            f'model.teacher predicts {num_t}, from 0 to {num_t - 1}')

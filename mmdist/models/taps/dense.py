@@ -1,10 +1,43 @@
 """Dense heads: a row is a location of a feature level."""
-from typing import List, Sequence
+import inspect
+from contextlib import contextmanager
+from typing import Any, Iterator, List, NamedTuple, Optional, Sequence, Tuple
 
 import torch
 from torch import Tensor, nn
 
-from .base import Call, LogitPair, LogitTap, activation_of, check_class_counts
+from .base import (BoxLogits, Call, LogitPair, LogitTap, activation_of,
+                   check_classes, class_logits, logits_of)
+from .columns import (Columns, as_columns_of, class_log_odds,
+                      class_probabilities)
+from .teacher_batch import TeacherBatch
+
+
+class Reading(NamedTuple):
+    """What an argument of the loss call of a dense head holds.
+
+    Attributes:
+        probabilities (bool): Sigmoid probabilities instead of logits.
+        first_class (int): Channels of an anchor before its classes.
+        as_in_training (bool): In eval mode the head returns something else.
+        activation (str, optional): Where the head's loss does not say it.
+    """
+    probabilities: bool = False
+    first_class: int = 0
+    as_in_training: bool = False
+    activation: Optional[str] = None
+
+
+READINGS = {
+    'cls_scores': Reading(),
+    'center_heatmap_preds': Reading(probabilities=True,
+                                    activation='sigmoid'),  # CenterNet
+    'tl_heats': Reading(activation='sigmoid'),  # corners of CornerNet
+    'br_heats': Reading(activation='sigmoid'),
+    'pred_maps': Reading(first_class=5),  # YOLOv3: box and objectness first
+    # SOLO suppresses its neighbours in eval mode.
+    'mlvl_cls_preds': Reading(as_in_training=True)
+}
 
 
 class DenseTap(LogitTap):
@@ -13,7 +46,12 @@ class DenseTap(LogitTap):
     As in the authors' detection code, the rows are the ``N * H * W``
     locations of a level, the columns its ``A * C`` channels (anchors times
     classes), and the loss is summed over the levels. Levels are paired by
-    stride.
+    stride. Heatmaps of keypoints (CenterNet, CornerNet) and the grids of SOLO
+    are levels, too.
+
+    Where the anchors of a location do not correspond one to one (another
+    number, or other shapes), its score for a class is that of its best anchor,
+    on either side.
 
     Args:
         student (nn.Module): The student.
@@ -22,7 +60,7 @@ class DenseTap(LogitTap):
             probabilities sum to 1 within an anchor.
     """
     method = 'loss_by_feat'
-    first_arguments = ('cls_scores', )
+    class_arguments = tuple(READINGS)
     instances = 'the locations of feature levels'
 
     def __init__(self,
@@ -41,7 +79,7 @@ class DenseTap(LogitTap):
         return [] if paths and _only_proposes(model) else paths
 
     def check_pairable(self, student: nn.Module, teacher: nn.Module) -> None:
-        """Classes, anchors a location and strides must agree."""
+        """Classes, readings and strides must agree."""
         if len(self.heads) != len(self.teacher_heads):
             raise ValueError(
                 f'model.teacher has {len(self.teacher_heads)} dense heads but '
@@ -49,69 +87,241 @@ class DenseTap(LogitTap):
         for path, twin in zip(self.heads, self.teacher_heads):
             head_s = student.get_submodule(path)
             head_t = teacher.get_submodule(twin)
-            check_class_counts(head_s, head_t)
-            _check_anchors(head_s, head_t)
+            check_classes(head_s, head_t, self.class_map)
+            _check_readings(self.names_of(head_s), self.names_of(head_t))
+            _check_strides(_strides(head_s), _strides(head_t))
 
-    def pairs(self, calls: List[Call], student: nn.Module, teacher: nn.Module,
-              features: Sequence[Tensor]) -> List[LogitPair]:
+    def pairs(self, calls: List[Call], student: nn.Module,
+              teacher: TeacherBatch) -> List[LogitPair]:
         """One pair of ``(N, A * C, H, W)`` logits a head and level."""
         pairs = []
         for call in calls:
             twin = self.teacher_heads[self.heads.index(call.path)]
-            pairs += self._level_pairs(call, student.get_submodule(call.path),
-                                       teacher.get_submodule(twin), features)
+            pairs += self._head_pairs(call, student.get_submodule(call.path),
+                                      twin, teacher)
         return pairs
 
-    def _level_pairs(self, call: Call, head_s: nn.Module, head_t: nn.Module,
-                     features: Sequence[Tensor]) -> List[LogitPair]:
-        student_levels = call.arguments[self.first_arguments[0]]
-        with torch.no_grad():
-            # Every head returns its class logits first, for its loss call
-            # takes them first.
-            teacher_levels = head_t(features)[0]
-        return [
-            self._level_pair(head_s, head_t, logits, teacher_levels[level],
-                             f'level {i}')
-            for i, (logits, level) in enumerate(
-                zip(student_levels, _level_indices(head_s, head_t)))
-        ]
+    def _head_pairs(self, call: Call, head_s: nn.Module, twin: str,
+                    teacher: TeacherBatch) -> List[LogitPair]:
+        head_t = teacher.model.get_submodule(twin)
+        pairs = []
+        for name_s, name_t in zip(
+                self.names_of(head_s), self.names_of(head_t)):
+            student, other = Side(head_s, name_s), Side(head_t, name_t)
+            # Heads return what their loss call takes, in this order.
+            outputs = teacher.head_outputs([twin],
+                                           other.reading.as_in_training)[twin]
+            levels_t = outputs[other.position]
+            levels_s = call.arguments[name_s]
+            indices = _level_indices(head_s, head_t, len(levels_s),
+                                     len(levels_t))
+            pairs += [
+                self._level_pair(
+                    student.maps(logits), other.maps(levels_t[level]), student,
+                    other, f'level {i} of {name_s}')
+                for i, (logits, level) in enumerate(zip(levels_s, indices))
+            ]
+        return pairs
 
-    def _level_pair(self, head_s: nn.Module, head_t: nn.Module,
-                    logits_s: Tensor, logits_t: Tensor,
-                    name: str) -> LogitPair:
-        if logits_s.shape[-2:] != logits_t.shape[-2:]:
+    def _level_pair(self, maps_s: Tensor, maps_t: Tensor, student: 'Side',
+                    teacher: 'Side', name: str) -> LogitPair:
+        if maps_s.shape[3:] != maps_t.shape[3:]:
             raise ValueError(
-                f'{name} of model.student has {tuple(logits_s.shape[-2:])} '
-                f'locations but of model.teacher {tuple(logits_t.shape[-2:])};'
-                " set pad_size_divisor of model.student's data_preprocessor "
-                'to the largest stride')
-        logits_s, logits_t = _logits(logits_s,
-                                     head_s), _logits(logits_t, head_t)
-        if self._rows_are_anchors(head_s, head_t):
-            logits_s = _anchors_as_rows(logits_s, head_s.cls_out_channels)
-            logits_t = _anchors_as_rows(logits_t, head_t.cls_out_channels)
+                f'{name} of model.student has {tuple(maps_s.shape[3:])} '
+                f'locations but of model.teacher {tuple(maps_t.shape[3:])}; '
+                "set pad_size_divisor of model.student's data_preprocessor to "
+                'the largest stride')
+        activation_s = activation_t = student.columns.activation
+        if _anchors_differ(student.head, teacher.head):
+            maps_s, maps_t = student.best(maps_s), teacher.best(maps_t)
+            if self.class_map is not None:
+                maps_t = maps_t[:, :, self.class_map]
+            activation_s = activation_t = 'sigmoid'
+        else:
+            maps_t, activation_t = as_columns_of(student.columns,
+                                                 teacher.columns,
+                                                 maps_t.flatten(0, 1),
+                                                 self.class_map)
+            maps_t = maps_t.view_as(maps_s)
+        softmax = 'softmax' in (activation_s, activation_t)
+        # The probabilities of a softmax sum to 1 within an anchor.
+        merge = (0, 1) if self.anchors_as_rows or softmax else (1, 2)
         return LogitPair(
-            student=logits_s,
-            teacher=logits_t,
-            student_activation=activation_of(head_s),
-            teacher_activation=activation_of(head_t),
+            student=maps_s.flatten(*merge),
+            teacher=maps_t.flatten(*merge),
+            student_activation=activation_s,
+            teacher_activation=activation_t,
             name=name)
 
-    def _rows_are_anchors(self, head_s: nn.Module, head_t: nn.Module) -> bool:
-        return self.anchors_as_rows or 'softmax' in (activation_of(head_s),
-                                                     activation_of(head_t))
+    def _rows_are_anchors(self, columns: Columns) -> bool:
+        return self.anchors_as_rows or columns.activation == 'softmax'
+
+    def own_boxes(self, call: Call, head: nn.Module, num_boxes: int,
+                  teacher: TeacherBatch) -> BoxLogits:
+        """The highest-scoring decoded boxes; their logits have a gradient."""
+        side = Side(head, self.names_of(head)[0])
+        with torch.no_grad(), _in_eval_mode(head):
+            # Some decode what they predict in training otherwise (FCOS).
+            outputs = head(**call.given)
+        boxes = decoded_boxes(side, outputs, call.arguments['batch_img_metas'])
+        rows = side.rows(call.arguments[side.name])
+        best = [
+            class_probabilities(table.detach(), side.columns).amax(1).topk(
+                min(num_boxes, len(table))).indices for table in rows
+        ]
+        return BoxLogits([b[i] for b, i in zip(boxes, best)],
+                         [t[i] for t, i in zip(rows, best)], side.columns)
+
+    @classmethod
+    def answer_boxes(
+        cls, teacher: TeacherBatch, heads: List[str], own: BoxLogits,
+        call: Call, class_map: Optional[List[int]]
+    ) -> Tuple[List[Tensor], List[Tensor], Columns]:
+        """The location whose decoded box overlaps most with each box."""
+        from mmdet.structures.bbox import bbox_overlaps
+        head = teacher.model.get_submodule(heads[0])
+        side = Side(head, cls.names_of(head)[0])
+        outputs = teacher.head_outputs(heads[:1])[heads[0]]
+        metas = [sample.metainfo for sample in teacher.samples]
+        kept, logits = [], []
+        for boxes, theirs, table in zip(own.boxes,
+                                        decoded_boxes(side, outputs, metas),
+                                        side.rows(outputs[side.position])):
+            best = bbox_overlaps(boxes, theirs).argmax(dim=1)
+            kept.append(torch.arange(len(boxes), device=boxes.device))
+            logits.append(table[best])
+        return kept, logits, side.columns
 
     def describe(self, student: nn.Module, teacher: nn.Module) -> str:
         """E.g. ``locations x 720 (sigmoid) of the strides 8, 16, 32``."""
         head = student.get_submodule(self.heads[0])
         head_t = teacher.get_submodule(self.teacher_heads[0])
-        rows = 'locations'
-        columns = head.cls_out_channels * _num_anchors(head, 0)
-        if self._rows_are_anchors(head, head_t):
-            rows, columns = 'anchors', head.cls_out_channels
-        strides = ', '.join(map(str, _strides(head, 'model.student')))
-        return (f'{rows} x {columns} ({activation_of(head)}) of the strides '
-                f'{strides}, {self.heads[0]} <- {self.teacher_heads[0]}')
+        columns = Side(head, self.names_of(head)[0]).columns
+        rows, number = 'anchors', columns.number
+        if _anchors_differ(head, head_t):
+            rows, number = 'best anchors of locations', columns.num_classes
+        elif not self._rows_are_anchors(columns):
+            rows, number = 'locations', columns.number * _num_anchors(head, 0)
+        strides = _strides(head)
+        levels = f' of the strides {_in_words(strides)}' if strides else ''
+        return (f'{rows} x {number} ({columns.activation}){levels}, '
+                f'{self.heads[0]} <- {self.teacher_heads[0]}')
+
+
+class Side:
+    """One head and one argument of its loss call.
+
+    Args:
+        head (nn.Module): Of the student or the teacher.
+        name (str): The argument, a key of ``READINGS``.
+    """
+
+    def __init__(self, head: nn.Module, name: str) -> None:
+        self.head, self.name = head, name
+        self.reading = READINGS[name]
+        activation = self.reading.activation or activation_of(head)
+        number = getattr(head, 'cls_out_channels', head.num_classes)
+        self.columns = Columns(head.num_classes, activation, number
+                               > head.num_classes)
+
+    @property
+    def position(self) -> int:
+        """The position of the argument in the loss call."""
+        return list(inspect.signature(
+            self.head.loss_by_feat).parameters).index(self.name)
+
+    def maps(self, scores: Tensor) -> Tensor:
+        """The logits of a level, ``(N, A, C, H, W)``."""
+        if self.reading.probabilities:
+            scores = logits_of(scores)
+        else:
+            scores = class_logits(scores, self.head)
+        size = self.reading.first_class + self.columns.number
+        maps = scores.unflatten(1, (-1, size))
+        return maps[:, :, self.reading.first_class:]
+
+    def rows(self, levels: Sequence[Tensor]) -> List[Tensor]:
+        """The logits of a picture's anchors, ``(L, C)``, level by level,
+        row by row, anchor by anchor."""
+        tables = [
+            self.maps(level).permute(0, 3, 4, 1, 2).flatten(1, 3)
+            for level in levels
+        ]
+        return list(torch.cat(tables, dim=1))
+
+    def best(self, maps: Tensor) -> Tensor:
+        """The highest score of a location's anchors, ``(N, 1, C, H, W)``."""
+        num_images = len(maps)
+        odds = class_log_odds(maps.flatten(0, 1), self.columns)
+        return odds.unflatten(0, (num_images, -1)).amax(1, keepdim=True)
+
+
+@torch.no_grad()
+def decoded_boxes(side: Side, outputs: Sequence[Any],
+                  metas: Sequence[dict]) -> List[Tensor]:
+    """The box of every anchor of every location, as the head predicts them.
+
+    Args:
+        side (Side): A head and its class logits.
+        outputs (Sequence): What its ``forward`` returns in eval mode.
+        metas (Sequence[dict]): Of the pictures.
+
+    Returns:
+        list[Tensor]: ``(L, 4)`` a picture, in the order of ``Side.rows``.
+
+    Raises:
+        ValueError: If the head does not predict a box for each.
+    """
+    from mmengine.config import ConfigDict
+    levels = [_in_order(scores, side) for scores in outputs[side.position]]
+    keep_all = dict(score_thr=0., min_bbox_size=-1, nms_pre=10**9)
+    results = side.head.predict_by_feat(
+        levels,
+        *outputs[1:],
+        batch_img_metas=metas,
+        cfg=ConfigDict({
+            **(side.head.test_cfg or {}),
+            **keep_all
+        }),
+        rescale=False,
+        with_nms=False)
+    boxes = [result.bboxes for result in results]
+    number = sum(level[0].numel() for level in levels) // side.columns.number
+    if any(len(b) != number for b in boxes):
+        raise ValueError(
+            f"model.tap has align='boxes', but {type(side.head).__name__} "
+            'does not predict a box at every location; choose another model')
+    return boxes
+
+
+def _in_order(scores: Tensor, side: Side) -> Tensor:
+    """Scores by which a prediction keeps every anchor once, in order.
+
+    Predictions keep the classes above a threshold, highest first: here the
+    first class of each anchor is, and decreases from anchor to anchor.
+    """
+    num_images, channels, height, width = scores.shape
+    number = channels * height * width // side.columns.number
+    table = scores.new_full((number, side.columns.number), -1e4).float()
+    table[:, 0] = torch.linspace(3, -3, number, device=scores.device)
+    if side.columns.background:
+        table[:, -1] = 0
+    if getattr(getattr(side.head, 'loss_cls', None), 'activated', False):
+        table = table.sigmoid()
+    return table.view(height, width,
+                      channels).permute(2, 0,
+                                        1).expand(num_images, -1, -1, -1)
+
+
+@contextmanager
+def _in_eval_mode(head: nn.Module) -> Iterator[None]:
+    modes = {module: module.training for module in head.modules()}
+    head.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
 
 
 def _only_proposes(model: nn.Module) -> bool:
@@ -120,16 +330,23 @@ def _only_proposes(model: nn.Module) -> bool:
     return isinstance(model, RPN)
 
 
-def _anchors_as_rows(logits: Tensor, num_columns: int) -> Tensor:
-    """``(N, A * C, H, W)`` -> ``(N * A, C, H, W)``."""
-    return logits.reshape(-1, num_columns, *logits.shape[-2:])
+def _check_readings(names_s: List[str], names_t: List[str]) -> None:
+    """Raise ValueError unless both sides predict as many maps of classes."""
+    if len(names_s) != len(names_t):
+        raise ValueError(
+            f'model.teacher predicts classes as {" and ".join(names_t)} but '
+            f'model.student as {" and ".join(names_s)}; choose a teacher with '
+            "the student's kind of head")
 
 
-def _logits(scores: Tensor, head: nn.Module) -> Tensor:
-    """Class logits, also of a head whose loss takes probabilities (TOOD)."""
-    if getattr(getattr(head, 'loss_cls', None), 'activated', False):
-        return torch.logit(scores.float(), eps=1e-6)
-    return scores
+def _check_strides(strides_s: List, strides_t: List) -> None:
+    missing = set(strides_s) - set(strides_t) if strides_t else ()
+    if missing:
+        raise ValueError(
+            f'model.student has feature levels of the strides {strides_s} but '
+            f'model.teacher of {strides_t}: nothing pairs with '
+            f'{sorted(missing)}; choose a teacher with these strides, or '
+            "change the neck and strides of the student's head")
 
 
 def _num_anchors(head: nn.Module, level: int) -> int:
@@ -138,37 +355,27 @@ def _num_anchors(head: nn.Module, level: int) -> int:
     return anchors[level] if isinstance(anchors, (list, tuple)) else anchors
 
 
-def _check_anchors(head_s: nn.Module, head_t: nn.Module) -> None:
-    levels = _level_indices(head_s, head_t)
-    anchors_s = [_num_anchors(head_s, i) for i in range(len(levels))]
-    anchors_t = [_num_anchors(head_t, level) for level in levels]
-    if anchors_s != anchors_t:
-        raise ValueError(
-            f'model.teacher has {_in_words(anchors_t)} anchors a location but '
-            f'model.student has {_in_words(anchors_s)}; choose a teacher '
-            "whose anchor_generator is the student's")
-    for i, level in enumerate(levels):
-        if not _same_shapes(head_s, head_t, i, level):
-            raise ValueError(
-                'model.teacher lists the shapes of its anchors in another '
-                'order than model.student; choose a teacher whose '
-                "anchor_generator has the student's ratios and scales")
-    if head_s.cls_out_channels != head_t.cls_out_channels:
-        raise ValueError(
-            f'model.teacher scores an anchor with {head_t.cls_out_channels} '
-            f'numbers but model.student with {head_s.cls_out_channels}; use '
-            'use_sigmoid alike in the loss_cls of both')
+def _anchors_differ(head_s: nn.Module, head_t: nn.Module) -> bool:
+    """Whether the anchors of a location do not correspond one to one."""
+    generators = [
+        getattr(head, 'prior_generator', None) for head in (head_s, head_t)
+    ]
+    strides = _strides(head_s)
+    levels = _level_indices(head_s, head_t, len(strides), len(strides))
+    return any(
+        _num_anchors(head_s, i) != _num_anchors(head_t, level)
+        or not _same_shapes(*generators, i, level)
+        for i, level in enumerate(levels or [0]))
 
 
-def _same_shapes(head_s: nn.Module, head_t: nn.Module, level_s: int,
-                 level_t: int) -> bool:
+def _same_shapes(generator_s: Optional[Any], generator_t: Optional[Any],
+                 level_s: int, level_t: int) -> bool:
     """Whether the anchors of a location have like shapes, in one order.
 
     All may be larger by one factor, as for another octave_base_scale.
     """
     sides = []
-    for head, level in ((head_s, level_s), (head_t, level_t)):
-        generator = getattr(head, 'prior_generator', None)
+    for generator, level in ((generator_s, level_s), (generator_t, level_t)):
         if not hasattr(generator, 'base_anchors'):
             return True  # points
         boxes = generator.base_anchors[level]
@@ -177,31 +384,33 @@ def _same_shapes(head_s: nn.Module, head_t: nn.Module, level_s: int,
     return torch.allclose(*sides, rtol=0.05)
 
 
-def _in_words(anchors: List[int]) -> str:
-    """``'9'``, or ``'4, 6, 6'`` where levels differ."""
-    few = anchors if len(set(anchors)) > 1 else anchors[:1]
-    return ', '.join(map(str, few))
+def _in_words(numbers: List) -> str:
+    return ', '.join(f'{number:g}' for number in numbers)
 
 
-def _strides(head: nn.Module, field: str) -> List[int]:
-    """The stride of each level in pixels."""
+def _strides(head: nn.Module) -> List:
+    """The stride of each level in pixels; empty where the head says none."""
     generator = getattr(head, 'prior_generator', None)
-    strides = getattr(generator, 'strides', getattr(head, 'strides', None))
-    if strides is None:
-        raise ValueError(f'{field} has a {type(head).__name__}, which does '
-                         'not say the strides of its levels')
+    strides = getattr(generator, 'strides', getattr(head, 'strides', ()))
     return [s[0] if isinstance(s, (list, tuple)) else s for s in strides]
 
 
-def _level_indices(head_s: nn.Module, head_t: nn.Module) -> List[int]:
-    """For each level of the student, the teacher's level of that stride."""
-    strides_s = _strides(head_s, 'model.student')
-    strides_t = _strides(head_t, 'model.teacher')
-    missing = [s for s in strides_s if s not in strides_t]
-    if missing:
-        raise ValueError(
-            f'model.student has feature levels of the strides {strides_s} but '
-            f'model.teacher of {strides_t}: nothing pairs with {missing}; '
-            'choose a teacher with these strides, or change the neck and '
-            "strides of the student's head")
-    return [strides_t.index(stride) for stride in strides_s]
+def _level_indices(head_s: nn.Module, head_t: nn.Module, num_student: int,
+                   num_teacher: int) -> List[int]:
+    """For each level of the student, the teacher's level of that stride.
+
+    Levels of heads that do not say their strides (heatmaps) are paired in
+    order.
+    """
+    strides_s, strides_t = _strides(head_s), _strides(head_t)
+    if strides_s and strides_t:
+        return [
+            # SOLO has several levels of one stride.
+            [i for i, s in enumerate(strides_t)
+             if s == stride][strides_s[:level].count(stride)]
+            for level, stride in enumerate(strides_s)
+        ]
+    if num_student != num_teacher:
+        raise ValueError(f'model.teacher has {num_teacher} levels but '
+                         f'model.student has {num_student}')
+    return list(range(num_student))

@@ -1,18 +1,19 @@
 """Decode heads: a row is a pixel of the head's own logits."""
-import inspect
 from functools import lru_cache, partial
-from typing import Any, Dict, List, Sequence
+from typing import Any, Dict, List, Sequence, Tuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .base import Call, LogitPair, LogitTap, check_class_counts
+from .base import Call, LogitPair, LogitTap, check_classes
+from .teacher_batch import TeacherBatch
 
 AUXILIARY = 'auxiliary_head'
 # How MMSegmentation prefixes the losses of its heads.
 PREFIXES = {'decode_head': 'decode', AUXILIARY: 'aux'}
 CLASS_LOSSES = ('CrossEntropy', 'Focal')
+POINTS = 'point_logits'  # of single points of the picture (PointRend)
 BOUNDARY_LOSS = 'loss_bd'  # PIDNet's; its other losses are on classes
 
 
@@ -29,7 +30,8 @@ class PixelTap(LogitTap):
     replaced by the nearest; auxiliary heads are paired in their order, and
     one that the teacher does not have learns from the labels alone. A head
     with several outputs learns from as many of the teacher, and with all of
-    them from the teacher's prediction if it has another number.
+    them from the teacher's prediction if it has another number. A head of
+    single points (PointRend) learns what the teacher says at these points.
 
     Args:
         student (nn.Module): The student.
@@ -37,7 +39,7 @@ class PixelTap(LogitTap):
             head's ``ignore_index``.
     """
     method = 'loss_by_feat'
-    first_arguments = ('seg_logits', 'seg_logit')
+    class_arguments = ('seg_logits', 'seg_logit', POINTS)
     instances = 'pixels'
 
     def __init__(self,
@@ -45,6 +47,8 @@ class PixelTap(LogitTap):
                  ignore_label_pixels: bool = False) -> None:
         super().__init__(student)
         self.ignore_label_pixels = ignore_label_pixels
+        # The teacher's head for each of the student's that has one.
+        self.twins: Dict[str, str] = {}
 
     @classmethod
     def find(cls, model: nn.Module) -> List[str]:
@@ -62,56 +66,64 @@ class PixelTap(LogitTap):
 
     def check_pairable(self, student: nn.Module, teacher: nn.Module) -> None:
         """Decode heads must pair, and pairs predict the same classes."""
-        sides = ((student, self.heads, 'model.student'),
-                 (teacher, self.teacher_heads, 'model.teacher.config'))
+        maps_s, points_s = self._maps_and_points(student, self.heads)
+        maps_t, points_t = self._maps_and_points(teacher, self.teacher_heads)
+        sides = ((student, maps_s, 'model.student'), (teacher, maps_t,
+                                                      'model.teacher.config'))
         for model, heads, field in sides:
             if not _of_group('decode_head', heads):
                 raise ValueError(
                     f'{field} has a {_decode_head_type(model)} for a decode '
                     'head, which has no class logits for pixels; choose '
                     'another')
-        for path, twin in self._twins().items():
+        self.twins = _pair_up(maps_s, maps_t)
+        # A point may be looked up in a map of logits.
+        for path in points_s:
+            self.twins[path] = (points_t
+                                or _of_group('decode_head', maps_t))[-1]
+        for path, twin in self.twins.items():
             head_s = student.get_submodule(path)
             head_t = teacher.get_submodule(twin)
-            check_class_counts(head_s, head_t)
-            if head_s.out_channels != head_t.out_channels:
+            check_classes(head_s, head_t, self.class_map)
+            if self.class_map is None and (head_s.out_channels
+                                           != head_t.out_channels):
                 raise ValueError(
                     f'model.teacher scores a pixel with {head_t.out_channels} '
                     f'numbers but model.student with {head_s.out_channels}; '
                     'set out_channels of the heads alike')
 
-    def _twins(self) -> Dict[str, str]:
-        """The teacher's head for each of the student's that has one."""
-        twins = {}
-        for group in PREFIXES:
-            own = _of_group(group, self.heads)
-            theirs = _of_group(group, self.teacher_heads)
-            # Auxiliary heads are counted from the first, stages from the last.
-            shift = 0 if group == AUXILIARY else len(theirs) - len(own)
-            for i, path in enumerate(own, start=shift):
-                if i < len(theirs):
-                    twins[path] = theirs[max(i, 0)]
-        return twins
+    def _maps_and_points(self, model: nn.Module,
+                         heads: List[str]) -> Tuple[List[str], List[str]]:
+        """Heads of maps of logits, and those of single points."""
+        points = [
+            path for path in heads
+            if POINTS in self.names_of(model.get_submodule(path))
+        ]
+        return [path for path in heads if path not in points], points
 
-    def pairs(self, calls: List[Call], student: nn.Module, teacher: nn.Module,
-              features: Sequence[Tensor]) -> List[LogitPair]:
+    def pairs(self, calls: List[Call], student: nn.Module,
+              teacher: TeacherBatch) -> List[LogitPair]:
         """One pair of ``(N, C, H, W)`` logits a head and output."""
-        twins = self._twins()
-        done: Dict[str, Any] = {}
+        maps, _ = self._maps_and_points(teacher.model, self.teacher_heads)
+        outputs = teacher.head_outputs(
+            [p for p in dict.fromkeys(self.twins.values()) if p in maps])
         pairs = []
         for call in calls:
-            if call.path in twins:
-                path = twins[call.path]
-                output = _run(teacher, path, features, done)
-                pairs += self._head_pairs(call,
-                                          student.get_submodule(call.path),
-                                          output, teacher.get_submodule(path))
+            if call.path in self.twins:
+                path = self.twins[call.path]
+                head_s = student.get_submodule(call.path)
+                output = outputs.get(path)
+                if POINTS in self.names_of(head_s):
+                    output = _at_points(teacher, path, output,
+                                        call.arguments['points'])
+                pairs += self._head_pairs(call, head_s, output,
+                                          teacher.model.get_submodule(path))
         return pairs
 
     def _head_pairs(self, call: Call, head_s: nn.Module, output_t: Any,
                     head_t: nn.Module) -> List[LogitPair]:
-        outputs_s = _class_logits(
-            next(iter(call.arguments.values())), head_s.out_channels)
+        name = self.names_of(head_s)[0]
+        outputs_s = _class_logits(call.arguments[name], head_s.out_channels)
         outputs_t = _class_logits(output_t, head_t.out_channels)
         if len(outputs_t) != len(outputs_s):
             # The first is the one that a head with several predicts with.
@@ -126,9 +138,11 @@ class PixelTap(LogitTap):
         for i, (logits_s, logits_t, weight) in enumerate(
                 zip(outputs_s, outputs_t,
                     _loss_weights(head_s, len(outputs_s)))):
-            size = logits_s.shape[-2:]
-            if logits_t.shape[-2:] != size:
+            size = logits_s.shape[2:]
+            if logits_t.shape[2:] != size:
                 logits_t = resize(logits_t, size)
+            if self.class_map is not None:
+                logits_t = logits_t[:, self.class_map]
             pairs.append(
                 LogitPair(
                     *self._without_ignored(logits_s, logits_t, call, head_s),
@@ -143,14 +157,19 @@ class PixelTap(LogitTap):
         """Both logits, as ``(R, C)`` of the labelled pixels if asked for."""
         if not self.ignore_label_pixels or head_s.ignore_index is None:
             return logits_s, logits_t
-        labels = torch.cat([
+        labels = torch.stack([
             sample.gt_sem_seg.data
             for sample in call.arguments['batch_data_samples']
         ])
-        rows, columns = (
-            _nearest(length, count, head_s.align_corners, labels.device)
-            for length, count in zip(labels.shape[-2:], logits_s.shape[-2:]))
-        kept = labels[:, rows[:, None], columns] != head_s.ignore_index
+        if 'points' in call.arguments:
+            labels = _sample(labels.float(), call.arguments['points'],
+                             head_s.align_corners, 'nearest')[:, 0]
+        else:
+            rows, columns = (
+                _nearest(length, count, head_s.align_corners, labels.device)
+                for length, count in zip(labels.shape[2:], logits_s.shape[2:]))
+            labels = labels[:, 0, rows[:, None], columns]
+        kept = labels != head_s.ignore_index
         return logits_s.movedim(1, -1)[kept], logits_t.movedim(1, -1)[kept]
 
     def is_classification_loss(self, name: str) -> bool:
@@ -162,11 +181,10 @@ class PixelTap(LogitTap):
     def describe(self, student: nn.Module, teacher: nn.Module) -> str:
         """E.g. ``pixels x 19 (softmax), decode_head <- decode_head``."""
         head = student.get_submodule(self.heads[0])
-        twins = self._twins()
         parts = [f'pixels x {head.out_channels} ({_activation_of(head)})']
         for path in _all_heads(student):
-            if path in twins:
-                parts.append(f'{path} <- {twins[path]}')
+            if path in self.twins:
+                parts.append(f'{path} <- {self.twins[path]}')
             elif path in self.heads:
                 parts.append(f'{path} has no counterpart')
             else:
@@ -192,6 +210,19 @@ def _decode_head_type(model: nn.Module) -> str:
     return type(model.get_submodule(path)).__name__
 
 
+def _pair_up(own: Sequence[str], theirs: Sequence[str]) -> Dict[str, str]:
+    """The teacher's head for each of the student's that has one."""
+    twins = {}
+    for group in PREFIXES:
+        own_part, their_part = _of_group(group, own), _of_group(group, theirs)
+        # Auxiliary heads are counted from the first, stages from the last.
+        shift = 0 if group == AUXILIARY else len(their_part) - len(own_part)
+        for i, path in enumerate(own_part, start=shift):
+            if i < len(their_part):
+                twins[path] = their_part[max(i, 0)]
+    return twins
+
+
 def _of_group(group: str, paths: Sequence[str]) -> List[str]:
     return [path for path in paths if path.partition('.')[0] == group]
 
@@ -202,38 +233,44 @@ def _prefix(path: str) -> str:
     return '_'.join(filter(None, [PREFIXES[group], index]))
 
 
+def _sample(maps: Tensor, points: Tensor, align_corners: bool,
+            mode: str) -> Tensor:
+    """``(N, C, H, W)`` at ``(N, P, 2)`` points in [0, 1]: ``(N, C, P)``."""
+    from mmcv.ops import point_sample
+    return point_sample(maps, points, mode=mode, align_corners=align_corners)
+
+
 @torch.no_grad()
-def _run(teacher: nn.Module, path: str, features: Sequence[Tensor],
-         done: Dict[str, Any]) -> Any:
-    """The output of one of the teacher's heads, run once.
+def _at_points(teacher: TeacherBatch, path: str, output: Any,
+               points: Tensor) -> Tensor:
+    """The teacher's logits at the student's points, ``(N, C, P)``.
 
     Args:
-        teacher (nn.Module): The teacher.
-        path (str): Path of the head.
-        features (Sequence[Tensor]): The teacher's features.
-        done (dict): Outputs of heads that have run; gets this one.
-
-    Returns:
-        Tensor | Sequence[Tensor]: What the head returns in eval mode.
+        teacher (TeacherBatch): The batch.
+        path (str): A point head, or another that has maps.
+        output (Any): What a head that has maps returns.
+        points (Tensor): ``(N, P, 2)`` in [0, 1].
     """
-    if path not in done:
-        head = teacher.get_submodule(path)
-        inputs = [features]
-        if 'prev_output' in inspect.signature(head.forward).parameters:
-            # A stage of a cascade refines the logits of the one before.
-            heads, _, stage = path.rpartition('.')
-            before = f'{heads}.{int(stage) - 1}'
-            inputs.append(_run(teacher, before, features, done))
-        done[path] = head(*inputs)
-    return done[path]
+    head = teacher.model.get_submodule(path)
+    if output is not None:
+        maps = _class_logits(output, head.out_channels)[0]
+        return _sample(maps, points, head.align_corners, 'bilinear')
+    # PointRend: its features and the head before, at the points.
+    group, _, stage = path.rpartition('.')
+    before = f'{group}.{int(stage) - 1}'
+    coarse = teacher.head_outputs([before])[before]
+    features = head._transform_inputs(teacher.all_features())
+    return head(
+        head._get_fine_grained_point_feats(features, points),
+        head._get_coarse_point_feats(coarse, points))
 
 
 def _class_logits(output: Any, num_columns: int) -> List[Tensor]:
-    """The ``(N, C, H, W)`` class logits among the outputs of a head."""
+    """The ``(N, C, *)`` class logits among the outputs of a head."""
     outputs = [output] if isinstance(output, Tensor) else output
     return [
         logits for logits in outputs
-        if logits.dim() == 4 and logits.shape[1] == num_columns
+        if logits.dim() > 2 and logits.shape[1] == num_columns
     ]
 
 

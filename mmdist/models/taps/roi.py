@@ -1,11 +1,15 @@
 """RoI heads: a row is one of the student's sampled boxes."""
 import inspect
-from typing import List, Sequence
+from typing import Any, Dict, List, Optional, Sequence, Tuple
 
 import torch
+from mmengine.structures import InstanceData
 from torch import Tensor, nn
 
-from .base import Call, LogitPair, LogitTap, activation_of, check_class_counts
+from .base import (BoxLogits, Call, LogitPair, LogitTap, activation_of,
+                   check_classes, class_logits)
+from .columns import Columns, as_columns_of
+from .teacher_batch import TeacherBatch, owner_of
 
 
 def _split(path: str) -> Sequence[str]:
@@ -21,105 +25,178 @@ class RoITap(LogitTap):
     authors' detection code (https://github.com/hunto/DIST_KD): it pools its
     own features at them, and neither proposes nor samples. Stage i of a
     cascade learns from stage i, and from the nearest where the teacher has
-    fewer.
+    fewer. A head that predicts several boxes a RoI (CrowdDet) has as many
+    rows.
     """
-    method = 'loss_and_target'
-    first_arguments = ('cls_score', )
+    # `loss_and_target` ends in this call, which PISA and Soft Teacher make
+    # themselves.
+    method = 'loss'
+    class_arguments = ('cls_score', )
     needs = ('rois', )
     instances = 'RoIs'
 
+    @classmethod
+    def names_of(cls, head: nn.Module) -> List[str]:
+        """As of every tap; DIIHead inherits the call but does not make it."""
+        targets = getattr(head, 'loss_and_target', None)
+        if targets and 'rois' not in inspect.signature(targets).parameters:
+            return []
+        return super().names_of(head)
+
+    def entry(self, path: str) -> str:
+        """The RoI extractor of a head's stage."""
+        return path.replace('.bbox_head', '.bbox_roi_extractor')
+
     def check_pairable(self, student: nn.Module, teacher: nn.Module) -> None:
-        """Student and teacher must agree on classes and activation's width."""
+        """Student and teacher must agree on classes."""
         for path in self.heads:
             head = student.get_submodule(path)
             twin = teacher.get_submodule(self._twin(path))
-            check_class_counts(head, twin)
-            _check_one_softmax(head, 'model.student')
-            _check_one_softmax(twin, 'model.teacher')
-            if _num_columns(head) != _num_columns(twin):
-                raise ValueError(
-                    f'model.teacher scores a RoI with {_num_columns(twin)} '
-                    f'numbers but model.student with {_num_columns(head)}; '
-                    'use one kind of loss_cls in both box heads')
-        _check_needs_features_only(
-            teacher.get_submodule(_split(self.teacher_heads[0])[0]))
+            check_classes(head, twin, self.class_map)
+            _check_width(head, 'model.student')
+            _check_width(twin, 'model.teacher')
 
     def _twin(self, path: str) -> str:
         stage = _split(path)[1]
         return self.teacher_heads[min(stage, len(self.teacher_heads) - 1)]
 
-    def pairs(self, calls: List[Call], student: nn.Module, teacher: nn.Module,
-              features: Sequence[Tensor]) -> List[LogitPair]:
+    def pairs(self, calls: List[Call], student: nn.Module,
+              teacher: TeacherBatch) -> List[LogitPair]:
         """One pair of ``(RoIs, classes + background)`` logits a stage."""
-        return [self._pair(call, student, teacher, features) for call in calls]
+        return [
+            self._pair(call, student, teacher) for call in calls
+            if self.decides(call)
+        ]
 
-    def _pair(self, call: Call, student: nn.Module, teacher: nn.Module,
-              features: Sequence[Tensor]) -> LogitPair:
-        num_student = len(call.arguments['sampling_results'])
-        if len(features[0]) != num_student:
-            raise ValueError(
-                f'model.student samples RoIs on {num_student} pictures but '
-                f'model.teacher has features of {len(features[0])}; a student '
-                'that multiplies its pictures cannot be distilled on RoIs')
+    def decides(self, call: Call) -> bool:
+        """PISA's sampler asks for losses, too, without naming the RoIs."""
+        return call.arguments['rois'] is not None
+
+    def _pair(self, call: Call, student: nn.Module,
+              teacher: TeacherBatch) -> LogitPair:
         twin = self._twin(call.path)
+        head_s = student.get_submodule(call.path)
+        head_t = teacher.model.get_submodule(twin)
+        scores = _score(teacher, twin, call.images, call.arguments['rois'])
+        logits_t, activation_t = as_columns_of(
+            _columns(head_s), _columns(head_t), _table(scores, head_t),
+            self.class_map)
+        return LogitPair(
+            student=_table(call.arguments['cls_score'], head_s),
+            teacher=logits_t,
+            student_activation=activation_of(head_s),
+            teacher_activation=activation_t,
+            weight=self.weight_of(call, student),
+            name=f'stage {_split(call.path)[1]}')
+
+    def weight_of(self, call: Call, student: nn.Module) -> float:
+        """The weight of the stage."""
         roi_head, stage = _split(call.path)
         weights = getattr(
             student.get_submodule(roi_head), 'stage_loss_weights', None)
-        return LogitPair(
-            student=call.arguments['cls_score'],
-            teacher=_score(teacher, twin, features, call.arguments['rois']),
-            student_activation=activation_of(student.get_submodule(call.path)),
-            teacher_activation=activation_of(teacher.get_submodule(twin)),
-            weight=weights[stage] if weights else 1.0,
-            name=f'stage {stage}')
+        return weights[stage] if weights else 1.0
+
+    def own_boxes(self, call: Call, head: nn.Module, num_boxes: int,
+                  teacher: TeacherBatch) -> BoxLogits:
+        """The sampled RoIs."""
+        rois = call.arguments['rois'].detach()
+        table = _table(call.arguments['cls_score'], head)
+        pictures = [rois[:, 0] == i for i in range(len(call.images))]
+        return BoxLogits([rois[p, 1:] for p in pictures],
+                         [table[p] for p in pictures], _columns(head))
+
+    @classmethod
+    def answer_boxes(
+        cls, teacher: TeacherBatch, heads: List[str], own: BoxLogits,
+        call: Call, class_map: Optional[List[int]]
+    ) -> Tuple[List[Tensor], List[Tensor], Columns]:
+        """The scores of the boxes as RoIs, by the first stage."""
+        from mmdet.structures.bbox import bbox2roi
+
+        # An untrained student may predict boxes inside out.
+        rois = bbox2roi([
+            torch.cat([b[:, :2], b[:, 2:].maximum(b[:, :2])], dim=1)
+            for b in own.boxes
+        ])
+        head = teacher.model.get_submodule(heads[0])
+        table = _table(_score(teacher, heads[0], call.images, rois), head)
+        lengths = [len(boxes) for boxes in own.boxes]
+        kept = [torch.arange(n, device=rois.device) for n in lengths]
+        return kept, list(table.split(lengths)), _columns(head)
 
     def describe(self, student: nn.Module, teacher: nn.Module) -> str:
         """E.g. ``RoIs x 81 (softmax), stages 0-2``."""
         head = student.get_submodule(self.heads[0])
         stages = ', '.join(f'{path} <- {self._twin(path)}'
                            for path in self.heads)
-        return (f'RoIs x {_num_columns(head)} ({activation_of(head)}), '
-                f'{stages}')
+        columns = _columns(head)
+        return f'RoIs x {columns.number} ({columns.activation}), {stages}'
 
 
-def _check_one_softmax(head: nn.Module, field: str) -> None:
-    """Raise ValueError if the class logits are no single distribution."""
-    if getattr(head, 'custom_activation', False):
-        loss = type(head.loss_cls).__name__
-        raise ValueError(f'{field} has the loss_cls {loss}, whose logits are '
-                         'not one distribution over the classes; use '
-                         'CrossEntropyLoss or another softmax loss')
-
-
-def _check_needs_features_only(roi_head: nn.Module) -> None:
-    """Raise ValueError if scoring RoIs takes more than the neck's outputs."""
-    for name in inspect.signature(roi_head._bbox_forward).parameters:
-        # e.g. HTC's `semantic_feat`, used where the head is `with_semantic`
-        branch = name.replace('_feat', '')
-        if name.endswith('_feat') and getattr(roi_head, f'with_{branch}',
-                                              False):
-            raise ValueError(
-                f'model.teacher.config has a {type(roi_head).__name__} that '
-                f'scores RoIs with its {branch} branch, which distillation '
-                'does not run; choose a teacher without it')
-
-
-def _num_columns(head: nn.Module) -> int:
-    """Columns of the class logits of a box head."""
+def _columns(head: nn.Module) -> Columns:
+    """The columns of the class logits of a box head."""
     # Whether there is one for the background does not follow from the
     # activation: BBoxHead always has it, a sigmoid DIIHead has not.
     classifier = getattr(head, 'fc_cls', None)
-    if hasattr(classifier, 'out_features'):
-        return classifier.out_features
-    return head.num_classes + (activation_of(head) == 'softmax')
+    activation = activation_of(head)
+    if hasattr(classifier, 'out_features') and not _is_custom(head):
+        background = classifier.out_features > head.num_classes
+    else:
+        several = isinstance(classifier, nn.ModuleList)
+        background = several or activation == 'softmax'
+    return Columns(head.num_classes, activation, background)
 
 
-@torch.no_grad()
-def _score(teacher: nn.Module, path: str, features: Sequence[Tensor],
+def _check_width(head: nn.Module, field: str) -> None:
+    """Raise ValueError if the columns are not classes and a background."""
+    width = getattr(getattr(head, 'fc_cls', None), 'out_features', None)
+    known = head.num_classes, head.num_classes + 1
+    if width is not None and width not in known and not _is_custom(head):
+        raise ValueError(
+            f'{field} scores a RoI with {width} numbers for '
+            f'{head.num_classes} classes; use a loss_cls with one column a '
+            'class and one for the background')
+
+
+def _is_custom(head: nn.Module) -> bool:
+    """Whether the loss has its own way from logits to probabilities."""
+    return getattr(head, 'custom_activation', False)
+
+
+def _table(cls_score: Tensor, head: nn.Module) -> Tensor:
+    """``(R, C)`` logits of one distribution a row."""
+    return class_logits(cls_score, head).reshape(-1, _columns(head).number)
+
+
+def _score(teacher: TeacherBatch, path: str, images: Tensor,
            rois: Tensor) -> Tensor:
     """The teacher's class logits for given RoIs, ``(R, C)``."""
     roi_path, stage = _split(path)
-    forward = teacher.get_submodule(roi_path)._bbox_forward
-    staged = 'stage' in inspect.signature(forward).parameters
-    stage_argument = dict(stage=stage) if staged else {}
-    return forward(x=features, rois=rois, **stage_argument)['cls_score']
+    features = teacher.features(images, owner_of(teacher.model, path))
+    num_images = len(features[0])
+    # A student that multiplies its pictures (TridentNet) puts the copies
+    # behind them.
+    rois = torch.cat([rois[:, :1] % num_images, rois[:, 1:]], dim=1)
+    roi_head = teacher.model.get_submodule(roi_path)
+    known = dict(stage=stage, x=features, rois=rois)
+    names = inspect.signature(roi_head._bbox_forward).parameters
+    arguments = {name: known[name] for name in names if name in known}
+    if set(names) - set(known):
+        arguments = {**_more(teacher, roi_path, features, rois), **arguments}
+    with torch.no_grad():
+        return roi_head._bbox_forward(**arguments)['cls_score']
+
+
+def _more(teacher: TeacherBatch, roi_path: str, features: Sequence[Tensor],
+          rois: Tensor) -> Dict[str, Any]:
+    """What else a RoI head takes to score RoIs, e.g. HTC's semantics.
+
+    It computes them itself when it is given the RoIs as proposals.
+    """
+    proposals = [
+        InstanceData(bboxes=rois[rois[:, 0] == i, 1:])
+        for i in range(len(features[0]))
+    ]
+    roi_head = teacher.model.get_submodule(roi_path)
+    return teacher.arguments_of(roi_path, '_bbox_forward', roi_head.predict,
+                                features, proposals, teacher.samples) or {}

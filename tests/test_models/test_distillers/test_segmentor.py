@@ -268,7 +268,7 @@ def test_nothing_is_resized_to_the_picture(make, monkeypatch):
     inputs, samples = prepared(wrapper, batch())
     with wrapper.tap.watch(wrapper.student) as calls:
         wrapper.student.loss(inputs, samples)
-    features = wrapper.teacher.features(inputs, samples)
+    teacher = wrapper.teacher.batch(inputs, samples)
     sizes = []
     resize = torch.nn.functional.interpolate
 
@@ -277,8 +277,7 @@ def test_nothing_is_resized_to_the_picture(make, monkeypatch):
         return resize(*args, **kwargs)
 
     monkeypatch.setattr('torch.nn.functional.interpolate', watched)
-    pairs = wrapper.tap.pairs(calls, wrapper.student, wrapper.teacher.model,
-                              features)
+    pairs = wrapper.tap.pairs(calls, wrapper.student, teacher)
     # The teacher's own head resizes its levels to 16, the tap to 8.
     assert sizes and max(sizes) == 16 < inputs.shape[-1]
     assert pairs[0].teacher.shape[-1] == 8

@@ -4,8 +4,9 @@ import copy
 import pytest
 import torch
 import torch.nn.functional as F
+from mmcv.ops import point_sample
 
-from mmdist.models.taps import PixelTap, build_tap
+from mmdist.models.taps import PixelTap, TeacherBatch, build_tap
 from tests.segmentors import (IGNORED, NUM_CLASSES, SEGMENTORS, batch, build,
                               prepared, segmentor)
 
@@ -26,9 +27,8 @@ def watched_pairs(student, teacher, data=None, **options):
     torch.manual_seed(5)  # dropout
     with tap.watch(student) as calls:
         student.loss(inputs, copy.deepcopy(samples))
-    with torch.no_grad():
-        features = teacher.extract_feat(inputs)
-    return tap.pairs(calls, student, teacher, features), inputs, samples
+    return tap.pairs(calls, student, TeacherBatch(teacher, inputs,
+                                                  samples)), inputs, samples
 
 
 @torch.no_grad()
@@ -47,7 +47,8 @@ def test_pairs_of_every_kind_of_head(name):
     for pair in pairs:
         assert pair.student.shape == pair.teacher.shape
         assert pair.student.shape[:2] == (2, NUM_CLASSES)
-        assert pair.student.shape[2] < inputs.shape[2]
+        # pixels of a smaller grid, or PointRend's points
+        assert pair.student[0, 0].numel() < inputs[0, 0].numel()
         assert pair.student.requires_grad and not pair.teacher.requires_grad
         assert pair.student_activation == pair.teacher_activation == 'softmax'
 
@@ -280,6 +281,83 @@ def test_a_sigmoid_head_says_so():
     tap.connect(student, build(one, seed=1))
     assert isinstance(tap, PixelTap)
     assert tap.describe(student, student).startswith('pixels x 1 (sigmoid)')
+
+
+@torch.no_grad()
+def point_logits(model, inputs, points):
+    """What PointRend's own prediction computes at given points."""
+    fine, coarse = model.extract_feat(inputs), None
+    first, head = model.decode_head
+    coarse = first(fine)
+    where = dict(align_corners=head.align_corners)
+    return head(
+        point_sample(fine[0], points, **where),
+        point_sample(coarse, points, **where))
+
+
+def test_points_are_the_students():
+    """PointRend's teacher is asked about the points that the student drew."""
+    student, teacher = models('pointrend', 'pointrend')
+    pairs, inputs, _ = watched_pairs(student, teacher)
+    torch.manual_seed(0)
+    points = []
+    draw = student.decode_head[1].get_points_train
+    student.decode_head[1].get_points_train = lambda *args, **kwargs: (
+        points.append(draw(*args, **kwargs)) or points[-1])
+    tap = build_tap(student)
+    tap.connect(student, teacher)
+    with tap.watch(student) as calls:
+        student.loss(inputs, prepared(student, batch())[1])
+    pair = tap.pairs(calls, student, TeacherBatch(teacher, inputs, []))[1]
+    assert len(pairs) == 2 and pair.student.shape == (2, NUM_CLASSES, 64)
+    torch.testing.assert_close(pair.teacher,
+                               point_logits(teacher, inputs, points[0]))
+
+
+def test_a_teacher_without_points_is_looked_up_at_them():
+    """Bilinearly, in its map of logits."""
+    student, teacher = models('pointrend', 'segformer')
+    tap = build_tap(student)
+    tap.connect(student, teacher)
+    inputs, samples = prepared(student, batch())
+    with tap.watch(student) as calls:
+        student.loss(inputs, samples)
+    pair = tap.pairs(calls, student, TeacherBatch(teacher, inputs, samples))[1]
+    with torch.no_grad():
+        maps = teacher.decode_head(teacher.extract_feat(inputs))
+    # grid_sample's coordinates go from -1 to 1.
+    grid = calls[1].arguments['points'][:, None] * 2 - 1
+    expected = torch.nn.functional.grid_sample(maps, grid)[:, :, 0]
+    torch.testing.assert_close(pair.teacher, expected)
+    assert 'decode_head.1 <- decode_head' in tap.describe(student, teacher)
+
+
+def test_a_teacher_with_points_gives_its_map_to_other_students():
+    """Its point head has no map; the head before it has."""
+    student, teacher = models('segformer', 'pointrend')
+    tap = build_tap(student)
+    tap.connect(student, teacher)
+    assert 'decode_head <- decode_head.0' in tap.describe(student, teacher)
+
+
+@pytest.mark.parametrize('class_map', [[3, 0], [1, 2]])
+def test_classes_of_the_teacher_are_chosen_and_renormalised(class_map):
+    """Two of its four classes, in the student's order."""
+    student = build(segmentor('segformer', num_classes=2)).train()
+    teacher = build(segmentor('segformer'), seed=1).eval()
+    tap = build_tap(student)
+    tap.connect(student, teacher, class_map)
+    inputs, samples = prepared(student, batch())
+    for sample in samples:
+        sample.gt_sem_seg.data %= 2
+    with tap.watch(student) as calls:
+        student.loss(inputs, samples)
+    pair = tap.pairs(calls, student, TeacherBatch(teacher, inputs, samples))[0]
+    with torch.no_grad():
+        maps = teacher.decode_head(teacher.extract_feat(inputs)).softmax(1)
+    chosen = torch.stack([maps[:, i] for i in class_map], dim=1)
+    torch.testing.assert_close(
+        pair.teacher.softmax(1), chosen / chosen.sum(1, keepdim=True))
 
 
 def test_losses_of_the_tapped_heads_are_of_classification():

@@ -7,7 +7,7 @@ import torch
 from mmdet.structures.bbox import bbox2roi
 
 from mmdist.models.losses import DISTLoss
-from mmdist.models.taps import build_tap
+from mmdist.models.taps import TeacherBatch, build_tap
 from tests.helpers import (NUM_CLASSES, TWO_STAGE, batch, build,
                            build_distiller, detector, pearson_dist, prepared,
                            save_teacher)
@@ -28,9 +28,8 @@ def watched_pairs(student, teacher, inputs, samples):
     torch.manual_seed(5)
     with tap.watch(student) as calls:
         losses = student.loss(inputs, copy.deepcopy(samples))
-    with torch.no_grad():
-        features = teacher.extract_feat(inputs)
-    return tap.pairs(calls, student, teacher, features), losses
+    return tap.pairs(calls, student, TeacherBatch(teacher, inputs,
+                                                  samples)), losses
 
 
 def as_list(modules):
@@ -182,14 +181,14 @@ def test_a_sigmoid_box_head_pairs_with_a_softmax_one():
     assert pair.teacher_activation == 'softmax'
 
 
-def test_differing_columns_are_refused():
+@pytest.mark.parametrize('side', ['student', 'teacher'])
+def test_columns_that_are_no_classes_are_refused(side):
     """A head of the user's may count its columns otherwise."""
-    student, teacher = models('faster', 'faster')
-    teacher.roi_head.bbox_head.fc_cls = torch.nn.Linear(32, NUM_CLASSES + 2)
+    pair = dict(zip(('student', 'teacher'), models('faster', 'faster')))
+    pair[side].roi_head.bbox_head.fc_cls = torch.nn.Linear(32, NUM_CLASSES + 2)
     with pytest.raises(
-            ValueError, match='with 5 numbers but model.student '
-            'with 4'):
-        build_tap(student).connect(student, teacher)
+            ValueError, match=f'model.{side} scores a RoI with 5 numbers'):
+        build_tap(pair['student']).connect(**pair)
 
 
 def test_a_dense_teacher_is_refused():
@@ -202,41 +201,79 @@ def test_a_dense_teacher_is_refused():
         build_tap(student).connect(student, teacher)
 
 
-@pytest.mark.parametrize('side', ['student', 'teacher'])
-def test_two_distributions_in_one_table_are_refused(side):
-    """Seesaw's logits hold an objectness beside the classes."""
-    seesaw = detector(
+def seesaw():
+    """A detector whose loss splits its logits into classes and objectness."""
+    return detector(
         'faster',
         roi_head=dict(
             bbox_head=dict(
                 loss_cls=dict(type='SeesawLoss', num_classes=NUM_CLASSES))))
-    sides = dict(student=detector('faster'), teacher=detector('faster'))
-    sides[side] = seesaw
-    student, teacher = (build(sides[s]) for s in ('student', 'teacher'))
-    with pytest.raises(ValueError, match=f'model.{side} .*SeesawLoss'):
-        build_tap(student).connect(student, teacher)
 
 
-def test_a_teacher_with_a_semantic_branch_is_refused():
-    """HTC scores RoIs with more than the neck's outputs."""
-    teacher = build(detector('cascade'))
-    htc = type('HTC', (type(teacher.roi_head), ), {})
-    teacher.roi_head.__class__ = htc
-    htc.with_semantic = True
-    htc._bbox_forward = lambda self, stage, x, rois, semantic_feat=None: None
-    student = build(detector('faster'))
-    with pytest.raises(ValueError, match='with its semantic branch'):
-        build_tap(student).connect(student, teacher)
+@pytest.mark.parametrize('own', [seesaw, lambda: detector('faster')])
+def test_the_two_distributions_of_seesaw_become_one(own):
+    """Softmax over classes times objectness, and its complement."""
+    student = build(own()).train()
+    teacher = build(seesaw(), seed=1).eval()
+    inputs, samples = prepared(student, batch())
+    rois = sampled_rois(copy.deepcopy(student), inputs, samples)
+    pair = watched_pairs(student, teacher, inputs, samples)[0][0]
+    raw = scores(teacher, 0, inputs, rois[0]).double()
+    classes, objectness = raw.split([NUM_CLASSES, 2], dim=1)
+    objectness = objectness.softmax(1)
+    expected = torch.cat(
+        [classes.softmax(1) * objectness[:, :1], objectness[:, 1:]], 1)
+    torch.testing.assert_close(
+        pair.teacher.softmax(1).double(), expected, rtol=1e-5, atol=1e-6)
+    assert pair.student.shape == pair.teacher.shape
 
 
-def test_a_student_that_multiplies_its_pictures_is_refused():
-    """RoIs of pictures that the teacher has no features of (TridentNet)."""
+def test_what_else_a_teacher_scores_rois_with_is_computed():
+    """As HTC's semantic branch, which its RoI head runs when it predicts."""
+    student, teacher = models('faster', 'faster')
+    plain = copy.deepcopy(teacher)
+    roi_head = teacher.roi_head
+
+    class WithSemantics(type(roi_head)):
+
+        def _bbox_forward(self, x, rois, semantic_feat):
+            return super()._bbox_forward(
+                [level + semantic_feat for level in x], rois)
+
+        def predict_bbox(self, x, metas, proposals, *args, **kwargs):
+            assert [len(p) > 0 for p in proposals] == [True, True]
+            self._bbox_forward(x, bbox2roi([p.bboxes for p in proposals]), 2.)
+
+    roi_head.__class__ = WithSemantics
+    inputs, samples = prepared(student, batch())
+    rois = sampled_rois(copy.deepcopy(student), inputs, samples)
+    pair = watched_pairs(student, teacher, inputs, samples)[0][0]
+    extract = plain.extract_feat
+    plain.extract_feat = lambda images: [x + 2 for x in extract(images)]
+    assert torch.equal(pair.teacher, scores(plain, 0, inputs, rois[0]))
+
+
+def test_rois_of_multiplied_pictures_are_those_of_the_originals():
+    """TridentNet puts copies of its pictures behind them."""
     student, teacher = models('faster', 'faster')
     inputs, samples = prepared(student, batch())
     tap = build_tap(student)
     tap.connect(student, teacher)
     with tap.watch(student) as calls:
         student.loss(inputs, copy.deepcopy(samples))
-    features = teacher.extract_feat(inputs[:1])
-    with pytest.raises(ValueError, match='2 pictures but .* features of 1'):
-        tap.pairs(calls, student, teacher, features)
+    rois = calls[0].arguments['rois']
+    pairs = [tap.pairs(calls, student, TeacherBatch(teacher, inputs, samples))]
+    calls[0].arguments['rois'] = rois + torch.tensor([4., 0, 0, 0, 0])
+    pairs += [
+        tap.pairs(calls, student, TeacherBatch(teacher, inputs, samples))
+    ]
+    assert torch.equal(pairs[0][0].teacher, pairs[1][0].teacher)
+
+
+def test_pisa_is_read_though_it_has_a_loss_of_its_own():
+    """It calls the box head's loss directly."""
+    student = build(detector('pisa')).train()
+    teacher = build(detector('faster'), seed=1).eval()
+    inputs, samples = prepared(student, batch())
+    pairs, _ = watched_pairs(student, teacher, inputs, samples)
+    assert [pair.student.shape[1] for pair in pairs] == [NUM_CLASSES + 1]

@@ -1,0 +1,100 @@
+"""Whose class is whose: names and maps of student and teacher."""
+from typing import Any, List, Optional, Sequence
+
+Names = Optional[Sequence[str]]
+FIELD = 'model.teacher.class_map'
+
+
+def check_class_names(teacher: Names, student: Names) -> None:
+    """Make sure that both predict the same classes in one order.
+
+    Args:
+        teacher (Sequence[str], optional): The teacher's; None if unknown.
+        student (Sequence[str], optional): Those of the training set.
+
+    Raises:
+        ValueError: If both are known and differ; names the first that does.
+    """
+    if not teacher or not student:
+        return
+    spelt_t, spelt_s = spelt_alike(teacher), spelt_alike(student)
+    if spelt_t == spelt_s:
+        return
+    label = next(
+        (i for i, (t, s) in enumerate(zip(spelt_t, spelt_s)) if t != s),
+        min(len(teacher), len(student)))
+    names = [
+        repr(classes[label]) if label < len(classes) else 'nothing'
+        for classes in (teacher, student)
+    ]
+    raise ValueError(
+        'the classes of model.teacher and of train_dataloader.dataset differ: '
+        f'label {label} is {names[0]} for the teacher and {names[1]} in the '
+        "data; choose a teacher of the data's classes in their order, or set "
+        f"{FIELD}='names'")
+
+
+def class_map_of(spec: Any, teacher: Names, student: Names) -> List[int]:
+    """The teacher's class for each class of the student.
+
+    Args:
+        spec (str | Sequence): 'names', which looks the student's names up
+            among the teacher's, or a list of the teacher's classes, as names
+            or labels.
+        teacher (Sequence[str], optional): The teacher's names.
+        student (Sequence[str], optional): Those of the training set.
+
+    Returns:
+        list[int]: The teacher's labels in the order of the student's.
+
+    Raises:
+        ValueError: If the map is impossible; names what does not match.
+    """
+    if spec == 'names':
+        if not student:
+            raise ValueError(
+                f"{FIELD}='names' needs the classes of the training set; give "
+                'train_dataloader.dataset a metainfo with `classes`, or list '
+                "the teacher's classes instead")
+        spec = student
+    elif not isinstance(spec, (list, tuple)) or not spec:
+        raise ValueError(f"{FIELD} must be 'names' or a list of the teacher's "
+                         f'classes, as names or labels, but is {spec!r}')
+    labels = [
+        _label(item, teacher) if isinstance(item, str) else item
+        for item in spec
+    ]
+    missing = [repr(name) for name, i in zip(spec, labels) if i is None]
+    if missing:
+        raise ValueError(
+            f'{FIELD}: model.teacher has no class {", ".join(missing)}; it '
+            f'has {", ".join(map(repr, teacher or ()))}')
+    return _checked(labels)
+
+
+def _label(name: str, teacher: Names) -> Optional[int]:
+    if not teacher:
+        raise ValueError(
+            f'{FIELD} has the name {name!r}, but neither the checkpoint nor '
+            "the config of model.teacher says the teacher's names; list "
+            'labels instead')
+    spelt = spelt_alike(teacher)
+    wanted = spelt_alike([name])[0]
+    return spelt.index(wanted) if wanted in spelt else None
+
+
+def _checked(labels: Sequence[Any]) -> List[int]:
+    for label in labels:
+        if isinstance(label, bool) or not isinstance(label, int) or label < 0:
+            raise ValueError(f'{FIELD} has {label!r}, which is neither a name '
+                             'nor a label (0, 1, …)')
+    if len(set(labels)) < len(labels):
+        twice = next(i for i in labels if list(labels).count(i) > 1)
+        raise ValueError(f'{FIELD} has the class {twice} of the teacher more '
+                         'than once')
+    return list(labels)
+
+
+def spelt_alike(classes: Sequence[str]) -> List[str]:
+    """'Traffic_light', as MMDetection 1 wrote, is 'traffic light'."""
+    return [name.casefold().replace('_', ' ') for name in classes]

@@ -1,0 +1,299 @@
+"""Query heads: a row is a query of the student and the teacher's match."""
+from abc import abstractmethod
+from typing import Any, List, NamedTuple, Optional, Sequence, Tuple
+
+import torch
+from torch import Tensor, nn
+
+from .base import (BoxLogits, Call, LogitPair, LogitTap, activation_of,
+                   check_classes)
+from .columns import Columns, as_columns_of, class_probabilities
+from .teacher_batch import TeacherBatch
+
+# Weights of the costs of a match, those of Deformable DETR and Mask2Former.
+CLASS_COST, L1_COST, GIOU_COST, DICE_COST = 2., 5., 2., 5.
+LEAST_LOGIT = -50.  # of a text token that a picture's caption does not have
+
+
+class Queries(NamedTuple):
+    """What a model predicts for its queries, in its last decoder layer.
+
+    Attributes:
+        logits (Tensor): Class logits, ``(N, Q, C)``.
+        boxes (Tensor, optional): ``(N, Q, 4)``, (cx, cy, w, h) as parts of
+            the picture.
+        masks (Tensor, optional): Mask logits, ``(N, Q, H, W)``.
+    """
+    logits: Tensor
+    boxes: Optional[Tensor] = None
+    masks: Optional[Tensor] = None
+
+
+class QueryTap(LogitTap):
+    """Heads that classify queries, which have no order.
+
+    The student's queries are matched one to one with the teacher's by the
+    assignment of the least cost, on class probabilities and on boxes (or
+    masks) of the last decoder layer; with other numbers of queries the rest
+    has no pair. Only the last layer is distilled, and denoising queries are
+    left out.
+    """
+    instances = 'queries'
+
+    def __init__(self, student: nn.Module) -> None:
+        super().__init__(student)
+        self.teacher_kind = type(self)
+
+    def connect(self,
+                student: nn.Module,
+                teacher: nn.Module,
+                class_map: Optional[List[int]] = None) -> None:
+        """As of every tap; any kind of queries may learn from any other."""
+        self.teacher_kind = next(
+            (kind for kind in KINDS if kind.find(teacher)), type(self))
+        super().connect(student, teacher, class_map)
+
+    def _find_teacher(self, teacher: nn.Module) -> List[str]:
+        return self.teacher_kind.find(teacher)
+
+    def check_pairable(self, student: nn.Module, teacher: nn.Module) -> None:
+        """Student and teacher must agree on classes."""
+        check_classes(
+            student.get_submodule(self.heads[-1]),
+            teacher.get_submodule(self.teacher_heads[-1]), self.class_map)
+
+    @abstractmethod
+    def queries_of(self, call: Call) -> Queries:
+        """The student's queries."""
+
+    @staticmethod
+    @abstractmethod
+    def ask(teacher: TeacherBatch, head: str, call: Call) -> Queries:
+        """The teacher's queries.
+
+        Args:
+            teacher (TeacherBatch): The batch.
+            head (str): The last of the teacher's heads.
+            call (Call): The student's.
+        """
+
+    def decides(self, call: Call) -> bool:
+        """Whether a call is of the last head."""
+        return call.path == self.heads[-1]
+
+    def pairs(self, calls: List[Call], student: nn.Module,
+              teacher: TeacherBatch) -> List[LogitPair]:
+        """One pair of ``(matches, C)`` logits a call of the last head."""
+        return [
+            self._pair(call, student, teacher) for call in calls
+            if self.decides(call)
+        ]
+
+    def own_boxes(self, call: Call, head: nn.Module, num_boxes: int,
+                  teacher: TeacherBatch) -> BoxLogits:
+        """The boxes of all queries."""
+        from mmdet.structures.bbox import bbox_cxcywh_to_xyxy
+        queries = self.queries_of(call)
+        sizes = teacher.picture_sizes()[:, None]
+        boxes = bbox_cxcywh_to_xyxy(queries.boxes.detach()) * sizes
+        return BoxLogits(
+            list(boxes), list(queries.logits), _columns(head, queries))
+
+    @classmethod
+    def answer_boxes(
+        cls, teacher: TeacherBatch, heads: List[str], own: BoxLogits,
+        call: Call, class_map: Optional[List[int]]
+    ) -> Tuple[List[Tensor], List[Tensor], Columns]:
+        """A query a box, by the cheapest assignment; some may go without."""
+        from mmdet.structures.bbox import bbox_xyxy_to_cxcywh
+        queries = cls.ask(teacher, heads[-1], call)
+        columns = _columns(teacher.model.get_submodule(heads[-1]), queries)
+        kept, logits = [], []
+        for i, size in enumerate(teacher.picture_sizes()):
+            theirs = Queries(queries.logits[i:i + 1], queries.boxes[i:i + 1])
+            boxes = bbox_xyxy_to_cxcywh(own.boxes[i] / size)
+            ours = Queries(own.logits[i][None], boxes[None])
+            (match_s, match_t), = match_queries(ours, own.columns, theirs,
+                                                columns, class_map)
+            kept.append(match_s)
+            logits.append(queries.logits[i][match_t])
+        return kept, logits, columns
+
+    def _pair(self, call: Call, student: nn.Module,
+              teacher: TeacherBatch) -> LogitPair:
+        twin = self.teacher_heads[-1]
+        queries_s = self.queries_of(call)
+        queries_t = self.teacher_kind.ask(teacher, twin, call)
+        columns_s = _columns(student.get_submodule(call.path), queries_s)
+        columns_t = _columns(teacher.model.get_submodule(twin), queries_t)
+        matches = match_queries(queries_s, columns_s, queries_t, columns_t,
+                                self.class_map)
+        rows_s, rows_t = (torch.cat([
+            logits[index] for logits, index in zip(queries.logits, indices)
+        ]) for queries, indices in zip((queries_s, queries_t), zip(*matches)))
+        rows_s, rows_t = _without_padding(rows_s, rows_t)
+        rows_t, activation_t = as_columns_of(columns_s, columns_t, rows_t,
+                                             self.class_map)
+        return LogitPair(
+            student=rows_s,
+            teacher=rows_t,
+            student_activation=columns_s.activation,
+            teacher_activation=activation_t,
+            name='queries')
+
+    def describe(self, student: nn.Module, teacher: nn.Module) -> str:
+        """E.g. ``queries x 80 classes (sigmoid), bbox_head <- bbox_head``."""
+        head = student.get_submodule(self.heads[-1])
+        return (f'queries x {head.num_classes} classes '
+                f'({activation_of(head)}), {self.heads[-1]} <- '
+                f'{self.teacher_heads[-1]}')
+
+
+class TransformerTap(QueryTap):
+    """Heads of DETR and of MaskFormer, their descendants and SAN."""
+    method = 'loss_by_feat'
+    class_arguments = ('all_layers_cls_scores', 'all_cls_scores')
+
+    def queries_of(self, call: Call) -> Queries:
+        """Those of the last layer that take part in the final prediction."""
+        scores, places = list(call.arguments.values())[:2]
+        meta = call.arguments.get('dn_meta') or {}
+        # Denoising queries stand first, DDQ's dense ones last.
+        first = meta.get('num_denoising_queries', 0)
+        last = scores[-1].shape[1] - meta.get('num_dense_queries', 0)
+        return _queries(scores[-1][:, first:last], places[-1][:, first:last])
+
+    @staticmethod
+    def ask(teacher: TeacherBatch, head: str, call: Call) -> Queries:
+        """The last layer of what the teacher's head returns."""
+        outputs = teacher.head_outputs([head])[head]
+        # SAN returns its masks first.
+        scores, places = sorted((o[-1] for o in outputs[:2]), key=Tensor.dim)
+        return _queries(scores, places)
+
+
+class ProposalTap(QueryTap):
+    """Heads that refine learnt proposals (Sparse R-CNN, QueryInst)."""
+    method = 'loss_and_target'
+    class_arguments = ('cls_score', )
+    needs = ('imgs_whwh', )
+
+    def queries_of(self, call: Call) -> Queries:
+        """Those of the last stage."""
+        size = call.arguments['imgs_whwh']
+        return _refined(call.arguments['cls_score'],
+                        call.arguments['bbox_pred'], size)
+
+    @staticmethod
+    def ask(teacher: TeacherBatch, head: str, call: Call) -> Queries:
+        """What the last stage returns while the teacher predicts."""
+        roi_head, _, last = head.partition('.bbox_head.')
+        results = teacher.result_of(
+            roi_head, '_bbox_forward',
+            lambda arguments: arguments['stage'] == int(last))
+        sizes = teacher.picture_sizes()
+        return _refined(results['cls_score'], results['decoded_bboxes'], sizes)
+
+
+KINDS: Sequence[Any] = (TransformerTap, ProposalTap)
+
+
+def _queries(scores: Tensor, places: Tensor) -> Queries:
+    if places.dim() == 4:
+        return Queries(scores, masks=places)
+    return Queries(scores, boxes=places)
+
+
+def _refined(scores: Tensor, corners: Tensor, size: Tensor) -> Queries:
+    """Queries with boxes in pixels, of pictures of (w, h, w, h)."""
+    corners = corners.view(len(size), -1, 4) / size.view(len(size), -1, 4)
+    left_top, right_bottom = corners.split(2, dim=-1)
+    boxes = torch.cat([(left_top + right_bottom) / 2, right_bottom - left_top],
+                      dim=-1)
+    return Queries(scores.view(*boxes.shape[:2], -1), boxes=boxes)
+
+
+def _columns(head: nn.Module, queries: Queries) -> Columns:
+    activation = activation_of(head)
+    number = queries.logits.shape[-1]
+    if activation == 'sigmoid':  # the tokens of a text, or the classes
+        return Columns(number, activation, False)
+    return Columns(head.num_classes, activation, number > head.num_classes)
+
+
+@torch.no_grad()
+def match_queries(
+        student: Queries,
+        columns_s: Columns,
+        teacher: Queries,
+        columns_t: Columns,
+        class_map: Optional[List[int]] = None) -> List[Tuple[Tensor, Tensor]]:
+    """Match the queries of each picture one to one.
+
+    Args:
+        student (Queries): The student's.
+        columns_s (Columns): Of the student's logits.
+        teacher (Queries): The teacher's.
+        columns_t (Columns): Of the teacher's logits.
+        class_map (list[int], optional): The teacher's class for each of the
+            student's.
+
+    Returns:
+        list[tuple[Tensor, Tensor]]: For each picture the indices of matched
+        queries of the student and of the teacher, int64.
+    """
+    from scipy.optimize import linear_sum_assignment
+    matches = []
+    for i in range(len(student.logits)):
+        p_s = class_probabilities(student.logits[i], columns_s)
+        p_t = class_probabilities(teacher.logits[i], columns_t)
+        if class_map is not None:
+            p_t = p_t[:, class_map]
+        # half the absolute difference
+        cost = CLASS_COST * torch.cdist(p_s, p_t, p=1) / 2
+        if student.boxes is not None and teacher.boxes is not None:
+            cost = cost + _box_cost(student.boxes[i], teacher.boxes[i])
+        if student.masks is not None and teacher.masks is not None:
+            cost = cost + _mask_cost(student.masks[i], teacher.masks[i])
+        # Predictions that overflowed match nothing in particular.
+        indices = linear_sum_assignment(cost.nan_to_num(1e6, 1e6).cpu())
+        matches.append(
+            tuple(torch.as_tensor(i, device=cost.device) for i in indices))
+    return matches
+
+
+def _box_cost(student: Tensor, teacher: Tensor) -> Tensor:
+    """L1 and GIoU of boxes (cx, cy, w, h), ``(S, T)``."""
+    from mmdet.structures.bbox import bbox_cxcywh_to_xyxy, bbox_overlaps
+    student, teacher = student.float(), teacher.float()
+    overlaps = bbox_overlaps(
+        bbox_cxcywh_to_xyxy(student), bbox_cxcywh_to_xyxy(teacher), 'giou')
+    return (L1_COST * torch.cdist(student, teacher, p=1) + GIOU_COST *
+            (1 - overlaps))
+
+
+def _mask_cost(student: Tensor, teacher: Tensor) -> Tensor:
+    """Dice distance of mask logits, at the smaller side's size, ``(S, T)``."""
+    size = min(student.shape[-2:], teacher.shape[-2:])
+    a, b = (
+        nn.functional.interpolate(
+            masks[None].float(), size, mode='bilinear',
+            align_corners=False)[0].sigmoid().flatten(1)
+        for masks in (student, teacher))
+    squares = a.square().sum(1)[:, None] + b.square().sum(1)
+    return DICE_COST * (1 - 2 * a @ b.T / squares.clamp(min=1e-6))
+
+
+def _without_padding(rows_s: Tensor, rows_t: Tensor) -> Tuple[Tensor, Tensor]:
+    """Leave out the text tokens that no caption of the batch has.
+
+    Their logits are minus infinity; so are those of tokens that some captions
+    have, in the others' rows, where they become a low number.
+    """
+    if rows_s.isfinite().all() and rows_t.isfinite().all():
+        return rows_s, rows_t
+    kept = rows_s.isfinite().any(0)
+    if rows_t.shape[-1] == len(kept):
+        kept = kept & rows_t.isfinite().any(0)
+        rows_t = rows_t[:, kept].clamp(min=LEAST_LOGIT)
+    return rows_s[:, kept].clamp(min=LEAST_LOGIT), rows_t

@@ -1,0 +1,282 @@
+"""One batch, as the teacher sees it: what the taps may ask."""
+import inspect
+from contextlib import ExitStack, contextmanager
+from functools import partial
+from typing import (Any, Callable, Collection, Dict, Iterator, List, Optional,
+                    Sequence)
+
+import torch
+from mmengine.structures import BaseDataElement
+from torch import Tensor, nn
+
+Shapes = Optional[List[Optional[Sequence[int]]]]
+
+
+@contextmanager
+def replaced(owner: Any, method: str, function: Callable) -> Iterator[None]:
+    """Replace a method of one object, then restore the object."""
+    # Heads are modules: their __setattr__ would do, but an entry that was in
+    # the instance's __dict__ before must come back as it was.
+    before = owner.__dict__.get(method)
+    owner.__dict__[method] = function
+    try:
+        yield
+    finally:
+        if before is None:
+            del owner.__dict__[method]
+        else:
+            owner.__dict__[method] = before
+
+
+def owner_of(model: nn.Module, path: str) -> Optional[str]:
+    """The innermost model around a head that computes its features.
+
+    Args:
+        model (nn.Module): The whole model.
+        path (str): Path of the head.
+
+    Returns:
+        str | None: Its path, '' for the whole model, or None.
+    """
+    parts = path.split('.')
+    for end in range(len(parts) - 1, -1, -1):
+        owner = '.'.join(parts[:end])
+        if hasattr(model.get_submodule(owner), 'extract_feat'):
+            return owner
+    return None
+
+
+class _Answered(Exception):
+    """Ends a model's method as soon as what was asked for is known."""
+
+
+class TeacherBatch:
+    """Answers what the taps ask the teacher about one batch.
+
+    The teacher neither proposes nor samples nor computes a loss: its heads
+    run their ``forward`` and no more. Whatever was computed is kept for the
+    next question about the same pictures.
+
+    Args:
+        model (nn.Module): The teacher, in eval mode.
+        inputs (Tensor | dict): What the student's ``loss`` gets.
+        samples (Sequence | dict): The data samples that go with them.
+        renormalise (Callable, optional): Takes pictures, and their sizes
+            without padding, to the teacher's normalisation.
+    """
+
+    def __init__(self,
+                 model: nn.Module,
+                 inputs: Any,
+                 samples: Any,
+                 renormalise: Callable = lambda images, shapes: images):
+        self.model = model
+        self._inputs, self._samples = inputs, samples
+        self._renormalise = renormalise
+        # By identity; the pictures are kept, so that no other takes the id.
+        self._shown: Dict[int, Sequence[Tensor]] = {}
+        self._extracted: Dict[Any, Sequence[Any]] = {}
+        self._outputs: Dict[str, Any] = {}
+
+    def show(self, images: Any) -> Any:
+        """Pictures of the student's in the teacher's normalisation."""
+        if isinstance(images, dict):
+            return {name: self.show(batch) for name, batch in images.items()}
+        if id(images) not in self._shown:
+            shapes = _shapes(self._samples, len(images))
+            self._shown[id(images)] = (images,
+                                       self._renormalise(images, shapes))
+        return self._shown[id(images)][1]
+
+    @torch.no_grad()
+    def features(self, images: Tensor, owner: str = '') -> Any:
+        """The features of pictures, by the teacher or a model within it.
+
+        Args:
+            images (Tensor): ``(N, 3, H, W)``, normalised for the student.
+            owner (str): Path of the model whose ``extract_feat`` is asked.
+
+        Returns:
+            tuple[Tensor]: What ``extract_feat`` returns.
+        """
+        extract = self.model.get_submodule(owner).extract_feat
+        return self._extract_once(owner, extract, self.show(images))
+
+    def all_features(self) -> Any:
+        """The features of the whole batch."""
+        return self.features(self._inputs)
+
+    def _extract_once(self, owner: str, extract: Callable,
+                      shown: Tensor) -> Any:
+        key = owner, id(shown)
+        if key not in self._extracted:
+            self._extracted[key] = shown, extract(shown)
+        return self._extracted[key][1]
+
+    @contextmanager
+    def _keeping_features(self, paths: Collection[str]) -> Iterator[None]:
+        """Let the models around some heads use features that are known."""
+        with ExitStack() as stack:
+            for owner in {owner_of(self.model, path) for path in paths}:
+                if owner is not None:
+                    module = self.model.get_submodule(owner)
+                    extract = partial(self._extract_once, owner,
+                                      module.extract_feat)
+                    stack.enter_context(
+                        replaced(module, 'extract_feat', extract))
+            yield
+
+    @torch.no_grad()
+    def head_outputs(self,
+                     paths: Collection[str],
+                     as_in_training: bool = False) -> Dict[str, Any]:
+        """What heads of the teacher return for the whole batch.
+
+        The teacher begins to compute its loss as the student does, so that
+        whatever stands between features and head runs as it should; but its
+        heads run their ``forward`` only, and the last ends the call.
+
+        Args:
+            paths (Collection[str]): The heads.
+            as_in_training (bool): Let the heads return what they return in
+                training; their layers stay in eval mode.
+
+        Returns:
+            dict[str, Any]: What ``forward`` of each head returns.
+        """
+        waiting = {path for path in paths if path not in self._outputs}
+        if waiting:
+            with ExitStack() as stack:
+                stack.enter_context(self._keeping_features(paths))
+                for path, head in self.model.named_modules():
+                    if hasattr(head, 'loss_by_feat'):
+                        stack.enter_context(
+                            replaced(
+                                head, 'loss',
+                                self._answer(path, head, waiting,
+                                             as_in_training)))
+                self._until_answered(self.model.loss, self.show(self._inputs),
+                                     _copies(self._samples))
+        if waiting:
+            raise RuntimeError(
+                'model.teacher.config is a '
+                f'{type(self.model).__name__} whose {", ".join(waiting)} was '
+                'not asked for its loss: nothing can be learnt from it')
+        return {path: self._outputs[path] for path in paths}
+
+    def _answer(self, path: str, head: nn.Module, waiting: set,
+                as_in_training: bool) -> Callable:
+        """What stands for the ``loss`` of a head."""
+        signature = inspect.signature(head.loss)
+
+        def answer(*args, **kwargs):
+            if path in waiting:
+                given = signature.bind_partial(*args, **kwargs).arguments
+                head.training = as_in_training
+                try:
+                    self._outputs[path] = head(
+                        **_forward_arguments(head, given))
+                finally:
+                    head.training = False
+                waiting.discard(path)
+                if not waiting:
+                    raise _Answered
+            return {}
+
+        return answer
+
+    @torch.no_grad()
+    def arguments_of(self, path: str, method: str, run: Callable, *args:
+                     Any) -> Optional[Dict[str, Any]]:
+        """The arguments of the first call of a method, which is not carried
+        out, while something runs; None if there is no such call."""
+        module = self.model.get_submodule(path)
+        signature = inspect.signature(getattr(module, method))
+        found: List[Dict[str, Any]] = []
+
+        def note(*args, **kwargs):
+            found.append(dict(signature.bind(*args, **kwargs).arguments))
+            raise _Answered
+
+        with replaced(module, method, note):
+            self._until_answered(run, *args)
+        return found[0] if found else None
+
+    @torch.no_grad()
+    def result_of(self, path: str, method: str, is_last: Callable) -> Any:
+        """What a method returns in the call that is the last, while the model
+        around it predicts the batch.
+
+        Args:
+            path (str): The module.
+            method (str): Its method.
+            is_last (Callable): Gets the arguments of a call by name.
+        """
+        module = self.model.get_submodule(path)
+        original = getattr(module, method)
+        signature = inspect.signature(original)
+        results = []
+
+        def note(*args, **kwargs):
+            results.append(original(*args, **kwargs))
+            if is_last(signature.bind(*args, **kwargs).arguments):
+                raise _Answered
+            return results[-1]
+
+        owner = self.model.get_submodule(owner_of(self.model, path) or '')
+        with replaced(module, method, note), self._keeping_features([path]):
+            self._until_answered(owner.predict, self.show(self._inputs),
+                                 self.samples)
+        return results[-1]
+
+    def picture_sizes(self) -> Tensor:
+        """``(w, h, w, h)`` of each picture without its padding, ``(N, 4)``."""
+        shapes = [sample.metainfo['img_shape'] for sample in self._samples]
+        return self._inputs.new_tensor([[w, h, w, h] for h, w, *_ in shapes])
+
+    @property
+    def samples(self) -> Any:
+        """Copies of the data samples, which models add predictions to."""
+        return _copies(self._samples)
+
+    @staticmethod
+    def _until_answered(run: Callable, *args: Any) -> None:
+        try:
+            run(*args)
+        except _Answered:
+            pass
+
+
+def _forward_arguments(head: nn.Module, given: Dict[str, Any]) -> dict:
+    """The arguments of a head's ``forward``, from those of its ``loss``.
+
+    The first is the first, the others are found by name among the arguments
+    or else the attributes of the head (SAN's ``deep_supervision_idxs``).
+    """
+    parameters = list(inspect.signature(head.forward).parameters.values())
+    arguments = {parameters[0].name: next(iter(given.values()))}
+    for parameter in parameters[1:]:
+        if parameter.name in given:
+            arguments[parameter.name] = given[parameter.name]
+        elif parameter.default is parameter.empty and hasattr(
+                head, parameter.name):
+            arguments[parameter.name] = getattr(head, parameter.name)
+    return arguments
+
+
+def _copies(samples: Any) -> Any:
+    """Data samples that share their content but not what is added."""
+    if isinstance(samples, dict):
+        return {name: _copies(part) for name, part in samples.items()}
+    if isinstance(samples, (list, tuple)):
+        return [_copies(sample) for sample in samples]
+    return samples.new() if isinstance(samples, BaseDataElement) else samples
+
+
+def _shapes(samples: Any, num_images: int) -> Shapes:
+    """Height and width of each picture without its padding, if known."""
+    if not isinstance(samples, (list, tuple)) or len(samples) != num_images:
+        return None
+    return [
+        getattr(sample, 'metainfo', {}).get('img_shape') for sample in samples
+    ]

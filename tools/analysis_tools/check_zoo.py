@@ -1,0 +1,347 @@
+"""Check that every family of MMDetection and MMSegmentation can be distilled.
+
+For a config of each family, a student and a teacher are built without any
+download and compute their losses on a synthetic batch, alone and in the
+wrapper.
+"""
+import argparse
+import copy
+import json
+import multiprocessing
+import os
+import random
+import sys
+import tempfile
+import time
+import traceback
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from pathlib import Path
+from typing import Any, Dict, List, Optional
+
+import numpy as np
+import torch
+from mmengine.config import Config
+from mmengine.logging import MMLogger
+from rich.progress import track
+from torch import Tensor, nn
+from zoo_models import (PACKAGES, SIZES, ZooConfig, batch_for, build,
+                        last_line, load, mim_folder, zoo_configs)
+
+PASSES, NO_CLASSES, PLAIN, FAILS = ('passes', 'no class predictions',
+                                    'plain model does not train here', 'fails')
+CHECKS = dict(
+    a='every loss_kd_* is finite and positive for a differing teacher',
+    b='its gradient reaches the tapped heads, and nothing of the teacher',
+    c='an identical student in eval mode has a KL divergence of 0',
+    d="the student's own losses equal the plain model's bit for bit",
+    e="the wrapper's weights load strictly in the plain model")
+# Of float32: sums of some million products of probabilities.
+KL_TOLERANCE = 1e-5
+WRAPPERS = dict(mmdet='DistillDetector', mmseg='DistillSegmentor')
+
+
+class PlainModelFails(Exception):
+    """The plain model does not compute a loss here."""
+
+
+def seed_everything(seed: int = 0) -> None:
+    """Seed all random number generators."""
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.manual_seed(seed)
+
+
+def losses_of(model: nn.Module, batch: Dict[str, Any]) -> Dict[str, Any]:
+    """The losses of a batch, from a seed, the batch left as it was."""
+    seed_everything()
+    data = model.data_preprocessor(copy.deepcopy(batch), True)
+    return model.loss(data['inputs'], data['data_samples'])
+
+
+def spread(losses: Dict[str, Any]) -> Dict[str, Tensor]:
+    """Losses by name, lists of levels spread into names."""
+    return {
+        f'{name}.{i}': value.detach()
+        for name, values in losses.items()
+        for i, value in enumerate(
+            values if isinstance(values, (list, tuple)) else [values])
+        if isinstance(value, Tensor)
+    }
+
+
+def plain_losses(model: nn.Module, cfg: Config, package: str,
+                 size: Optional[int]) -> Dict[str, Any]:
+    """A batch that the plain model trains on, and its losses.
+
+    Returns:
+        dict: ``batch``, ``losses`` and ``size``.
+
+    Raises:
+        PlainModelFails: With the error of the smallest pictures.
+    """
+    first = None
+    for side in [size] if size else SIZES:
+        try:
+            batch = batch_for(model, cfg, package, side)
+            losses = losses_of(copy.deepcopy(model).train(), batch)
+            return dict(batch=batch, losses=spread(losses), size=side)
+        except Exception as error:
+            first = first or error
+    raise PlainModelFails(last_line(first)) from first
+
+
+class Check:
+    """The five checks of one config.
+
+    Args:
+        config (ZooConfig): The config.
+        folder (Path): For the teacher's checkpoint.
+    """
+
+    def __init__(self, config: ZooConfig, folder: Path) -> None:
+        self.package, self.folder = config.package, folder
+        self.cfg = load(config)
+        if 'model' not in self.cfg or 'type' not in self.cfg.model:
+            raise PlainModelFails('the config has no model')
+        try:
+            self.plain = build(self.cfg.model, self.package, seed=0)
+        except Exception as error:
+            raise PlainModelFails(last_line(error)) from error
+        self.weights = copy.deepcopy(self.plain.state_dict())
+        found = plain_losses(self.plain, self.cfg, self.package, None)
+        self.batch, self.size = found['batch'], found['size']
+        self.plain_losses = found['losses']
+
+    def wrapper(self, teacher: Dict[str, Tensor], loss: str) -> nn.Module:
+        """A wrapper whose student has the plain model's weights."""
+        checkpoint = self.folder / 'teacher.pth'
+        torch.save(dict(state_dict=teacher), checkpoint)
+        wrapper = build(
+            dict(
+                type=f'mmdist.{WRAPPERS[self.package]}',
+                student=self.cfg.model,
+                teacher=dict(
+                    config=self.cfg.model, checkpoint=str(checkpoint)),
+                distill_loss=dict(type=f'mmdist.{loss}')),
+            self.package,
+            seed=0)
+        wrapper.load_state_dict(self.weights)
+        return wrapper
+
+    def run(self) -> Dict[str, Any]:
+        """Which checks pass, and what was measured."""
+        teacher = build(self.cfg.model, self.package, seed=1).state_dict()
+        wrapper = self.wrapper(teacher, 'DISTLoss').train()
+        losses = losses_of(wrapper, self.batch)
+        kd = {k: v for k, v in losses.items() if k.startswith('loss_kd')}
+        own = spread({k: v for k, v in losses.items() if k not in kd})
+        passed = dict(
+            a=all(0 < float(v) < float('inf') for v in kd.values()),
+            b=self.gradient_is_right(wrapper, kd, teacher),
+            c=self.identical_kl(wrapper),
+            d=_equal(own, self.plain_losses),
+            e=self.loads(wrapper))
+        return dict(
+            passed=passed,
+            losses={
+                k: float(v)
+                for k, v in kd.items()
+            },
+            tap=type(wrapper.tap).__name__,
+            pairs=wrapper.tap.describe(wrapper.student, wrapper.teacher.model),
+            size=self.size)
+
+    def gradient_is_right(self, wrapper: nn.Module, kd: Dict[str, Tensor],
+                          weights: Dict[str, Tensor]) -> bool:
+        """It reaches a weight of a tapped head; the teacher is untouched."""
+        sum(kd.values()).backward()
+        heads = [wrapper.student.get_submodule(p) for p in wrapper.tap.heads]
+        reached = any(p.grad is not None and p.grad.abs().max() > 0
+                      for head in heads for p in head.parameters())
+        teacher = wrapper.teacher.model
+        return reached and not any(p.grad is not None
+                                   for p in teacher.parameters()) and _equal(
+                                       teacher.state_dict(), weights)
+
+    def identical_kl(self, wrapper: nn.Module) -> bool:
+        """The KL divergence of the student from itself is 0."""
+        same = self.wrapper(wrapper.state_dict(), 'KDLoss').eval()
+        try:
+            losses = losses_of(same, self.batch)
+        except Exception:
+            # Some decide by the mode whether they can compute a loss (DINO's
+            # denoising queries); layers without submodules stay in eval mode.
+            for module in same.student.modules():
+                module.training = any(module.children()) and not isinstance(
+                    module, nn.MultiheadAttention)
+            losses = losses_of(same, self.batch)
+        return abs(float(losses['loss_kd_kl'])) < KL_TOLERANCE
+
+    def loads(self, wrapper: nn.Module) -> bool:
+        """The plain model takes all of the wrapper's weights and no other."""
+        self.plain.load_state_dict(wrapper.state_dict(), strict=True)
+        return True
+
+
+def _equal(ours: Dict[str, Tensor], theirs: Dict[str, Tensor]) -> bool:
+    return ours.keys() == theirs.keys() and all(
+        torch.equal(ours[name].nan_to_num(), theirs[name].nan_to_num())
+        for name in ours)
+
+
+def check(config: ZooConfig) -> Dict[str, Any]:
+    """Check one config in this process."""
+    import mmdist  # noqa: F401
+    torch.set_num_threads(1)
+    MMLogger.get_current_instance().setLevel('ERROR')
+    # Some configs name files relative to the folder of the configs.
+    os.chdir(mim_folder(config.package))
+    report: Dict[str, Any] = dict(status=FAILS)
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            report.update(Check(config, Path(folder)).run())
+        missed = [c for c, passed in report['passed'].items() if not passed]
+        report['status'] = FAILS if missed else PASSES
+        report['reason'] = '; '.join(f'not {CHECKS[c]}' for c in missed)
+    except PlainModelFails as error:
+        report.update(status=PLAIN, reason=str(error))
+    except Exception as error:
+        none = 'has class logits to distil' in str(error)
+        report.update(
+            status=NO_CLASSES if none else FAILS,
+            reason=last_line(error),
+            traceback=traceback.format_exc())
+    return report
+
+
+def _child(config: ZooConfig, connection) -> None:
+    with open(os.devnull, 'w') as nothing:
+        os.dup2(nothing.fileno(), 1)
+        os.dup2(nothing.fileno(), 2)
+        connection.send(check(config))
+
+
+def check_in_child(config: ZooConfig, seconds: float) -> Dict[str, Any]:
+    """Check one config in a process of its own, which may crash."""
+    context = multiprocessing.get_context('forkserver')
+    receiver, sender = context.Pipe(duplex=False)
+    child = context.Process(target=_child, args=(config, sender))
+    begun = time.monotonic()
+    child.start()
+    sender.close()
+    try:
+        report = receiver.recv() if receiver.poll(seconds) else dict(
+            status=FAILS, reason=f'not ready after {seconds:g} s')
+    except EOFError:
+        child.join()
+        report = dict(
+            status=FAILS, reason=f'the process ended with {child.exitcode}')
+    child.kill()
+    child.join()
+    return dict(
+        package=config.package,
+        family=config.family,
+        config=config.name,
+        seconds=round(time.monotonic() - begun, 1),
+        **report)
+
+
+def check_all(configs: List[ZooConfig], jobs: int,
+              seconds: float) -> List[Dict[str, Any]]:
+    """Check configs side by side, with progress; in their order."""
+    multiprocessing.get_context('forkserver').set_forkserver_preload(
+        ['torch', 'mmdet.models', 'mmseg.models', 'mmdist'])
+    reports = {}
+    with ThreadPoolExecutor(jobs) as pool:
+        futures = {
+            pool.submit(check_in_child, config, seconds): config
+            for config in configs
+        }
+        for future in track(
+                as_completed(futures), 'Checking', total=len(configs)):
+            report = future.result()
+            reports[report['config']] = report
+            print(f'{report["config"]}: {report["status"]} '
+                  f'{report.get("reason", "")}')
+    return [reports[config.name] for config in configs]
+
+
+def markdown(reports: List[Dict[str, Any]]) -> str:
+    """The table of all reports, and how many there are of each kind."""
+    lines = ['# The zoo', '']
+    for package, title in PACKAGES.items():
+        part = [r for r in reports if r['package'] == package]
+        if not part:
+            continue
+        counts = Counter(report['status'] for report in part)
+        numbers = ', '.join(f'{n} {s}' for s, n in counts.most_common())
+        lines += [
+            f'## {title}', '', f'{len(part)} configs: {numbers}.', '',
+            '| family | config | result | pairs, or the reason |',
+            '| --- | --- | --- | --- |'
+        ]
+        lines += [
+            f'| {r["family"]} | {r["config"].partition("/")[2]} '
+            f'| {r["status"]} '
+            f'| {r.get("pairs") if r["status"] == PASSES else r["reason"]} |'
+            for r in part
+        ] + ['']
+    return '\n'.join(lines)
+
+
+def parse_args(argv: Optional[List[str]] = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
+    parser.add_argument(
+        '--package', choices=list(PACKAGES), help='default: both')
+    parser.add_argument(
+        '--family', nargs='+', help='only these folders of configs')
+    parser.add_argument(
+        '--config', nargs='+', help='only configs whose name has this')
+    parser.add_argument(
+        '--all-configs',
+        action='store_true',
+        help='every config of a family instead of one')
+    parser.add_argument('--jobs', type=int, default=os.cpu_count())
+    parser.add_argument(
+        '--timeout', type=float, default=600, help='seconds a config')
+    parser.add_argument('--json', type=Path, help='write all reports there')
+    parser.add_argument('--markdown', type=Path, help='write a table there')
+    return parser.parse_args(argv)
+
+
+def select(args: argparse.Namespace) -> List[ZooConfig]:
+    """The configs that the user asked for."""
+    packages = [args.package] if args.package else list(PACKAGES)
+    configs = []
+    for package in packages:
+        for family, files in zoo_configs(package).items():
+            if args.family and family not in args.family:
+                continue
+            if args.config:
+                files = [
+                    f for f in files if any(c in f.name for c in args.config)
+                ]
+            every = args.all_configs or args.config
+            configs += files if every else files[:1]
+    return configs
+
+
+def main() -> None:
+    args = parse_args()
+    configs = select(args)
+    if not configs:
+        sys.exit('No config of the zoo is of that name.')
+    reports = check_all(configs, args.jobs, args.timeout)
+    if args.json:
+        args.json.write_text(json.dumps(reports, indent=1))
+    if args.markdown:
+        args.markdown.write_text(markdown(reports))
+    counts = Counter(report['status'] for report in reports)
+    print('\n'.join(f'{number:4} {status}'
+                    for status, number in counts.most_common()))
+    sys.exit(1 if counts[FAILS] else 0)
+
+
+if __name__ == '__main__':
+    main()

@@ -1,0 +1,248 @@
+"""Models of the zoos' configs and synthetic batches that they can train on.
+
+Nothing is downloaded: pretrained weights are left out.
+"""
+import copy
+import importlib
+import re
+from pathlib import Path
+from typing import Any, Dict, Iterator, List, NamedTuple, Optional
+
+import numpy as np
+import torch
+from mmengine.config import Config
+from mmengine.registry import MODELS, DefaultScope
+from mmengine.structures import InstanceData, PixelData
+from torch import nn
+
+PACKAGES = dict(mmdet='MMDetection', mmseg='MMSegmentation')
+# Sides of square pictures, from the smallest; some models need larger ones.
+SIZES = (128, 256, 512)
+NUM_PROPOSALS = 20
+TEXT = tuple('person dog cat car bus bird boat bottle chair sofa'.split())
+
+
+class ZooConfig(NamedTuple):
+    """A config of a zoo.
+
+    Attributes:
+        package (str): 'mmdet' or 'mmseg'.
+        family (str): Its folder.
+        path (Path): The file.
+    """
+    package: str
+    family: str
+    path: Path
+
+    @property
+    def name(self) -> str:
+        """As it is written in a config, e.g. ``mmdet::atss/…``."""
+        return f'{self.package}::{self.family}/{self.path.name}'
+
+
+def mim_folder(package: str) -> Path:
+    """The folder in which an installed package keeps its configs."""
+    return Path(importlib.import_module(package).__file__).parent / '.mim'
+
+
+def zoo_configs(package: str) -> Dict[str, List[ZooConfig]]:
+    """The configs of a package by family, the shortest names first."""
+    families = {}
+    root = mim_folder(package) / 'configs'
+    for folder in sorted(p for p in root.iterdir() if p.is_dir()):
+        files = sorted(
+            folder.glob('*.py'), key=lambda file: (len(file.name), file.name))
+        if files and folder.name != '_base_':
+            families[folder.name] = [
+                ZooConfig(package, folder.name, file) for file in files
+            ]
+    return families
+
+
+def load(config: ZooConfig) -> Config:
+    """A config for one process on the CPU, without pretrained weights."""
+    cfg = Config.fromfile(config.path)
+    if 'model' in cfg:
+        model = _for_cpu(cfg.model.to_dict())
+        model.setdefault('data_preprocessor', cfg.get('data_preprocessor',
+                                                      None))
+        cfg.model = model
+    return cfg
+
+
+def _for_cpu(part: Any) -> Any:
+    if isinstance(part, (list, tuple)):
+        return type(part)(_for_cpu(item) for item in part)
+    if not isinstance(part, dict):
+        # SyncBN asks for a process group.
+        return 'BN' if part in ('SyncBN', 'MMSyncBN') else part
+    return {
+        key: None if _is_pretrained(key, value) else _for_cpu(value)
+        for key, value in part.items()
+    }
+
+
+def _is_pretrained(key: str, value: Any) -> bool:
+    if key in ('pretrained', 'teacher_ckpt', 'pretrain_img_encoder'):
+        return isinstance(value, str)
+    parts = value if isinstance(value, list) else [value]
+    return key == 'init_cfg' and any(
+        isinstance(part, dict) and part.get('type') == 'Pretrained'
+        for part in parts)
+
+
+def build(model: dict, package: str, seed: int) -> nn.Module:
+    """Build a model and initialise its weights, from a seed."""
+    np.random.seed(seed)
+    torch.manual_seed(seed)
+    with DefaultScope.overwrite_default_scope(package):
+        built = MODELS.build(Config(dict(model=copy.deepcopy(model))).model)
+        built.init_weights()
+    return built
+
+
+def batch_for(model: nn.Module, cfg: Config, package: str,
+              size: int) -> Dict[str, Any]:
+    """A batch as a data loader yields it, for a kind of model.
+
+    Args:
+        model (nn.Module): The model.
+        cfg (Config): Its config; its pipeline says what it learns from.
+        package (str): 'mmdet' or 'mmseg'.
+        size (int): Height and width of the pictures in pixels.
+    """
+    num_classes = _num_classes(model)
+    if package == 'mmseg':
+        return _segmentation_batch(num_classes, size)
+    masks = bool(_find(cfg.get('train_dataloader', {}), 'with_mask'))
+    if _takes_videos(model):
+        return _video_batch(num_classes, size, masks)
+    if hasattr(model, 'semi_train_cfg'):
+        return _semi_supervised_batch(num_classes, size, masks)
+    text = hasattr(model, 'language_model')
+    return _detection_batch(num_classes, size, masks, text)
+
+
+def _takes_videos(model: nn.Module) -> bool:
+    from mmdet.models.mot import BaseMOTModel
+    return isinstance(model, BaseMOTModel) and hasattr(model, 'track_head')
+
+
+def _num_classes(model: nn.Module) -> int:
+    """Classes that all heads know, but for proposals."""
+    heads = [
+        module.num_classes for path, module in model.named_modules()
+        if isinstance(getattr(module, 'num_classes', None), int)
+        and 'rpn' not in path
+    ]
+    return min(heads, default=1)
+
+
+def _find(part: Any, key: str) -> Optional[Any]:
+    """The first true value of a key anywhere in a config."""
+    if isinstance(part, dict):
+        if part.get(key):
+            return part[key]
+        part = list(part.values())
+    found = (_find(item, key)
+             for item in part) if isinstance(part, (list, tuple)) else ()
+    return next((value for value in found if value), None)
+
+
+def _detection_batch(num_classes: int,
+                     size: int,
+                     masks: bool,
+                     text: bool = False) -> Dict[str, Any]:
+    from mmdet.testing import demo_mm_inputs
+    options = dict(texts=[TEXT] * 2, custom_entities=True) if text else {}
+    num_classes = min(num_classes, len(TEXT)) if text else num_classes
+    data = demo_mm_inputs(
+        image_shapes=(3, size, size),
+        num_items=[4, 3],
+        # its labels begin at 1
+        num_classes=num_classes + 1,
+        with_mask=masks,
+        with_semantic=True,
+        **options)
+    rng = np.random.default_rng(0)
+    for sample in data['data_samples']:
+        sample.gt_instances.labels -= 1
+        sample.gt_sem_seg.sem_seg %= num_classes
+        sample.proposals = _proposals(rng, size)  # Fast R-CNN's
+    return data
+
+
+def _proposals(rng: np.random.Generator, size: int) -> InstanceData:
+    corners = rng.uniform(0, 0.6, (NUM_PROPOSALS, 2))
+    sides = rng.uniform(0.1, 0.4, (NUM_PROPOSALS, 2))
+    boxes = np.concatenate([corners, corners + sides], 1) * size
+    return InstanceData(
+        bboxes=torch.tensor(boxes, dtype=torch.float32),
+        scores=torch.rand(NUM_PROPOSALS))
+
+
+def _video_batch(num_classes: int, size: int, masks: bool) -> Dict[str, Any]:
+    from mmdet.testing import demo_track_inputs
+    return demo_track_inputs(
+        num_frames=2,
+        key_frames_inds=[0],
+        image_shapes=(3, size, size),
+        num_items=[3],
+        num_classes=num_classes,
+        with_mask=masks)
+
+
+def _semi_supervised_batch(num_classes: int, size: int,
+                           masks: bool) -> Dict[str, Any]:
+    """The three branches of a semi-supervised detector."""
+    branches = ('sup', 'unsup_teacher', 'unsup_student')
+    parts = {b: _detection_batch(num_classes, size, masks) for b in branches}
+    for part in parts.values():
+        for sample in part['data_samples']:
+            sample.set_metainfo(dict(homography_matrix=np.eye(3)))
+            del sample.proposals
+    return {
+        key: {
+            branch: part[key]
+            for branch, part in parts.items()
+        }
+        for key in ('inputs', 'data_samples')
+    }
+
+
+def _segmentation_batch(num_classes: int, size: int) -> Dict[str, Any]:
+    from mmseg.structures import SegDataSample
+    rng = np.random.default_rng(0)
+    samples = []
+    for _ in range(2):
+        blocks = rng.integers(0, max(num_classes, 2), (size // 8, size // 8))
+        labels = torch.from_numpy(np.kron(blocks, np.ones((8, 8), np.int64)))
+        edges = torch.zeros(1, size, size, dtype=torch.long)
+        shape = (size, size)
+        samples.append(
+            SegDataSample(
+                gt_sem_seg=PixelData(data=labels[None]),
+                gt_edge_map=PixelData(data=edges),
+                gt_depth_map=PixelData(data=edges.float() + 1),
+                metainfo=dict(
+                    img_shape=shape, ori_shape=shape, pad_shape=shape)))
+    inputs = [
+        torch.from_numpy(rng.integers(0, 256, (3, size, size), np.uint8))
+        for _ in samples
+    ]
+    return dict(inputs=inputs, data_samples=samples)
+
+
+def last_line(error: BaseException) -> str:
+    """The error in one line, without addresses and folders."""
+    text = next(
+        (line for line in reversed(str(error).strip().splitlines()) if line),
+        '')
+    text = re.sub(r'0x[0-9a-f]+', '0x…', text)
+    text = re.sub(r'(/[\w.+-]+)+/', '…/', text)
+    return f'{type(error).__name__}: {text}'.strip(': ')[:300]
+
+
+def candidates(configs: List[ZooConfig], every: bool) -> Iterator[ZooConfig]:
+    """The configs of a family that are checked, the first one first."""
+    return iter(configs if every else configs[:1])
