@@ -1,4 +1,5 @@
 """The teacher: built once, loaded strictly, frozen, out of the way."""
+import copy
 import os.path as osp
 import random
 import re
@@ -60,7 +61,8 @@ def build_model(
         cfg.model = {'data_preprocessor': data_preprocessor, **cfg.model}
     try:
         with DefaultScope.overwrite_default_scope(scope_of(cfg)):
-            return MODELS.build(cfg.model), cfg
+            # Some models write into their config (DETR into its loss).
+            return MODELS.build(copy.deepcopy(cfg.model)), cfg
     except (KeyError, TypeError) as error:
         raise ValueError(
             f'{field} cannot be built: {error.args[0]}') from error

@@ -6,7 +6,7 @@ import copy
 import importlib
 import re
 from pathlib import Path
-from typing import Any, Dict, Iterator, List, NamedTuple, Optional
+from typing import Any, Dict, List, NamedTuple, Optional
 
 import numpy as np
 import torch
@@ -52,11 +52,18 @@ def zoo_configs(package: str) -> Dict[str, List[ZooConfig]]:
     for folder in sorted(p for p in root.iterdir() if p.is_dir()):
         files = sorted(
             folder.glob('*.py'), key=lambda file: (len(file.name), file.name))
+        files = [file for file in files if _has_model(file)]
         if files and folder.name != '_base_':
             families[folder.name] = [
                 ZooConfig(package, folder.name, file) for file in files
             ]
     return families
+
+
+def _has_model(file: Path) -> bool:
+    """Whether a config builds a model; some only hold data or schedules."""
+    text = file.read_text()
+    return '_base_' in text and not file.stem.endswith('_tta')
 
 
 def load(config: ZooConfig) -> Config:
@@ -199,7 +206,8 @@ def _semi_supervised_batch(num_classes: int, size: int,
     parts = {b: _detection_batch(num_classes, size, masks) for b in branches}
     for part in parts.values():
         for sample in part['data_samples']:
-            sample.set_metainfo(dict(homography_matrix=np.eye(3)))
+            sample.set_metainfo(
+                dict(homography_matrix=np.eye(3, dtype=np.float32)))
             del sample.proposals
     return {
         key: {
@@ -241,8 +249,3 @@ def last_line(error: BaseException) -> str:
     text = re.sub(r'0x[0-9a-f]+', '0x…', text)
     text = re.sub(r'(/[\w.+-]+)+/', '…/', text)
     return f'{type(error).__name__}: {text}'.strip(': ')[:300]
-
-
-def candidates(configs: List[ZooConfig], every: bool) -> Iterator[ZooConfig]:
-    """The configs of a family that are checked, the first one first."""
-    return iter(configs if every else configs[:1])
