@@ -17,7 +17,7 @@ import traceback
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
-from typing import Any, Dict, List, Optional
+from typing import Any, Dict, List, Optional, Tuple
 
 import numpy as np
 import torch
@@ -25,6 +25,7 @@ from mmengine.config import Config
 from mmengine.logging import MMLogger
 from rich.progress import track
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from zoo_models import (PACKAGES, SIZES, ZooConfig, batch_for, build,
                         last_line, load, mim_folder, zoo_configs)
 
@@ -39,7 +40,7 @@ CHECKS = dict(
 # Of float32: sums of some million products of probabilities.
 KL_TOLERANCE = 1e-6
 # Configs of a family that are tried until one can be checked here.
-MAX_TRIES = 5
+MAX_TRIES = 6
 WRAPPERS = dict(mmdet='DistillDetector', mmseg='DistillSegmentor')
 
 
@@ -72,25 +73,55 @@ def spread(losses: Dict[str, Any]) -> Dict[str, Tensor]:
     }
 
 
-def plain_losses(model: nn.Module, cfg: Config, package: str,
-                 size: Optional[int]) -> Dict[str, Any]:
-    """A batch that the plain model trains on, and its losses.
+def _training_copy(model: nn.Module) -> nn.Module:
+    twin = copy.deepcopy(model)
+    twin.train()  # LAD's returns nothing
+    return twin
 
-    Returns:
-        dict: ``batch``, ``losses`` and ``size``.
+
+def find_batch(model: nn.Module, cfg: Config,
+               package: str) -> Tuple[Dict[str, Any], int]:
+    """A batch that the plain model trains on, and the pictures' size.
 
     Raises:
         PlainModelFails: With the error of the smallest pictures.
     """
     first = None
-    for side in [size] if size else SIZES:
+    for side in SIZES:
         try:
             batch = batch_for(model, cfg, package, side)
-            losses = losses_of(copy.deepcopy(model).train(), batch)
-            return dict(batch=batch, losses=spread(losses), size=side)
+            losses_of(_training_copy(model), batch)
+            return batch, side
         except Exception as error:
             first = first or error
     raise PlainModelFails(last_line(first)) from first
+
+
+@torch.no_grad()
+def calibrate(model: nn.Module, batch: Dict[str, Any]) -> None:
+    """Give batch norms the statistics of a batch.
+
+    Most models keep those of their pretrained backbone; with random weights
+    and statistics of 0 and 1 activations grow from layer to layer until a
+    softmax is certain and has no gradient.
+    """
+    modes = {module: module.training for module in model.modules()}
+    # Those with an epsilon of 0 can only be frozen (NAS-FCOS).
+    norms = [
+        m for m in model.modules() if isinstance(m, _BatchNorm) and m.eps > 0
+    ]
+    momenta = [norm.momentum for norm in norms]
+    model.train()
+    for norm in model.modules():
+        if isinstance(norm, _BatchNorm):
+            norm.training = norm in norms
+    for norm in norms:
+        norm.momentum = 1.
+    losses_of(model, batch)
+    for norm, momentum in zip(norms, momenta):
+        norm.momentum = momentum
+    for module, mode in modes.items():
+        module.training = mode
 
 
 class Check:
@@ -108,10 +139,11 @@ class Check:
             self.plain = build(self.cfg.model, self.package, seed=0)
         except Exception as error:
             raise PlainModelFails(last_line(error)) from error
+        self.batch, self.size = find_batch(self.plain, self.cfg, self.package)
+        calibrate(self.plain, self.batch)
         self.weights = copy.deepcopy(self.plain.state_dict())
-        found = plain_losses(self.plain, self.cfg, self.package, None)
-        self.batch, self.size = found['batch'], found['size']
-        self.plain_losses = found['losses']
+        self.plain.train()
+        self.plain_losses = spread(losses_of(self.plain, self.batch))
 
     def wrapper(self, teacher: Dict[str, Tensor], loss: str) -> nn.Module:
         """A wrapper whose student has the plain model's weights."""
@@ -126,12 +158,15 @@ class Check:
                 distill_loss=dict(type=f'mmdist.{loss}')),
             self.package,
             seed=0)
-        wrapper.load_state_dict(self.weights)
+        # DDQ's weights have more names once it has computed a loss.
+        wrapper.load_state_dict(self.weights, strict=False)
         return wrapper
 
     def run(self) -> Dict[str, Any]:
         """Which checks pass, and what was measured."""
-        teacher = build(self.cfg.model, self.package, seed=1).state_dict()
+        teacher = build(self.cfg.model, self.package, seed=1)
+        calibrate(teacher, self.batch)
+        teacher = teacher.state_dict()
         wrapper = self.wrapper(teacher, 'DISTLoss').train()
         losses = losses_of(wrapper, self.batch)
         kd = {k: v for k, v in losses.items() if k.startswith('loss_kd')}
@@ -149,20 +184,24 @@ class Check:
                 for k, v in kd.items()
             },
             tap=type(wrapper.tap).__name__,
-            pairs=wrapper.tap.describe(wrapper.student, wrapper.teacher.model),
+            pairs=wrapper.tap.describe(wrapper.kd_student,
+                                       wrapper.kd_teacher.model),
             size=self.size)
 
     def gradient_is_right(self, wrapper: nn.Module, kd: Dict[str, Tensor],
                           weights: Dict[str, Tensor]) -> bool:
         """It reaches a weight of a tapped head; the teacher is untouched."""
         sum(kd.values()).backward()
-        heads = [wrapper.student.get_submodule(p) for p in wrapper.tap.heads]
+        heads = [
+            wrapper.kd_student.get_submodule(p) for p in wrapper.tap.heads
+        ]
         reached = any(p.grad is not None and p.grad.abs().max() > 0
                       for head in heads for p in head.parameters())
-        teacher = wrapper.teacher.model
-        return reached and not any(p.grad is not None
-                                   for p in teacher.parameters()) and _equal(
-                                       teacher.state_dict(), weights)
+        teacher = wrapper.kd_teacher.model
+        state = teacher.state_dict()
+        return (reached and all(p.grad is None for p in teacher.parameters())
+                and _equal({name: state[name]
+                            for name in weights}, weights))
 
     def identical_kl(self) -> bool:
         """The KL divergence of the student from itself is 0."""
@@ -172,7 +211,7 @@ class Check:
         except Exception:
             # Some decide by the mode whether they can compute a loss (DINO's
             # denoising queries); layers without submodules stay in eval mode.
-            for module in same.student.modules():
+            for module in same.kd_student.modules():
                 module.training = any(module.children()) and not isinstance(
                     module, nn.MultiheadAttention)
             losses = losses_of(same, self.batch)

@@ -5,6 +5,8 @@ Nothing is downloaded: pretrained weights are left out.
 import copy
 import importlib
 import re
+import tempfile
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Dict, List, NamedTuple, Optional
 
@@ -20,6 +22,8 @@ PACKAGES = dict(mmdet='MMDetection', mmseg='MMSegmentation')
 SIZES = (128, 256, 512)
 NUM_PROPOSALS = 20
 TEXT = tuple('person dog cat car bus bird boat bottle chair sofa'.split())
+
+LANGUAGE_MODEL = 'bert-base-uncased'
 
 
 class ZooConfig(NamedTuple):
@@ -71,8 +75,9 @@ def load(config: ZooConfig) -> Config:
     cfg = Config.fromfile(config.path)
     if 'model' in cfg:
         model = _for_cpu(cfg.model.to_dict())
-        model.setdefault('data_preprocessor', cfg.get('data_preprocessor',
-                                                      None))
+        if 'data_preprocessor' in cfg:
+            # as a runner does
+            model.setdefault('data_preprocessor', cfg.data_preprocessor)
         cfg.model = model
     return cfg
 
@@ -80,6 +85,8 @@ def load(config: ZooConfig) -> Config:
 def _for_cpu(part: Any) -> Any:
     if isinstance(part, (list, tuple)):
         return type(part)(_for_cpu(item) for item in part)
+    if part == LANGUAGE_MODEL:
+        return random_bert().name
     if not isinstance(part, dict):
         # SyncBN asks for a process group.
         return 'BN' if part in ('SyncBN', 'MMSyncBN') else part
@@ -94,8 +101,24 @@ def _is_pretrained(key: str, value: Any) -> bool:
         return isinstance(value, str)
     parts = value if isinstance(value, list) else [value]
     return key == 'init_cfg' and any(
-        isinstance(part, dict) and part.get('type') == 'Pretrained'
-        for part in parts)
+        isinstance(part, dict) and 'checkpoint' in part for part in parts)
+
+
+@lru_cache(maxsize=None)
+def random_bert() -> tempfile.TemporaryDirectory:
+    """A folder with a random BERT of two layers that knows ``TEXT``.
+
+    It stands for the one that models of texts download.
+    """
+    from transformers import BertConfig, BertModel, BertTokenizer
+    folder = tempfile.TemporaryDirectory()
+    words = ['[PAD]', '[UNK]', '[CLS]', '[SEP]', '[MASK]', '.', '?', *TEXT]
+    vocabulary = Path(folder.name, 'vocab.txt')
+    vocabulary.write_text('\n'.join(words))
+    BertTokenizer(str(vocabulary)).save_pretrained(folder.name)
+    config = BertConfig(vocab_size=len(words), num_hidden_layers=2)
+    BertModel(config).save_pretrained(folder.name)
+    return folder
 
 
 def build(model: dict, package: str, seed: int) -> nn.Module:
@@ -162,7 +185,8 @@ def _detection_batch(num_classes: int,
                      text: bool = False) -> Dict[str, Any]:
     from mmdet.testing import demo_mm_inputs
     options = dict(texts=[TEXT] * 2, custom_entities=True) if text else {}
-    num_classes = min(num_classes, len(TEXT)) if text else num_classes
+    # MMDetection draws labels of 8 bits.
+    num_classes = min(num_classes, len(TEXT) if text else 250)
     data = demo_mm_inputs(
         image_shapes=(3, size, size),
         num_items=[4, 3],

@@ -1,7 +1,7 @@
 """The wrapper: a student that also learns from a teacher."""
 from collections import defaultdict
 from contextlib import ExitStack
-from typing import Any, Dict, List, Optional, Sequence, Type, Union
+from typing import Any, Dict, List, Optional, Sequence, Tuple, Type, Union
 
 import torch
 from mmengine.logging import MessageHub, print_log
@@ -70,8 +70,8 @@ class BaseDistiller(BaseModel):
         self._adopt(model)
         self._saw_classes = False
         self.alpha = check_weight('alpha', alpha, 'model')
-        self.teacher = _build_teacher(teacher, model)
-        self._check_kind(self.teacher.model, 'model.teacher.config')
+        self._keep('teacher', _build_teacher(teacher, model))
+        self._check_kind(self.kd_teacher.model, 'model.teacher.config')
         self.tap = build_tap(model, **(tap or {}))
         self._connect_tap(self._class_map_now())
         self.distill_loss = _build_logit_loss(distill_loss)
@@ -81,39 +81,51 @@ class BaseDistiller(BaseModel):
         self._announce()
 
     @property
-    def model_class(self) -> Type[nn.Module]:
-        """The base class of the models that this wrapper can train."""
+    def model_classes(self) -> Tuple[Type[nn.Module], ...]:
+        """The base classes of the models that this wrapper can train."""
         raise TypeError(f'{type(self).__name__} must say what it distils')
 
     def _check_kind(self, model: nn.Module, field: str) -> None:
-        if not isinstance(model, self.model_class):
+        if not isinstance(model, self.model_classes):
+            kinds = [kind.__name__ for kind in self.model_classes]
+            package = self.model_classes[0].__module__.partition('.')[0]
             raise ValueError(
                 f'{field} is a {type(model).__name__}, but '
-                f'{type(self).__name__} distils '
-                f'{self.model_class.__module__.partition(".")[0]} models that '
-                f'inherit {self.model_class.__name__}')
+                f'{type(self).__name__} distils {package} models that '
+                f'inherit {" or ".join(kinds)}')
 
     def _adopt(self, model: nn.Module) -> None:
         """Become the student in the module tree."""
-        # Plain assignment would register the student as a submodule and
-        # prefix every name with `student.`.
-        self.__dict__['student'] = model
         for table in ('_modules', '_parameters', '_buffers',
                       '_non_persistent_buffers_set'):
             self.__dict__[table] = model.__dict__[table]
+        # Plain assignment would register the student as a submodule and
+        # prefix every name with `student.`.
+        self._keep('student', model)
 
     def _class_map_now(self) -> Optional[List[int]]:
         """The map of classes; names are looked up in the first iteration."""
-        spec, names = self.teacher.class_map, self.teacher.class_names
+        spec, names = self.kd_teacher.class_map, self.kd_teacher.class_names
         if spec == 'names':
-            number = self.student.get_submodule(self.tap.heads[0]).num_classes
+            number = self.kd_student.get_submodule(
+                self.tap.heads[0]).num_classes
             return list(range(number))
         return None if spec is None else class_map_of(spec, names, None)
 
+    def _keep(self, name: str, value: Any) -> None:
+        """Hold a model outside the module tree, as ``kd_<name>``.
+
+        It is ``name``, too, unless the student has a submodule of that name
+        (Soft Teacher's ``teacher``), which its hooks expect there.
+        """
+        self.__dict__[f'kd_{name}'] = value
+        if name not in self._modules:
+            self.__dict__[name] = value
+
     def _build_mimic(self, cfg: dict) -> nn.Module:
         with preserve_rng():  # the student of a seed stays the same
-            shapes_s = _feature_shapes(self.student, 'model.student')
-            shapes_t = _feature_shapes(self.teacher.model,
+            shapes_s = _feature_shapes(self.kd_student, 'model.student')
+            shapes_t = _feature_shapes(self.kd_teacher.model,
                                        'model.teacher.config')
             channels = dict(
                 student_channels=[channels for channels, *_ in shapes_s],
@@ -129,34 +141,34 @@ class BaseDistiller(BaseModel):
         return loss
 
     def _announce(self) -> None:
-        teacher = self.teacher
+        teacher = self.kd_teacher
         print_log(
             f'{type(self).__name__}: teacher {type(teacher.model).__name__} '
             f'from {teacher.checkpoint}; {type(self.tap).__name__} pairs '
-            f'{self.tap.describe(self.student, teacher.model)}',
+            f'{self.tap.describe(self.kd_student, teacher.model)}',
             logger='current')
 
     def __getattr__(self, name: str) -> Any:
         try:
             return super().__getattr__(name)
         except AttributeError:
-            if 'student' not in self.__dict__:  # while it is being copied
+            if 'kd_student' not in self.__dict__:  # while it is being copied
                 raise
-            return getattr(self.student, name)
+            return getattr(self.kd_student, name)
 
     def train(self, mode: bool = True) -> 'BaseDistiller':
         """Set the mode of the student; the teacher stays in eval mode."""
         self.training = mode
-        self.student.train(mode)
+        self.kd_student.train(mode)
         return self
 
     def init_weights(self) -> None:
         """Initialise the student as it would alone."""
-        self.student.init_weights()
+        self.kd_student.init_weights()
 
     def _load_from_state_dict(self, *args, **kwargs) -> None:
         # Some students rename the keys of old checkpoints here.
-        self.student._load_from_state_dict(*args, **kwargs)
+        self.kd_student._load_from_state_dict(*args, **kwargs)
 
     def forward(self,
                 inputs: Tensor,
@@ -165,15 +177,15 @@ class BaseDistiller(BaseModel):
         """The student's forward; with ``mode='loss'`` also distils."""
         if mode == 'loss':
             return self.loss(inputs, data_samples)
-        return self.student(inputs, data_samples, mode=mode)
+        return self.kd_student(inputs, data_samples, mode=mode)
 
     def val_step(self, data: Any) -> list:
         """The student's."""
-        return self.student.val_step(data)
+        return self.kd_student.val_step(data)
 
     def test_step(self, data: Any) -> list:
         """The student's."""
-        return self.student.test_step(data)
+        return self.kd_student.test_step(data)
 
     def loss(self, inputs: Tensor, data_samples: Sequence) -> Dict[str, Any]:
         """The student's losses and those of distillation.
@@ -194,25 +206,25 @@ class BaseDistiller(BaseModel):
             self._saw_classes = True
         extracted: List[Any] = []
         with ExitStack() as stack:
-            calls = stack.enter_context(self.tap.watch(self.student))
+            calls = stack.enter_context(self.tap.watch(self.kd_student))
             if 'distiller' in self._modules:
                 stack.enter_context(
                     watch_method(
-                        self.student, 'extract_feat', extracted,
+                        self.kd_student, 'extract_feat', extracted,
                         lambda arguments, features:
                         (next(iter(arguments.values())), features)))
-            losses = self.student.loss(inputs, data_samples)
+            losses = self.kd_student.loss(inputs, data_samples)
         if not calls:
             raise RuntimeError(
-                f'model.student is a {type(self.student).__name__} whose '
+                f'model.student is a {type(self.kd_student).__name__} whose '
                 f'{", ".join(self.tap.heads)} computed no loss by '
                 f'`{self.tap.method}`: nothing can be distilled from it')
         # Some teachers draw random numbers even in eval mode (LightHamHead).
         device = next(tensors_in(inputs)).device
         cuda = [device] if device.type == 'cuda' else []
         with torch.random.fork_rng(devices=cuda):
-            batch = self.teacher.batch(inputs, data_samples)
-            pairs = self.tap.pairs(calls, self.student, batch)
+            batch = self.kd_teacher.batch(inputs, data_samples)
+            pairs = self.tap.pairs(calls, self.kd_student, batch)
             imitated = [(features, batch.features(images))
                         for images, features in extracted]
         losses = self._scale_classification(losses)
@@ -223,14 +235,14 @@ class BaseDistiller(BaseModel):
 
     def _compare_classes(self) -> None:
         """Compare names as soon as those of the training set are known."""
-        names_t, names_s = self.teacher.class_names, _training_classes()
-        if self.teacher.class_map is None:
+        names_t, names_s = self.kd_teacher.class_names, _training_classes()
+        if self.kd_teacher.class_map is None:
             check_class_names(names_t, names_s)
-        elif self.teacher.class_map == 'names':
+        elif self.kd_teacher.class_map == 'names':
             self._connect_tap(class_map_of('names', names_t, names_s))
 
     def _connect_tap(self, class_map: Optional[List[int]]) -> None:
-        self.tap.connect(self.student, self.teacher.model, class_map)
+        self.tap.connect(self.kd_student, self.kd_teacher.model, class_map)
 
     def _scale_classification(self, losses: Dict[str, Any]) -> Dict[str, Any]:
         if self.alpha == 1:

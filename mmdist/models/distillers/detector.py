@@ -1,5 +1,5 @@
 """Distillation of detectors."""
-from typing import Type
+from typing import Tuple, Type
 
 from torch import nn
 
@@ -13,14 +13,16 @@ class DistillDetector(BaseDistiller):
     """Trains a detector of MMDetection with a teacher.
 
     Two-stage students learn on their sampled RoIs, dense students on the
-    locations of every level; see :mod:`mmdist.models.taps`. The arguments are
-    those of :class:`BaseDistiller`.
+    locations of every level, and others on their queries; see
+    :mod:`mmdist.models.taps`. The arguments are those of
+    :class:`BaseDistiller`.
     """
 
     @property
-    def model_class(self) -> Type[nn.Module]:
-        """``mmdet.models.BaseDetector``."""
+    def model_classes(self) -> Tuple[Type[nn.Module], ...]:
+        """``mmdet.models.BaseDetector`` and the models of videos."""
         import mmdet
         from mmdet.models.detectors import BaseDetector
+        from mmdet.models.mot import BaseMOTModel
         check_version('mmdet', mmdet.__version__)
-        return BaseDetector
+        return BaseDetector, BaseMOTModel

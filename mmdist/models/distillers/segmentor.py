@@ -1,5 +1,5 @@
 """Distillation of segmentors."""
-from typing import Type
+from typing import Tuple, Type
 
 from torch import nn
 
@@ -19,9 +19,9 @@ class DistillSegmentor(BaseDistiller):
     """
 
     @property
-    def model_class(self) -> Type[nn.Module]:
+    def model_classes(self) -> Tuple[Type[nn.Module], ...]:
         """``mmseg.models.BaseSegmentor``."""
         import mmseg
         from mmseg.models.segmentors import BaseSegmentor
         check_version('mmseg', mmseg.__version__)
-        return BaseSegmentor
+        return (BaseSegmentor, )

@@ -19,12 +19,10 @@ class Reading(NamedTuple):
     Attributes:
         probabilities (bool): Sigmoid probabilities instead of logits.
         first_class (int): Channels of an anchor before its classes.
-        as_in_training (bool): In eval mode the head returns something else.
         activation (str, optional): Where the head's loss does not say it.
     """
     probabilities: bool = False
     first_class: int = 0
-    as_in_training: bool = False
     activation: Optional[str] = None
 
 
@@ -35,8 +33,7 @@ READINGS = {
     'tl_heats': Reading(activation='sigmoid'),  # corners of CornerNet
     'br_heats': Reading(activation='sigmoid'),
     'pred_maps': Reading(first_class=5),  # YOLOv3: box and objectness first
-    # SOLO suppresses its neighbours in eval mode.
-    'mlvl_cls_preds': Reading(as_in_training=True)
+    'mlvl_cls_preds': Reading()  # SOLO
 }
 
 
@@ -108,9 +105,9 @@ class DenseTap(LogitTap):
         for name_s, name_t in zip(
                 self.names_of(head_s), self.names_of(head_t)):
             student, other = Side(head_s, name_s), Side(head_t, name_t)
-            # Heads return what their loss call takes, in this order.
-            outputs = teacher.head_outputs([twin],
-                                           other.reading.as_in_training)[twin]
+            # Heads return what their loss call takes, in this order, but
+            # only in training: SOLO suppresses neighbours in eval mode.
+            outputs = teacher.head_outputs([twin], as_in_training=True)[twin]
             levels_t = outputs[other.position]
             levels_s = call.arguments[name_s]
             indices = _level_indices(head_s, head_t, len(levels_s),

@@ -76,7 +76,7 @@ class TeacherBatch:
         # By identity; the pictures are kept, so that no other takes the id.
         self._shown: Dict[int, Sequence[Tensor]] = {}
         self._extracted: Dict[Any, Sequence[Any]] = {}
-        self._outputs: Dict[str, Any] = {}
+        self._outputs: Dict[bool, Dict[str, Any]] = {}
 
     def show(self, images: Any) -> Any:
         """Pictures of the student's in the teacher's normalisation."""
@@ -144,7 +144,8 @@ class TeacherBatch:
         Returns:
             dict[str, Any]: What ``forward`` of each head returns.
         """
-        waiting = {path for path in paths if path not in self._outputs}
+        known = self._outputs.setdefault(as_in_training, {})
+        waiting = {path for path in paths if path not in known}
         if waiting:
             with ExitStack() as stack:
                 stack.enter_context(self._keeping_features(paths))
@@ -162,7 +163,7 @@ class TeacherBatch:
                 'model.teacher.config is a '
                 f'{type(self.model).__name__} whose {", ".join(waiting)} was '
                 'not asked for its loss: nothing can be learnt from it')
-        return {path: self._outputs[path] for path in paths}
+        return {path: known[path] for path in paths}
 
     def _answer(self, path: str, head: nn.Module, waiting: set,
                 as_in_training: bool) -> Callable:
@@ -174,7 +175,7 @@ class TeacherBatch:
                 given = signature.bind_partial(*args, **kwargs).arguments
                 head.training = as_in_training
                 try:
-                    self._outputs[path] = head(
+                    self._outputs[as_in_training][path] = head(
                         **_forward_arguments(head, given))
                 finally:
                     head.training = False
