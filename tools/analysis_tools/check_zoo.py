@@ -16,13 +16,14 @@ import time
 import traceback
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from importlib import metadata
 from pathlib import Path
 from typing import Any, Dict, List, Optional, Tuple
 
 import numpy as np
 import torch
 from mmengine.config import Config
-from mmengine.logging import MMLogger
+from mmengine.logging import MessageHub, MMLogger
 from rich.progress import track
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -141,7 +142,10 @@ class Check:
             raise PlainModelFails(last_line(error)) from error
         self.batch, self.size = find_batch(self.plain, self.cfg, self.package)
         calibrate(self.plain, self.batch)
-        self.weights = copy.deepcopy(self.plain.state_dict())
+        self.weights = self.plain.state_dict()
+        # Another that has computed no loss: some keep count in attributes.
+        self.plain = build(self.cfg.model, self.package, seed=0)
+        self.plain.load_state_dict(self.weights, strict=False)
         self.plain.train()
         self.plain_losses = spread(losses_of(self.plain, self.batch))
 
@@ -200,8 +204,9 @@ class Check:
         teacher = wrapper.kd_teacher.model
         state = teacher.state_dict()
         return (reached and all(p.grad is None for p in teacher.parameters())
-                and _equal({name: state[name]
-                            for name in weights}, weights))
+                and all(
+                    torch.equal(state[name], weights[name])
+                    for name in state.keys() & weights.keys()))
 
     def identical_kl(self) -> bool:
         """The KL divergence of the student from itself is 0."""
@@ -234,6 +239,9 @@ def check(config: ZooConfig) -> Dict[str, Any]:
     import mmdist  # noqa: F401
     torch.set_num_threads(1)
     MMLogger.get_current_instance().setLevel('ERROR')
+    # What a runner writes down, and some models read.
+    for unit in ('iter', 'epoch'):
+        MessageHub.get_current_instance().update_info(unit, 0)
     # Some configs name files relative to the folder of the configs.
     os.chdir(mim_folder(config.package))
     report: Dict[str, Any] = dict(status=FAILS)
@@ -315,26 +323,51 @@ def check_all(groups: List[List[ZooConfig]], jobs: int,
 
 
 def markdown(reports: List[Dict[str, Any]]) -> str:
-    """The table of all reports, and how many there are of each kind."""
-    lines = ['# The zoo', '']
+    """A page with the table of all reports."""
+    checks = [f'- {text}' for text in CHECKS.values()]
+    lines = [
+        '# The zoo', '',
+        'Written by `python tools/analysis_tools/check_zoo.py --markdown`. '
+        'Of every family the first', 'config that trains on a CPU is checked: '
+        'with random weights and a synthetic batch', '', *checks, '',
+        '"Plain model does not train here" is the error of MMDetection or '
+        'MMSegmentation alone,', f'with {versions()}.', ''
+    ]
     for package, title in PACKAGES.items():
         part = [r for r in reports if r['package'] == package]
-        if not part:
-            continue
-        counts = Counter(report['status'] for report in part)
-        numbers = ', '.join(f'{n} {s}' for s, n in counts.most_common())
-        lines += [
-            f'## {title}', '', f'{len(part)} configs: {numbers}.', '',
-            '| family | config | result | pairs, or the reason |',
-            '| --- | --- | --- | --- |'
-        ]
-        lines += [
-            f'| {r["family"]} | {r["config"].partition("/")[2]} '
-            f'| {r["status"]} '
-            f'| {r.get("pairs") if r["status"] == PASSES else r["reason"]} |'
-            for r in part
-        ] + ['']
+        if part:
+            lines += [f'## {title}', '', *_table(part), '']
     return '\n'.join(lines)
+
+
+def versions() -> str:
+    """The versions of what decides which models train."""
+    names = ('torch', 'torchvision', 'mmcv', 'mmdet', 'mmsegmentation',
+             'mmpretrain', 'transformers', 'onedl-mmcv', 'onedl-mmdetection',
+             'onedl-mmsegmentation')
+    found = []
+    for name in names:
+        try:
+            found.append(f'{name} {metadata.version(name)}')
+        except metadata.PackageNotFoundError:
+            continue
+    return ', '.join(found)
+
+
+def _table(reports: List[Dict[str, Any]]) -> List[str]:
+    counts = Counter(report['status'] for report in reports)
+    numbers = ', '.join(f'{n} {s}' for s, n in counts.most_common())
+    rows = []
+    for r in reports:
+        name = r['config'].partition('/')[2]
+        what = r['pairs'] if r['status'] == PASSES else r['reason']
+        what = what.replace('|', '\\|')
+        rows.append(f'| {r["family"]} | {name} | {r["status"]} | {what} |')
+    return [
+        f'{len(reports)} families: {numbers}.', '',
+        '| family | config | result | pairs, or the reason |',
+        '| --- | --- | --- | --- |', *rows
+    ]
 
 
 def parse_args(argv: Optional[List[str]] = None) -> argparse.Namespace:

@@ -155,7 +155,9 @@ def batch_for(model: nn.Module, cfg: Config, package: str,
 
 def _takes_videos(model: nn.Module) -> bool:
     from mmdet.models.mot import BaseMOTModel
-    return isinstance(model, BaseMOTModel) and hasattr(model, 'track_head')
+    trains_on_pictures = getattr(model.data_preprocessor, 'use_det_processor',
+                                 False)
+    return isinstance(model, BaseMOTModel) and not trains_on_pictures
 
 
 def _num_classes(model: nn.Module) -> int:

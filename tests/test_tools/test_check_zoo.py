@@ -1,0 +1,131 @@
+"""The checker of the zoos, on a representative of every kind of head."""
+import inspect
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).resolve().parents[2]
+TOOL = ROOT / 'tools' / 'analysis_tools' / 'check_zoo.py'
+# One of each tap, of each argument that holds class logits, and of models
+# that hold their detector within.
+CONFIGS = dict(
+    mmdet=[
+        'faster-rcnn_r50_fpn_1x_coco.py', 'retinanet_r18_fpn_1x_coco.py',
+        'centernet_r18_8xb16-crop512-140e_coco.py',
+        'yolov3_mobilenetv2_8xb24-320-300e_coco.py', 'solo_r50_fpn_1x_coco.py',
+        'detr_r18_8xb2-500e_coco.py', 'sparse-rcnn_r50_fpn_1x_coco.py',
+        'qdtrack_faster-rcnn_r50_fpn_4e_base.py'
+    ],
+    mmseg=[
+        'pspnet_r18-d8_4xb4-80k_isaid-896x896.py',
+        'pointrend_r50_4xb2-80k_cityscapes-512x1024.py',
+        'encnet_r50-d8_4xb2-40k_cityscapes-512x1024.py'
+    ])
+
+
+@pytest.fixture(scope='module')
+def tools(request):
+    """The modules of the tool."""
+    sys.path.insert(0, str(TOOL.parent))
+    request.addfinalizer(lambda: sys.path.remove(str(TOOL.parent)))
+    import check_zoo
+    import zoo_models
+    return check_zoo, zoo_models
+
+
+def run(folder, *arguments):
+    """The tool's exit code, reports and table."""
+    files = folder / 'zoo.json', folder / 'zoo.md'
+    done = subprocess.run([
+        sys.executable,
+        str(TOOL), '--json',
+        str(files[0]), '--markdown',
+        str(files[1]), *arguments
+    ],
+                          cwd=ROOT,
+                          capture_output=True,
+                          text=True)
+    return done, json.loads(files[0].read_text()), files[1].read_text()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('package', CONFIGS)
+def test_representatives_pass_all_checks(package, tmp_path):
+    """Finite terms, gradient, KL of 0, plain losses, plain checkpoints."""
+    done, reports, table = run(tmp_path, '--package', package, '--jobs', '2',
+                               '--config', *CONFIGS[package])
+    failed = [r for r in reports if r['status'] != 'passes']
+    assert not failed, (failed, done.stderr[-2000:])
+    assert done.returncode == 0
+    for report in reports:
+        assert report['passed'] == dict.fromkeys('abcde', True)
+        assert all(value > 0 for value in report['losses'].values())
+        assert report['pairs'] in table
+    names = {report['config'].rpartition('/')[2] for report in reports}
+    assert names == set(CONFIGS[package])
+
+
+@pytest.mark.slow
+def test_models_without_classes_are_listed_as_such(tmp_path):
+    """An RPN knows no classes; the reason is the wrapper's own sentence."""
+    done, reports, table = run(tmp_path, '--package', 'mmdet', '--config',
+                               'rpn_r50_fpn_1x_coco.py')
+    assert [r['status'] for r in reports] == ['no class predictions']
+    assert 'has class logits to distil' in reports[0]['reason'] in table
+    assert done.returncode == 0
+
+
+def test_every_family_is_there(tools):
+    """All folders of the installed packages but those without models."""
+    for package in ('mmdet', 'mmseg'):
+        root = tools[1].mim_folder(package) / 'configs'
+        folders = {f.parent.name for f in root.glob('*/*.py')}
+        assert folders - set(tools[1].zoo_configs(package)) <= {'_base_'}
+
+
+def test_nothing_is_downloaded(tools):
+    """Pretrained weights are left out wherever a config names them."""
+    zoo_models = tools[1]
+    config = zoo_models.zoo_configs('mmdet')['retinanet'][0]
+    model = zoo_models.load(config).model
+    assert 'torchvision' not in str(model)
+    assert model.backbone.init_cfg is None
+
+
+def test_an_unknown_config_is_refused():
+    """One line, no traceback."""
+    done = subprocess.run(
+        [sys.executable,
+         str(TOOL), '--config', 'no_such_config'],
+        capture_output=True,
+        text=True)
+    assert done.returncode == 1
+    assert done.stderr.strip() == 'No config of the zoo is of that name.'
+
+
+def test_a_difference_is_seen(tools):
+    """The comparison of losses and of weights is exact."""
+    equal = tools[0]._equal
+    one, other = dict(a=torch.ones(2)), dict(a=torch.ones(2))
+    assert equal(one, other)
+    other['a'][1] += 2e-7
+    assert not equal(one, other)
+    assert not equal(one, dict(one, b=torch.ones(1)))
+
+
+def test_errors_show_no_folders(tools):
+    """The table of one machine is that of another."""
+    error = ValueError('first line\nno file /home/me/x/y.pth at 0x7f12ab')
+    line = tools[1].last_line(error)
+    assert line == 'ValueError: no file …/y.pth at 0x…'
+
+
+def test_checks_are_described(tools):
+    """Each of the five has a sentence for the table."""
+    source = inspect.getsource(tools[0].Check.run)
+    for name in tools[0].CHECKS:
+        assert f'{name}=' in source
