@@ -72,6 +72,30 @@ def class_map_of(spec: Any, teacher: Names, student: Names) -> List[int]:
     return _checked(labels)
 
 
+def check_named_map(spec: Sequence[Any], teacher: Names,
+                    student: Names) -> None:
+    """Make sure that a map by names does not swap classes of one name.
+
+    Args:
+        spec (Sequence): The teacher's classes, as names or labels.
+        teacher (Sequence[str], optional): The teacher's names.
+        student (Sequence[str], optional): Those of the training set.
+
+    Raises:
+        ValueError: If a class of the training set is mapped to another name
+            though the teacher has its own.
+    """
+    known = spelt_alike(teacher or ())
+    for label, (item, name) in enumerate(zip(spec, student or ())):
+        if isinstance(item, str):
+            wanted, own = spelt_alike([item, name])
+            if wanted != own and own in known:
+                raise ValueError(
+                    f'{FIELD} says {item!r} for label {label}, which is '
+                    f'{name!r} in the data; list the classes in the order of '
+                    "the data's labels")
+
+
 def _label(name: str, teacher: Names) -> Optional[int]:
     if not teacher:
         raise ValueError(

@@ -266,7 +266,9 @@ class Renormalise:
 
     def __init__(self, student: Optional[nn.Module],
                  teacher: nn.Module) -> None:
-        student = student or teacher
+        # Semi-supervised models wrap theirs.
+        teacher = getattr(teacher, 'data_preprocessor', teacher)
+        student = getattr(student, 'data_preprocessor', student) or teacher
         self.student = _statistics(student)
         self.teacher = _statistics(teacher)
         self.pad_value = _pad_value(teacher)

@@ -1,7 +1,8 @@
 """Whose class is whose."""
 import pytest
 
-from mmdist.models.class_names import check_class_names, class_map_of
+from mmdist.models.class_names import (check_class_names, check_named_map,
+                                       class_map_of)
 
 COCO = ('person', 'bicycle', 'car', 'traffic_light', 'dog')
 
@@ -55,3 +56,12 @@ def test_the_first_difference_is_named():
             match="label 1 is 'bicycle' for the teacher and 'car' in the "
             "data.*model.teacher.class_map='names'"):
         check_class_names(COCO, ('person', 'car'))
+
+
+def test_maps_by_names_must_not_swap():
+    """Labels are the user's word; names of other data sets are, too."""
+    check_named_map(['car', 'person'], COCO, ('car', 'person'))
+    check_named_map(['car', 'dog'], COCO, ('van', 'puppy'))
+    check_named_map([2, 0], COCO, ('person', 'car'))
+    with pytest.raises(ValueError, match="'person' for label 0, .*'car'"):
+        check_named_map(['person', 'car'], COCO, ('car', 'person'))

@@ -442,6 +442,19 @@ def _labels(size):
     return PixelData(data=torch.zeros(1, *size, dtype=torch.long))
 
 
+def test_preprocessors_of_several_branches_are_understood():
+    """Soft Teacher wraps its own; nothing is normalised twice."""
+    from mmdet.models.data_preprocessors import MultiBranchDataPreprocessor
+    from mmengine.registry import DefaultScope
+    with DefaultScope.overwrite_default_scope('mmdet'):
+        wrapped = MultiBranchDataPreprocessor(
+            dict(type='DetDataPreprocessor', **IMAGENET))
+    plain = DetDataPreprocessor(**IMAGENET)
+    inputs = torch.randn(1, 3, 4, 4)
+    assert Renormalise(wrapped, plain)(inputs, [(4, 4)]) is inputs
+    assert Renormalise(plain, wrapped)(inputs, [(4, 4)]) is inputs
+
+
 def test_the_same_preprocessor_passes_the_very_tensor():
     """No round-off and no copy where nothing differs."""
     preprocessors = [DetDataPreprocessor(**IMAGENET) for _ in range(2)]

@@ -9,7 +9,7 @@ from mmengine.model import BaseModel
 from torch import Tensor, nn
 
 from mmdist.registry import MODELS
-from ..class_names import check_class_names, class_map_of
+from ..class_names import check_class_names, check_named_map, class_map_of
 from ..losses.base import LogitLoss, check_weight
 from ..taps import LogitPair, build_tap, tensors_in, watch_method
 from ..teacher import Teacher, build_model, preserve_rng
@@ -224,13 +224,20 @@ class BaseDistiller(BaseModel):
         cuda = [device] if device.type == 'cuda' else []
         with torch.random.fork_rng(devices=cuda):
             batch = self.kd_teacher.batch(inputs, data_samples)
+            self.tap.check_batch(calls, inputs)
             pairs = self.tap.pairs(calls, self.kd_student, batch)
             imitated = [(features, batch.features(images))
                         for images, features in extracted]
         losses = self._scale_classification(losses)
+        if not pairs:
+            raise RuntimeError(
+                f'{type(self.tap).__name__} found nothing in the losses of '
+                'model.student that pairs with model.teacher')
         losses.update(self._distill(pairs))
         for features in imitated:
-            losses.update(_kd_names(self.distiller['mimic'].terms(*features)))
+            for name, term in _kd_names(
+                    self.distiller['mimic'].terms(*features)).items():
+                losses[name] = losses.get(name, 0) + term
         return losses
 
     def _compare_classes(self) -> None:
@@ -240,6 +247,8 @@ class BaseDistiller(BaseModel):
             check_class_names(names_t, names_s)
         elif self.kd_teacher.class_map == 'names':
             self._connect_tap(class_map_of('names', names_t, names_s))
+        else:
+            check_named_map(self.kd_teacher.class_map, names_t, names_s)
 
     def _connect_tap(self, class_map: Optional[List[int]]) -> None:
         self.tap.connect(self.kd_student, self.kd_teacher.model, class_map)

@@ -46,10 +46,15 @@ def build_tap(student: nn.Module, **options: Any) -> LogitTap:
 def _build(tap: Type[LogitTap], student: nn.Module, options: Dict[str, Any],
            **parts: Any) -> LogitTap:
     try:
-        return tap(student, **parts, **options)
+        built = tap(student, **parts, **options)
     except TypeError as error:
         raise ValueError(f'model.tap: {tap.__name__} does not take '
                          f'{sorted(options)} ({error})') from error
+    if not built.heads:
+        raise ValueError(
+            f'model.student is a {type(student).__name__} whose heads are '
+            'frozen, so nothing can be distilled into them')
+    return built
 
 
 __all__ = [

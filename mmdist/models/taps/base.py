@@ -49,10 +49,12 @@ class BoxLogits(NamedTuple):
         boxes (list[Tensor]): ``(R, 4)``, corners in pixels of the input.
         logits (list[Tensor]): ``(R, C)``.
         columns (Columns): What ``C`` are.
+        one_to_one (bool): Whether each box is an object of its own.
     """
     boxes: List[Tensor]
     logits: List[Tensor]
     columns: Columns
+    one_to_one: bool = False
 
 
 @dataclass
@@ -66,8 +68,7 @@ class Call:
             head was given features of; None where the model computes its
             features otherwise than by ``extract_feat``.
         given (dict): The arguments by name with which the module that takes
-            the features (:meth:`LogitTap.entry`) was called last; empty
-            where it is unknown.
+            the features (:meth:`LogitTap.entry`) was called last.
     """
     path: str
     arguments: Dict[str, Any]
@@ -306,6 +307,28 @@ class LogitTap(metaclass=ABCMeta):
         Returns:
             list[LogitPair]: One a stage, a level or a head.
         """
+
+    @classmethod
+    def predicts_boxes(cls, head: nn.Module) -> bool:
+        """Whether a head's class logits belong to boxes."""
+        return False
+
+    def check_batch(self, calls: List[Call], inputs: Any) -> None:
+        """Make sure that a step's losses are of the step's pictures.
+
+        Args:
+            calls (list[Call]): What :meth:`watch` collected.
+            inputs (Any): What the student's ``loss`` was given.
+
+        Raises:
+            ValueError: If the student chose other pictures (semi-supervised
+                models), which the teacher's heads cannot be asked about.
+        """
+        if any(c.images is not None and c.images is not inputs for c in calls):
+            raise ValueError(
+                'model.student computes losses of several batches in a step, '
+                f'which cannot be distilled on {self.instances}; choose a '
+                'two-stage student, or the detector within')
 
     def decides(self, call: Call) -> bool:
         """Whether a call is of a head that is distilled."""

@@ -33,7 +33,7 @@ class BoxTap(LogitTap):
                  own: LogitTap,
                  kinds: Sequence[Type[LogitTap]],
                  num_boxes: int = 256) -> None:
-        if not isinstance(num_boxes, int) or num_boxes < 1:
+        if type(num_boxes) is not int or num_boxes < 1:
             raise ValueError('model.tap.num_boxes must be a whole number of '
                              f'at least 1, but is {num_boxes!r}')
         self.own, self.kinds, self.num_boxes = own, kinds, num_boxes
@@ -60,10 +60,12 @@ class BoxTap(LogitTap):
 
     def check_pairable(self, student: nn.Module, teacher: nn.Module) -> None:
         """Both predict boxes, of the same classes."""
-        for model, heads, field in ((student, self.heads, 'model.student'),
-                                    (teacher, self.teacher_heads,
-                                     'model.teacher.config')):
-            if hasattr(model.get_submodule(heads[-1]), 'loss_mask'):
+        for model, heads, field, kind in ((student, self.heads,
+                                           'model.student', self.own),
+                                          (teacher, self.teacher_heads,
+                                           'model.teacher.config',
+                                           self.teacher_kind)):
+            if not kind.predicts_boxes(model.get_submodule(heads[-1])):
                 raise ValueError(
                     f"model.tap has align='boxes', but {field} is a "
                     f'{type(model).__name__}, which predicts no boxes')

@@ -34,11 +34,12 @@ def as_columns_of(
         class_map: Optional[Sequence[int]] = None) -> Tuple[Tensor, str]:
     """The teacher's logits in the columns of the student's.
 
-    A softmax over some of the teacher's classes is the teacher's,
-    renormalised. A background column is what is left of the classes: beside a
-    softmax with one, a sigmoid teacher gets one of ``1 - max p``, and all are
-    normalised; beside sigmoids, a softmax teacher has its probabilities, and
-    its background is left out.
+    Classes that the student does not have belong to the background, where a
+    softmax has one; otherwise a softmax over some of the classes is the
+    teacher's, renormalised. A background column is what is left of the
+    classes: beside a softmax with one, a sigmoid teacher gets one of
+    ``1 - max p``, and all are normalised; beside sigmoids, a softmax teacher
+    has its probabilities, and its background is left out.
 
     Args:
         student (Columns): The student's.
@@ -52,8 +53,7 @@ def as_columns_of(
         the teacher's where both have a background column or neither has.
     """
     if class_map is not None:
-        background = [teacher.num_classes] if teacher.background else []
-        logits = logits[:, [*class_map, *background]]
+        logits = _chosen(logits, teacher, class_map)
     if student.background == teacher.background:
         return logits, teacher.activation
     log_p = _log_probabilities(logits, teacher)
@@ -65,6 +65,21 @@ def as_columns_of(
     if student.activation == 'sigmoid':
         log_p = log_odds(log_p)
     return log_p, student.activation
+
+
+def _chosen(logits: Tensor, columns: Columns,
+            class_map: Sequence[int]) -> Tensor:
+    """The columns of some classes, in another order."""
+    chosen = logits[:, list(class_map)]
+    if not columns.background:
+        return chosen
+    others = [i for i in range(columns.number) if i not in set(class_map)]
+    rest = logits[:, others]
+    if columns.activation == 'softmax':  # what is none of the student's
+        rest = rest.float().logsumexp(dim=1, keepdim=True)
+    else:
+        rest = rest[:, -1:]
+    return torch.cat([chosen, rest], dim=1)
 
 
 def _log_probabilities(logits: Tensor, columns: Columns) -> Tensor:

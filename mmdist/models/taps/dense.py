@@ -20,19 +20,23 @@ class Reading(NamedTuple):
         probabilities (bool): Sigmoid probabilities instead of logits.
         first_class (int): Channels of an anchor before its classes.
         activation (str, optional): Where the head's loss does not say it.
+        objectness (int, optional): The channel of an anchor that says
+            whether there is an object.
     """
     probabilities: bool = False
     first_class: int = 0
     activation: Optional[str] = None
+    objectness: Optional[int] = None
 
 
+OBJECTNESS = 'objectnesses'  # YOLOX's, an argument by itself
 READINGS = {
     'cls_scores': Reading(),
     'center_heatmap_preds': Reading(probabilities=True,
                                     activation='sigmoid'),  # CenterNet
     'tl_heats': Reading(activation='sigmoid'),  # corners of CornerNet
     'br_heats': Reading(activation='sigmoid'),
-    'pred_maps': Reading(first_class=5),  # YOLOv3: box and objectness first
+    'pred_maps': Reading(first_class=5, objectness=4),  # YOLOv3
     'mlvl_cls_preds': Reading()  # SOLO
 }
 
@@ -45,6 +49,10 @@ class DenseTap(LogitTap):
     classes), and the loss is summed over the levels. Levels are paired by
     stride. Heatmaps of keypoints (CenterNet, CornerNet) and the grids of SOLO
     are levels, too.
+
+    Some heads predict classes given that there is an object, and the object
+    apart (YOLOX, YOLOv3). Beside a head that does not, and for boxes, their
+    class probabilities are multiplied by that of an object.
 
     Where the anchors of a location do not correspond one to one (another
     number, or other shapes), its score for a class is that of its best anchor,
@@ -108,15 +116,14 @@ class DenseTap(LogitTap):
             # Heads return what their loss call takes, in this order, but
             # only in training: SOLO suppresses neighbours in eval mode.
             outputs = teacher.head_outputs([twin], as_in_training=True)[twin]
-            levels_t = outputs[other.position]
-            levels_s = call.arguments[name_s]
+            levels_s = student.levels(list(call.arguments.values()), other)
+            levels_t = other.levels(outputs, student)
             indices = _level_indices(head_s, head_t, len(levels_s),
                                      len(levels_t))
             pairs += [
-                self._level_pair(
-                    student.maps(logits), other.maps(levels_t[level]), student,
-                    other, f'level {i} of {name_s}')
-                for i, (logits, level) in enumerate(zip(levels_s, indices))
+                self._level_pair(maps, levels_t[level], student, other,
+                                 f'level {i} of {name_s}')
+                for i, (maps, level) in enumerate(zip(levels_s, indices))
             ]
         return pairs
 
@@ -153,15 +160,22 @@ class DenseTap(LogitTap):
     def _rows_are_anchors(self, columns: Columns) -> bool:
         return self.anchors_as_rows or columns.activation == 'softmax'
 
+    @classmethod
+    def predicts_boxes(cls, head: nn.Module) -> bool:
+        """Heads that decode a box at every location."""
+        return cls.names_of(head) == ['cls_scores'] and Side(
+            head, 'cls_scores').position == 0
+
     def own_boxes(self, call: Call, head: nn.Module, num_boxes: int,
                   teacher: TeacherBatch) -> BoxLogits:
         """The highest-scoring decoded boxes; their logits have a gradient."""
         side = Side(head, self.names_of(head)[0])
-        with torch.no_grad(), _in_eval_mode(head):
+        with torch.no_grad(), _in_eval_mode(head), _decoding(head):
             # Some decode what they predict in training otherwise (FCOS).
             outputs = head(**call.given)
-        boxes = decoded_boxes(side, outputs, call.arguments['batch_img_metas'])
-        rows = side.rows(call.arguments[side.name])
+            boxes = decoded_boxes(side, outputs,
+                                  call.arguments['batch_img_metas'])
+        rows = side.rows(list(call.arguments.values()))
         best = [
             class_probabilities(table.detach(), side.columns).amax(1).topk(
                 min(num_boxes, len(table))).indices for table in rows
@@ -175,16 +189,16 @@ class DenseTap(LogitTap):
         call: Call, class_map: Optional[List[int]]
     ) -> Tuple[List[Tensor], List[Tensor], Columns]:
         """The location whose decoded box overlaps most with each box."""
-        from mmdet.structures.bbox import bbox_overlaps
         head = teacher.model.get_submodule(heads[0])
         side = Side(head, cls.names_of(head)[0])
-        outputs = teacher.head_outputs(heads[:1])[heads[0]]
-        metas = [sample.metainfo for sample in teacher.samples]
+        with _decoding(head):
+            outputs = teacher.head_outputs(heads[:1])[heads[0]]
+            metas = [sample.metainfo for sample in teacher.samples]
+            decoded = decoded_boxes(side, outputs, metas)
         kept, logits = [], []
-        for boxes, theirs, table in zip(own.boxes,
-                                        decoded_boxes(side, outputs, metas),
-                                        side.rows(outputs[side.position])):
-            best = bbox_overlaps(boxes, theirs).argmax(dim=1)
+        for boxes, theirs, table in zip(own.boxes, decoded,
+                                        side.rows(outputs)):
+            best = _best_overlap(boxes, theirs)
             kept.append(torch.arange(len(boxes), device=boxes.device))
             logits.append(table[best])
         return kept, logits, side.columns
@@ -224,25 +238,66 @@ class Side:
     @property
     def position(self) -> int:
         """The position of the argument in the loss call."""
-        return list(inspect.signature(
-            self.head.loss_by_feat).parameters).index(self.name)
+        return self._names.index(self.name)
+
+    @property
+    def objects_apart(self) -> bool:
+        """Whether the head predicts that there is an object by itself."""
+        return (self.reading.objectness is not None
+                or OBJECTNESS in self._names)
+
+    @property
+    def _names(self) -> List[str]:
+        return list(inspect.signature(self.head.loss_by_feat).parameters)
+
+    def levels(self,
+               outputs: Sequence[Any],
+               beside: Optional['Side'] = None) -> List[Tensor]:
+        """The logits of each level, ``(N, A, C, H, W)``.
+
+        Args:
+            outputs (Sequence): What the loss call takes, in its order.
+            beside (Side, optional): The head that is compared with this one;
+                None asks for what a prediction is made of.
+        """
+        scores = outputs[self.position]
+        maps = [self.maps(level) for level in scores]
+        given_objects = beside is not None and beside.objects_apart
+        if not self.objects_apart or given_objects:
+            return maps
+        if self.reading.objectness is not None:
+            objects = [
+                self._anchors(s)[:, :, self.reading.objectness, None]
+                for s in scores
+            ]
+        else:
+            objects = [
+                o.unsqueeze(2) for o in outputs[self._names.index(OBJECTNESS)]
+            ]
+        return [
+            logits_of(m.sigmoid() * o.sigmoid())
+            for m, o in zip(maps, objects)
+        ]
+
+    def _anchors(self, scores: Tensor) -> Tensor:
+        """``(N, A * K, H, W)`` -> ``(N, A, K, H, W)``."""
+        size = self.reading.first_class + self.columns.number
+        return scores.unflatten(1, (-1, size))
 
     def maps(self, scores: Tensor) -> Tensor:
-        """The logits of a level, ``(N, A, C, H, W)``."""
+        """The class logits of a level, ``(N, A, C, H, W)``."""
         if self.reading.probabilities:
             scores = logits_of(scores)
         else:
             scores = class_logits(scores, self.head)
-        size = self.reading.first_class + self.columns.number
-        maps = scores.unflatten(1, (-1, size))
-        return maps[:, :, self.reading.first_class:]
+        return self._anchors(scores)[:, :, self.reading.first_class:]
 
-    def rows(self, levels: Sequence[Tensor]) -> List[Tensor]:
+    def rows(self, outputs: Sequence[Any]) -> List[Tensor]:
         """The logits of a picture's anchors, ``(L, C)``, level by level,
-        row by row, anchor by anchor."""
+        row by row, anchor by anchor; as :meth:`levels` of a prediction."""
         tables = [
-            self.maps(level).permute(0, 3, 4, 1, 2).flatten(1, 3)
-            for level in levels
+            level.permute(0, 3, 4, 1, 2).flatten(1, 3)
+            for level in self.levels(outputs)
         ]
         return list(torch.cat(tables, dim=1))
 
@@ -308,6 +363,28 @@ def _in_order(scores: Tensor, side: Side) -> Tensor:
     return table.view(height, width,
                       channels).permute(2, 0,
                                         1).expand(num_images, -1, -1, -1)
+
+
+@contextmanager
+def _decoding(head: nn.Module) -> Iterator[None]:
+    """Say so if a head predicts its boxes in a way of its own."""
+    try:
+        yield
+    except Exception as error:
+        raise ValueError(
+            f"model.tap has align='boxes', but the boxes of a "
+            f'{type(head).__name__} cannot be decoded location by location '
+            f'({type(error).__name__}: {error}); choose another model'
+        ) from error
+
+
+def _best_overlap(boxes: Tensor, others: Tensor) -> Tensor:
+    """For each of some boxes, which of others overlaps most."""
+    from mmdet.structures.bbox import bbox_overlaps
+
+    # A picture may have 200,000 locations.
+    best = [bbox_overlaps(b, others).argmax(1) for b in boxes.split(32)]
+    return torch.cat(best) if best else boxes.new_zeros(0, dtype=torch.long)
 
 
 @contextmanager

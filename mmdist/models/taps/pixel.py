@@ -85,6 +85,12 @@ class PixelTap(LogitTap):
             head_s = student.get_submodule(path)
             head_t = teacher.get_submodule(twin)
             check_classes(head_s, head_t, self.class_map)
+            if self.class_map is not None and not (
+                    head_s.out_channels == head_s.num_classes
+                    and head_t.out_channels == head_t.num_classes):
+                raise ValueError(
+                    'model.teacher.class_map needs a column a class; set '
+                    'out_channels of both heads to their num_classes')
             if self.class_map is None and (head_s.out_channels
                                            != head_t.out_channels):
                 raise ValueError(

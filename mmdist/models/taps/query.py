@@ -12,6 +12,7 @@ from .teacher_batch import TeacherBatch
 
 # Weights of the costs of a match, those of Deformable DETR and Mask2Former.
 CLASS_COST, L1_COST, GIOU_COST, DICE_COST = 2., 5., 2., 5.
+OF_BOXES = 'all_layers_cls_scores'  # of queries that are boxes
 LEAST_LOGIT = -50.  # of a text token that a picture's caption does not have
 
 
@@ -57,10 +58,17 @@ class QueryTap(LogitTap):
         return self.teacher_kind.find(teacher)
 
     def check_pairable(self, student: nn.Module, teacher: nn.Module) -> None:
-        """Student and teacher must agree on classes."""
-        check_classes(
-            student.get_submodule(self.heads[-1]),
-            teacher.get_submodule(self.teacher_heads[-1]), self.class_map)
+        """Both must agree on classes, and predict boxes or both masks."""
+        head_s = student.get_submodule(self.heads[-1])
+        head_t = teacher.get_submodule(self.teacher_heads[-1])
+        check_classes(head_s, head_t, self.class_map)
+        if self.predicts_boxes(head_s) != self.teacher_kind.predicts_boxes(
+                head_t):
+            kinds = [type(model).__name__ for model in (teacher, student)]
+            raise ValueError(
+                f'model.teacher.config is a {kinds[0]} and model.student a '
+                f'{kinds[1]}: one predicts boxes, the other masks, by which '
+                'queries are matched; choose a teacher of the same kind')
 
     @abstractmethod
     def queries_of(self, call: Call) -> Queries:
@@ -97,14 +105,18 @@ class QueryTap(LogitTap):
         sizes = teacher.picture_sizes()[:, None]
         boxes = bbox_cxcywh_to_xyxy(queries.boxes.detach()) * sizes
         return BoxLogits(
-            list(boxes), list(queries.logits), _columns(head, queries))
+            list(boxes), list(queries.logits), _columns(head, queries), True)
 
     @classmethod
     def answer_boxes(
         cls, teacher: TeacherBatch, heads: List[str], own: BoxLogits,
         call: Call, class_map: Optional[List[int]]
     ) -> Tuple[List[Tensor], List[Tensor], Columns]:
-        """A query a box, by the cheapest assignment; some may go without."""
+        """The query of the least cost for each box.
+
+        They are assigned one to one where the boxes are a student's queries;
+        of RoIs and locations many are of one object.
+        """
         from mmdet.structures.bbox import bbox_xyxy_to_cxcywh
         queries = cls.ask(teacher, heads[-1], call)
         columns = _columns(teacher.model.get_submodule(heads[-1]), queries)
@@ -114,7 +126,8 @@ class QueryTap(LogitTap):
             boxes = bbox_xyxy_to_cxcywh(own.boxes[i] / size)
             ours = Queries(own.logits[i][None], boxes[None])
             (match_s, match_t), = match_queries(ours, own.columns, theirs,
-                                                columns, class_map)
+                                                columns, class_map,
+                                                own.one_to_one)
             kept.append(match_s)
             logits.append(queries.logits[i][match_t])
         return kept, logits, columns
@@ -152,7 +165,12 @@ class QueryTap(LogitTap):
 class TransformerTap(QueryTap):
     """Heads of DETR and of MaskFormer, their descendants and SAN."""
     method = 'loss_by_feat'
-    class_arguments = ('all_layers_cls_scores', 'all_cls_scores')
+    class_arguments = (OF_BOXES, 'all_cls_scores')
+
+    @classmethod
+    def predicts_boxes(cls, head: nn.Module) -> bool:
+        """Whether its queries are boxes; MaskFormer's are masks."""
+        return OF_BOXES in cls.names_of(head)
 
     def queries_of(self, call: Call) -> Queries:
         """Those of the last layer that take part in the final prediction."""
@@ -177,6 +195,11 @@ class ProposalTap(QueryTap):
     method = 'loss_and_target'
     class_arguments = ('cls_score', )
     needs = ('imgs_whwh', )
+
+    @classmethod
+    def predicts_boxes(cls, head: nn.Module) -> bool:
+        """Always."""
+        return True
 
     def queries_of(self, call: Call) -> Queries:
         """Those of the last stage."""
@@ -222,12 +245,12 @@ def _columns(head: nn.Module, queries: Queries) -> Columns:
 
 
 @torch.no_grad()
-def match_queries(
-        student: Queries,
-        columns_s: Columns,
-        teacher: Queries,
-        columns_t: Columns,
-        class_map: Optional[List[int]] = None) -> List[Tuple[Tensor, Tensor]]:
+def match_queries(student: Queries,
+                  columns_s: Columns,
+                  teacher: Queries,
+                  columns_t: Columns,
+                  class_map: Optional[List[int]] = None,
+                  one_to_one: bool = True) -> List[Tuple[Tensor, Tensor]]:
     """Match the queries of each picture one to one.
 
     Args:
@@ -237,29 +260,48 @@ def match_queries(
         columns_t (Columns): Of the teacher's logits.
         class_map (list[int], optional): The teacher's class for each of the
             student's.
+        one_to_one (bool): Otherwise several of the student's may have one of
+            the teacher's.
 
     Returns:
         list[tuple[Tensor, Tensor]]: For each picture the indices of matched
         queries of the student and of the teacher, int64.
     """
+    # A mask of ones overflows in half precision.
+    with torch.autocast(student.logits.device.type, enabled=False):
+        return [
+            _match_picture(
+                Queries(*(p if p is None else p[i]
+                          for p in student)), columns_s,
+                Queries(*(p if p is None else p[i]
+                          for p in teacher)), columns_t, class_map, one_to_one)
+            for i in range(len(student.logits))
+        ]
+
+
+def _match_picture(student: Queries, columns_s: Columns, teacher: Queries,
+                   columns_t: Columns, class_map: Optional[List[int]],
+                   one_to_one: bool) -> Tuple[Tensor, Tensor]:
+    """As :func:`match_queries`, of one picture."""
     from scipy.optimize import linear_sum_assignment
-    matches = []
-    for i in range(len(student.logits)):
-        p_s = class_probabilities(student.logits[i], columns_s)
-        p_t = class_probabilities(teacher.logits[i], columns_t)
-        if class_map is not None:
-            p_t = p_t[:, class_map]
-        # half the absolute difference
-        cost = CLASS_COST * torch.cdist(p_s, p_t, p=1) / 2
-        if student.boxes is not None and teacher.boxes is not None:
-            cost = cost + _box_cost(student.boxes[i], teacher.boxes[i])
-        if student.masks is not None and teacher.masks is not None:
-            cost = cost + _mask_cost(student.masks[i], teacher.masks[i])
-        # Predictions that overflowed match nothing in particular.
-        indices = linear_sum_assignment(cost.nan_to_num(1e6, 1e6).cpu())
-        matches.append(
-            tuple(torch.as_tensor(i, device=cost.device) for i in indices))
-    return matches
+    p_s = class_probabilities(student.logits, columns_s)
+    p_t = class_probabilities(teacher.logits, columns_t)
+    if class_map is not None:
+        p_t = p_t[:, class_map]
+    # half the absolute difference
+    cost = CLASS_COST * torch.cdist(p_s, p_t, p=1) / 2
+    if student.boxes is not None and teacher.boxes is not None:
+        cost = cost + _box_cost(student.boxes, teacher.boxes)
+    if student.masks is not None and teacher.masks is not None:
+        cost = cost + _mask_cost(student.masks, teacher.masks)
+    # Predictions that overflowed match nothing in particular.
+    cost = cost.nan_to_num(1e6, 1e6, 1e6)
+    if one_to_one:
+        own, theirs = linear_sum_assignment(cost.cpu())
+    else:
+        own, theirs = range(len(cost)), cost.argmin(dim=1)
+    return (torch.as_tensor(own, device=cost.device),
+            torch.as_tensor(theirs, device=cost.device))
 
 
 def _box_cost(student: Tensor, teacher: Tensor) -> Tensor:

@@ -68,6 +68,19 @@ class RoITap(LogitTap):
             if self.decides(call)
         ]
 
+    @classmethod
+    def predicts_boxes(cls, head: nn.Module) -> bool:
+        """Always."""
+        return True
+
+    def check_batch(self, calls: List[Call], inputs: Any) -> None:
+        """RoIs may be of any pictures whose features are known."""
+        if any(call.images is None for call in calls):
+            raise ValueError(
+                'model.student does not compute its features by '
+                '`extract_feat`, so the teacher cannot be shown the pictures '
+                'of its RoIs')
+
     def decides(self, call: Call) -> bool:
         """PISA's sampler asks for losses, too, without naming the RoIs."""
         return call.arguments['rois'] is not None
@@ -101,7 +114,8 @@ class RoITap(LogitTap):
         """The sampled RoIs."""
         rois = call.arguments['rois'].detach()
         table = _table(call.arguments['cls_score'], head)
-        pictures = [rois[:, 0] == i for i in range(len(call.images))]
+        num_images = len(call.images)
+        pictures = [rois[:, 0] % num_images == i for i in range(num_images)]
         return BoxLogits([rois[p, 1:] for p in pictures],
                          [table[p] for p in pictures], _columns(head))
 

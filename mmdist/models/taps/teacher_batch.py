@@ -266,12 +266,18 @@ def _forward_arguments(head: nn.Module, given: Dict[str, Any]) -> dict:
 
 
 def _copies(samples: Any) -> Any:
-    """Data samples that share their content but not what is added."""
+    """Data samples that share their tensors, but not what is added."""
     if isinstance(samples, dict):
         return {name: _copies(part) for name, part in samples.items()}
     if isinstance(samples, (list, tuple)):
         return [_copies(sample) for sample in samples]
-    return samples.new() if isinstance(samples, BaseDataElement) else samples
+    if not isinstance(samples, BaseDataElement):
+        return samples
+    copy = samples.new()
+    for name, value in samples.items():
+        if isinstance(value, BaseDataElement):
+            setattr(copy, name, value.new())
+    return copy
 
 
 def _shapes(samples: Any, num_images: int) -> Shapes:

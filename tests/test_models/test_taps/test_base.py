@@ -154,6 +154,26 @@ def _rpn():
     return Config(dict(model=model)).model.to_dict()
 
 
+def test_a_frozen_head_is_refused():
+    """Nothing can be distilled into it."""
+    student = build(detector('retina'))
+    student.bbox_head.requires_grad_(False)
+    with pytest.raises(ValueError, match='whose heads are frozen'):
+        build_tap(student)
+
+
+def test_losses_of_other_pictures_are_refused():
+    """A teacher's heads are asked about one batch; RoIs may be of any."""
+    student = build(detector('retina'))
+    inputs, samples = prepared(student, batch())
+    tap = build_tap(student)
+    with tap.watch(student) as calls:
+        student.loss(inputs, samples)
+    tap.check_batch(calls, inputs)
+    with pytest.raises(ValueError, match='several batches in a step'):
+        tap.check_batch(calls, dict(sup=inputs))
+
+
 @pytest.mark.parametrize('name', ['faster', 'retina'])
 def test_unknown_option_is_refused(name):
     """An option that the tap does not know is named."""

@@ -67,7 +67,7 @@ def test_every_location_has_its_box(name):
             **everything
         }),
         with_nms=False)
-    for rows, ours, theirs in zip(side.rows(outputs[0]), boxes, plain):
+    for rows, ours, theirs in zip(side.rows(outputs), boxes, plain):
         assert len(ours) == len(rows)
         p = rows.softmax(1)[:, :-1] if name == 'softmax' else rows.sigmoid()
         if name in ('fcos', 'atss', 'yolox'):  # scores have another factor
@@ -104,7 +104,7 @@ def test_a_dense_student_chooses_its_highest_scores():
     student, teacher = models('retina', 'faster')
     (pair, ), calls, _, _ = paired(student, teacher, num_boxes=20)
     rows = Side(student.bbox_head,
-                'cls_scores').rows(calls[0].arguments['cls_scores'])
+                'cls_scores').rows(list(calls[0].arguments.values()))
     for ours, table in zip(pair.student.split(20), rows):
         highest = table.amax(1).sort(descending=True).values[:20]
         assert torch.equal(ours.amax(1), highest)
@@ -121,7 +121,7 @@ def test_a_two_stage_student_asks_the_best_location(teacher_name):
         outputs = teacher.bbox_head(teacher.extract_feat(inputs))
     side = Side(teacher.bbox_head, 'cls_scores')
     boxes = decoded_boxes(side, outputs, metas_of(samples))
-    rows = side.rows(outputs[0])
+    rows = side.rows(outputs)
     # a background of 1 - max p beside the classes, normalised
     for row, roi in zip(pair.teacher.softmax(1), rois):
         picture = int(roi[0])
@@ -182,6 +182,49 @@ def test_wrong_options_are_refused(options, message):
     """One sentence that names the field."""
     with pytest.raises(ValueError, match=f'model.tap.*{message}'):
         build_tap(build(detector('retina')), **options)
+
+
+def test_objects_apart_are_multiplied_in():
+    """YOLOX predicts classes given an object; its boxes' scores are both."""
+    student, teacher = models('faster', 'yolox')
+    (pair, ), calls, _, teacher_batch = paired(student, teacher)
+    with torch.no_grad():
+        outputs = teacher.bbox_head(teacher.extract_feat(calls[0].images))
+    boxes = decoded_boxes(
+        Side(teacher.bbox_head, 'cls_scores'), outputs,
+        metas_of(teacher_batch.samples))
+    tables = [
+        torch.cat([level.flatten(2).transpose(1, 2) for level in part], dim=1)
+        for part in (outputs[0], outputs[2])
+    ]
+    p = tables[0].sigmoid() * tables[1].sigmoid()
+    for row, roi in zip(pair.teacher.softmax(1), calls[0].arguments['rois']):
+        picture = int(roi[0])
+        best = bbox_overlaps(roi[None, 1:], boxes[picture])[0].argmax()
+        score = p[picture, best]
+        expected = torch.cat([score, 1 - score.max()[None]])
+        torch.testing.assert_close(
+            row, expected / expected.sum(), rtol=1e-4, atol=1e-5)
+
+
+def test_many_boxes_may_share_a_query():
+    """RoIs of one object all learn from the query of that object."""
+    student, teacher = models('faster', 'detr')
+    (pair, ), calls, _, _ = paired(student, teacher)
+    assert len(pair.student) == len(calls[0].arguments['rois'])
+
+
+def test_a_head_that_decodes_in_its_own_way_is_refused():
+    """PAA's prediction takes no scores of another order."""
+    student, teacher = models('faster', 'retina')
+
+    def predict(*args, **kwargs):
+        raise AssertionError('not like this')
+
+    teacher.bbox_head.predict_by_feat = predict
+    with pytest.raises(
+            ValueError, match="align='boxes', .*RetinaHead .*not like this"):
+        paired(student, teacher)
 
 
 @pytest.mark.parametrize('pair', [('maskformer', 'detr'),

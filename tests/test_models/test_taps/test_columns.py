@@ -57,12 +57,28 @@ def test_certain_teachers_stay_finite(student, teacher):
         assert ours.isfinite().all()
 
 
-def test_chosen_classes_are_renormalised_beside_the_background():
-    """Two of three classes in another order; no row sums to more than 1."""
-    student = Columns(2, 'softmax', True)
-    table = logits(SOFTMAX)
+@pytest.mark.parametrize('student', [
+    Columns(2, 'softmax', True),
+    Columns(2, 'sigmoid', False),
+])
+def test_other_classes_belong_to_the_background(student):
+    """Two of three classes in another order keep their probabilities."""
+    table = logits(SOFTMAX, 4.)
     ours, activation = as_columns_of(student, SOFTMAX, table, [2, 0])
-    p = activate(table, 'softmax')[:, [2, 0, 3]]
+    p = activate(table, 'softmax')
+    expected = torch.stack([p[:, 2], p[:, 0], p[:, 1] + p[:, 3]], dim=1)
+    torch.testing.assert_close(
+        activate(ours.double(), activation),
+        expected[:, :student.number],
+        rtol=1e-5,
+        atol=2e-6)
+
+
+def test_chosen_classes_are_renormalised_without_a_background():
+    """As of pixels, every one of which has a class."""
+    student = Columns(2, 'softmax', False)
+    ours, activation = as_columns_of(student, PIXELS, logits(PIXELS), [2, 0])
+    p = activate(logits(PIXELS), 'softmax')[:, [2, 0]]
     torch.testing.assert_close(
         activate(ours, activation), p / p.sum(1, keepdim=True))
 

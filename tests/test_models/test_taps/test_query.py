@@ -164,6 +164,38 @@ def test_mask_queries_of_both_kinds_learn_from_each_other():
     assert pair.student.shape == pair.teacher.shape == (16, NUM_CLASSES + 1)
 
 
+@pytest.mark.parametrize('names', [('detr', 'mask2former'),
+                                   ('maskformer', 'dino')])
+def test_boxes_and_masks_are_not_matched(names):
+    """Nothing says which queries of the two are one object."""
+    student, teacher = (build(detector(name)) for name in names)
+    with pytest.raises(ValueError, match='one predicts boxes, the other mask'):
+        build_tap(student).connect(student, teacher)
+
+
+def test_masks_of_ones_match_in_half_precision():
+    """65,536 pixels of 1 are more than float16 can count."""
+    masks = torch.full((1, 2, 256, 256), 20.)
+    masks[:, 1, :, :128] = -20.
+    same = Queries(torch.zeros(1, 2, NUM_CLASSES), masks=masks)
+    swapped = shuffled(same, [1, 0])
+    with torch.autocast('cpu', torch.float16):
+        (own, theirs), = match_queries(same, SIGMOID, swapped, SIGMOID)
+    assert own.tolist() == [0, 1] and theirs.tolist() == [1, 0]
+
+
+def test_several_may_have_one_match_if_asked():
+    """As RoIs of one object; each takes the cheapest."""
+    student, teacher = queries(1, num=6), queries(2, num=3)
+    matches = match_queries(
+        student, SIGMOID, teacher, SIGMOID, one_to_one=False)
+    for picture, (own, theirs) in enumerate(matches):
+        assert own.tolist() == list(range(6))
+        for i, j in zip(own, theirs):
+            costs = [cost(student, teacher, picture, i, k) for k in range(3)]
+            assert costs.index(min(costs)) == j
+
+
 def test_a_dense_teacher_is_refused():
     """RetinaNet has no queries."""
     with pytest.raises(ValueError, match='RetinaNet.*for queries.*DETR'):
@@ -191,5 +223,8 @@ def test_a_class_map_chooses_columns():
     pair = tap.pairs(calls, student, TeacherBatch(teacher, inputs, samples))[0]
     with torch.no_grad():
         plain = teacher(inputs, samples, mode='tensor')[0][-1]
-    chosen = plain.flatten(0, 1)[:, [2, 0, NUM_CLASSES]]
-    assert torch.equal(sorted_rows(pair.teacher), sorted_rows(chosen))
+    p = plain.flatten(0, 1).softmax(1)
+    # what the student does not know is background
+    expected = torch.stack([p[:, 2], p[:, 0], p[:, 1] + p[:, 3]], dim=1)
+    torch.testing.assert_close(
+        sorted_rows(pair.teacher.softmax(1)), sorted_rows(expected))
