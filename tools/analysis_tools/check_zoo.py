@@ -16,6 +16,7 @@ import time
 import traceback
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from fnmatch import fnmatch
 from importlib import metadata
 from pathlib import Path
 from typing import Any, Dict, List, Optional, Tuple
@@ -377,7 +378,9 @@ def parse_args(argv: Optional[List[str]] = None) -> argparse.Namespace:
     parser.add_argument(
         '--family', nargs='+', help='only these folders of configs')
     parser.add_argument(
-        '--config', nargs='+', help='only configs whose name has this')
+        '--config',
+        nargs='+',
+        help='only these names, which may have * in them')
     parser.add_argument(
         '--all-configs',
         action='store_true',
@@ -400,7 +403,9 @@ def select(args: argparse.Namespace) -> List[List[ZooConfig]]:
                 continue
             if args.config:
                 files = [
-                    f for f in files if any(c in f.name for c in args.config)
+                    f for f in files if any(
+                        fnmatch(f.path.name, pattern)
+                        for pattern in args.config)
                 ]
             every = args.all_configs or args.config
             groups += [[f] for f in files] if every else [files]

@@ -150,7 +150,11 @@ def batch_for(model: nn.Module, cfg: Config, package: str,
     if hasattr(model, 'semi_train_cfg'):
         return _semi_supervised_batch(num_classes, size, masks)
     text = hasattr(model, 'language_model')
-    return _detection_batch(num_classes, size, masks, text)
+    batch = _detection_batch(num_classes, size, masks, text)
+    if hasattr(model, 'roi_head') and not model.with_rpn:  # Fast R-CNN
+        for sample in batch['data_samples']:
+            sample.proposals = _proposals(size)
+    return batch
 
 
 def _takes_videos(model: nn.Module) -> bool:
@@ -197,15 +201,14 @@ def _detection_batch(num_classes: int,
         with_mask=masks,
         with_semantic=True,
         **options)
-    rng = np.random.default_rng(0)
     for sample in data['data_samples']:
         sample.gt_instances.labels -= 1
         sample.gt_sem_seg.sem_seg %= num_classes
-        sample.proposals = _proposals(rng, size)  # Fast R-CNN's
     return data
 
 
-def _proposals(rng: np.random.Generator, size: int) -> InstanceData:
+def _proposals(size: int) -> InstanceData:
+    rng = np.random.default_rng(0)
     corners = rng.uniform(0, 0.6, (NUM_PROPOSALS, 2))
     sides = rng.uniform(0.1, 0.4, (NUM_PROPOSALS, 2))
     boxes = np.concatenate([corners, corners + sides], 1) * size
@@ -234,7 +237,6 @@ def _semi_supervised_batch(num_classes: int, size: int,
         for sample in part['data_samples']:
             sample.set_metainfo(
                 dict(homography_matrix=np.eye(3, dtype=np.float32)))
-            del sample.proposals
     return {
         key: {
             branch: part[key]

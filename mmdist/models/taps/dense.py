@@ -115,7 +115,7 @@ class DenseTap(LogitTap):
             student, other = Side(head_s, name_s), Side(head_t, name_t)
             # Heads return what their loss call takes, in this order, but
             # only in training: SOLO suppresses neighbours in eval mode.
-            outputs = teacher.head_outputs([twin], as_in_training=True)[twin]
+            outputs = teacher.head_outputs([twin], head_s.training)[twin]
             levels_s = student.levels(list(call.arguments.values()), other)
             levels_t = other.levels(outputs, student)
             indices = _level_indices(head_s, head_t, len(levels_s),
