@@ -204,6 +204,25 @@ class BaseDistiller(BaseModel):
         if not self._saw_classes:
             self._compare_classes()
             self._saw_classes = True
+        losses, calls, extracted = self._student_losses(inputs, data_samples)
+        device = next(tensors_in(inputs)).device
+        cuda = [device] if device.type == 'cuda' else []
+        # Some teachers draw random numbers even in eval mode (LightHamHead).
+        with torch.random.fork_rng(devices=cuda):
+            batch = self.kd_teacher.batch(inputs, data_samples)
+            self.tap.check_batch(calls, inputs)
+            pairs = self.tap.pairs(calls, self.kd_student, batch)
+            imitated = [(features, batch.features(images))
+                        for images, features in extracted]
+        losses = self._scale_classification(losses)
+        losses.update(self._distill(pairs))
+        losses.update(self._imitate(imitated))
+        return losses
+
+    def _student_losses(self, inputs: Tensor,
+                        data_samples: Sequence) -> Tuple[dict, list, list]:
+        """The student's losses, the calls of its heads, and the pictures and
+        features that mimic compares."""
         extracted: List[Any] = []
         with ExitStack() as stack:
             calls = stack.enter_context(self.tap.watch(self.kd_student))
@@ -219,26 +238,7 @@ class BaseDistiller(BaseModel):
                 f'model.student is a {type(self.kd_student).__name__} whose '
                 f'{", ".join(self.tap.heads)} computed no loss by '
                 f'`{self.tap.method}`: nothing can be distilled from it')
-        # Some teachers draw random numbers even in eval mode (LightHamHead).
-        device = next(tensors_in(inputs)).device
-        cuda = [device] if device.type == 'cuda' else []
-        with torch.random.fork_rng(devices=cuda):
-            batch = self.kd_teacher.batch(inputs, data_samples)
-            self.tap.check_batch(calls, inputs)
-            pairs = self.tap.pairs(calls, self.kd_student, batch)
-            imitated = [(features, batch.features(images))
-                        for images, features in extracted]
-        losses = self._scale_classification(losses)
-        if not pairs:
-            raise RuntimeError(
-                f'{type(self.tap).__name__} found nothing in the losses of '
-                'model.student that pairs with model.teacher')
-        losses.update(self._distill(pairs))
-        for features in imitated:
-            for name, term in _kd_names(
-                    self.distiller['mimic'].terms(*features)).items():
-                losses[name] = losses.get(name, 0) + term
-        return losses
+        return losses, calls, extracted
 
     def _compare_classes(self) -> None:
         """Compare names as soon as those of the training set are known."""
@@ -269,6 +269,10 @@ class BaseDistiller(BaseModel):
         return {**losses, **scaled}
 
     def _distill(self, pairs: Sequence[LogitPair]) -> Dict[str, Tensor]:
+        if not pairs:
+            raise RuntimeError(
+                f'{type(self.tap).__name__} found nothing in the losses of '
+                'model.student that pairs with model.teacher')
         sums: Dict[str, Any] = defaultdict(float)
         for pair in pairs:
             terms = self.distill_loss.terms(pair.student, pair.teacher,
@@ -276,6 +280,15 @@ class BaseDistiller(BaseModel):
                                             pair.teacher_activation)
             for name, term in terms.items():
                 sums[name] = sums[name] + pair.weight * term
+        return _kd_names(sums)
+
+    def _imitate(self, features: Sequence[Sequence]) -> Dict[str, Tensor]:
+        """The terms of mimic, summed over pairs of features."""
+        sums: Dict[str, Any] = defaultdict(float)
+        for own, theirs in features:
+            terms = self.distiller['mimic'].terms(own, theirs)
+            for name, term in terms.items():
+                sums[name] = sums[name] + term
         return _kd_names(sums)
 
 
