@@ -77,6 +77,12 @@ def test_models_without_classes_are_listed_as_such(tmp_path):
     assert [r['status'] for r in reports] == ['no class predictions']
     assert 'has class logits to distil' in reports[0]['reason'] in table
     assert done.returncode == 0
+    # What is known is not checked again.
+    reports[0]['reason'] = 'as written down'
+    (tmp_path / 'zoo.json').write_text(json.dumps(reports))
+    done, again, table = run(tmp_path, '--package', 'mmdet', '--config',
+                             'rpn_r50_fpn_1x_coco.py', '--resume')
+    assert again == reports and 'as written down' in table
 
 
 def test_every_family_is_there(tools):

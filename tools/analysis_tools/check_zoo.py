@@ -19,7 +19,7 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from fnmatch import fnmatch
 from importlib import metadata
 from pathlib import Path
-from typing import Any, Dict, List, Optional, Tuple
+from typing import Any, Dict, Iterator, List, Optional, Tuple
 
 import numpy as np
 import torch
@@ -306,21 +306,38 @@ def check_one_of(configs: List[ZooConfig], seconds: float) -> Dict[str, Any]:
     return next((r for r in reports if r['status'] == NO_CLASSES), reports[0])
 
 
-def check_all(groups: List[List[ZooConfig]], jobs: int,
-              seconds: float) -> List[Dict[str, Any]]:
-    """Check groups of configs side by side, with progress; in their order."""
+def check_all(groups: List[List[ZooConfig]], jobs: int, seconds: float,
+              done: List[Dict[str, Any]]) -> Iterator[Dict[str, Any]]:
+    """Check groups of configs side by side, with progress.
+
+    Args:
+        groups (list[list[ZooConfig]]): Of each, one config is enough.
+        jobs (int): Processes at a time.
+        seconds (float): Time for a config.
+        done (list[dict]): Reports of groups that need no check any more.
+
+    Yields:
+        dict: Reports, as they are ready.
+    """
     multiprocessing.get_context('forkserver').set_forkserver_preload(
         ['torch', 'mmdet.models', 'mmseg.models', 'mmdist'])
+    known = {report['config'] for report in done}
+    left = [g for g in groups if not known & {config.name for config in g}]
     with ThreadPoolExecutor(jobs) as pool:
-        futures = [
-            pool.submit(check_one_of, group, seconds) for group in groups
-        ]
+        futures = [pool.submit(check_one_of, group, seconds) for group in left]
         for future in track(
-                as_completed(futures), 'Checking', total=len(groups)):
+                as_completed(futures), 'Checking', total=len(futures)):
             report = future.result()
             print(f'{report["config"]}: {report["status"]} '
                   f'{report.get("reason", "")}')
-    return [future.result() for future in futures]
+            yield report
+
+
+def write(path: Path, text: str) -> None:
+    """Write a file whole or not at all."""
+    part = path.with_suffix('.partial')
+    part.write_text(text)
+    part.replace(path)
 
 
 def markdown(reports: List[Dict[str, Any]]) -> str:
@@ -389,6 +406,10 @@ def parse_args(argv: Optional[List[str]] = None) -> argparse.Namespace:
     parser.add_argument(
         '--timeout', type=float, default=600, help='seconds a config')
     parser.add_argument('--json', type=Path, help='write all reports there')
+    parser.add_argument(
+        '--resume',
+        action='store_true',
+        help='keep the reports that --json holds, and check the others')
     parser.add_argument('--markdown', type=Path, help='write a table there')
     return parser.parse_args(argv)
 
@@ -417,11 +438,16 @@ def main() -> None:
     groups = select(args)
     if not groups:
         sys.exit('No config of the zoo is of that name.')
-    reports = check_all(groups, args.jobs, args.timeout)
-    if args.json:
-        args.json.write_text(json.dumps(reports, indent=1))
+    reports = []
+    if args.resume and args.json and args.json.exists():
+        reports = json.loads(args.json.read_text())
+    for report in check_all(groups, args.jobs, args.timeout, list(reports)):
+        reports.append(report)
+        reports.sort(key=lambda r: (r['package'], r['family'], r['config']))
+        if args.json:
+            write(args.json, json.dumps(reports, indent=1))
     if args.markdown:
-        args.markdown.write_text(markdown(reports))
+        write(args.markdown, markdown(reports))
     counts = Counter(report['status'] for report in reports)
     print('\n'.join(f'{number:4} {status}'
                     for status, number in counts.most_common()))
