@@ -67,7 +67,8 @@ def zoo_configs(package: str) -> Dict[str, List[ZooConfig]]:
 def _has_model(file: Path) -> bool:
     """Whether a config builds a model; some only hold data or schedules."""
     text = file.read_text()
-    return '_base_' in text and not file.stem.endswith('_tta')
+    inherits = '_base_' in text and not file.stem.endswith('_tta')
+    return inherits or re.search(r'^model\s*=', text, re.M) is not None
 
 
 def load(config: ZooConfig) -> Config:
