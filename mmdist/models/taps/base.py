@@ -17,7 +17,7 @@ from typing import (Any, Callable, Dict, Iterator, List, NamedTuple, Optional,
 import torch
 from torch import Tensor, nn
 
-from .columns import Columns
+from .columns import Columns, logits_of
 from .teacher_batch import TeacherBatch, owner_of, replaced
 
 
@@ -427,11 +427,6 @@ def class_logits(scores: Tensor, head: nn.Module) -> Tensor:
         probabilities = loss.get_activation(scores.float())
         return probabilities.clamp(min=torch.finfo(torch.float32).tiny).log()
     return scores
-
-
-def logits_of(probabilities: Tensor) -> Tensor:
-    """The logits of sigmoid probabilities, finite; float32."""
-    return torch.logit(probabilities.float(), eps=1e-6)
 
 
 def check_classes(student_head: nn.Module, teacher_head: nn.Module,

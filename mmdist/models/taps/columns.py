@@ -63,7 +63,7 @@ def as_columns_of(
         nothing = torch.log1p(-log_p.amax(dim=1, keepdim=True).exp() + EPS)
         log_p = torch.cat([log_p, nothing], dim=1)
     if student.activation == 'sigmoid':
-        log_p = log_odds(log_p)
+        log_p = logits_of(log_p.exp())
     return log_p, student.activation
 
 
@@ -89,9 +89,9 @@ def _log_probabilities(logits: Tensor, columns: Columns) -> Tensor:
     return logits.log_softmax(dim=1)
 
 
-def log_odds(log_p: Tensor) -> Tensor:
-    """The logits of sigmoids with these log probabilities; finite."""
-    return torch.logit(log_p.exp(), eps=EPS)
+def logits_of(probabilities: Tensor) -> Tensor:
+    """The logits of sigmoid probabilities, finite; float32."""
+    return torch.logit(probabilities.float(), eps=EPS)
 
 
 def class_log_odds(logits: Tensor, columns: Columns) -> Tensor:
@@ -106,8 +106,7 @@ def class_log_odds(logits: Tensor, columns: Columns) -> Tensor:
     """
     if columns.activation == 'sigmoid':
         return logits[:, :columns.num_classes]
-    return log_odds(_log_probabilities(logits,
-                                       columns))[:, :columns.num_classes]
+    return logits_of(class_probabilities(logits, columns))
 
 
 def class_probabilities(logits: Tensor, columns: Columns) -> Tensor:

@@ -7,9 +7,9 @@ import torch
 from torch import Tensor, nn
 
 from .base import (BoxLogits, Call, LogitPair, LogitTap, activation_of,
-                   check_classes, class_logits, logits_of)
+                   check_classes, class_logits)
 from .columns import (Columns, as_columns_of, class_log_odds,
-                      class_probabilities)
+                      class_probabilities, logits_of)
 from .teacher_batch import TeacherBatch
 
 
