@@ -3,8 +3,7 @@
 A config of a distiller is tested as its student alone: the checkpoint is a
 plain student checkpoint, and no teacher is built.
 """
-from mmdist.utils import (build_runner, load_tool_config, student_of,
-                          tool_parser)
+from mmdist.utils import load_tool_config, run, student_of, tool_parser
 
 
 def parse_args():
@@ -83,7 +82,7 @@ def main():
         enable_visualization(cfg, args)
     if args.out is not None:
         save_predictions(cfg, args.out)
-    build_runner(cfg).test()
+    run(cfg, 'test')
 
 
 if __name__ == '__main__':

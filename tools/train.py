@@ -1,6 +1,6 @@
 """Train a model, with or without a teacher; the flags are those of MM."""
 import mmdist  # noqa: F401
-from mmdist.utils import build_runner, load_tool_config, tool_parser
+from mmdist.utils import load_tool_config, run, tool_parser
 
 
 def parse_args():
@@ -46,7 +46,7 @@ def main():
     if args.resume is not None:
         cfg.resume = True
         cfg.load_from = None if args.resume == 'auto' else args.resume
-    build_runner(cfg).train()
+    run(cfg, 'train')
 
 
 if __name__ == '__main__':

@@ -1,11 +1,11 @@
-from .cli import build_runner, load_tool_config, tool_parser
+from .cli import load_tool_config, run, tool_parser
 from .config import (class_names_of, find_config, load_config, scope_of,
                      student_of)
 from .setup_env import (allow_mmengine_checkpoints, check_version,
                         find_forks_configs)
 
 __all__ = [
-    'allow_mmengine_checkpoints', 'build_runner', 'check_version',
-    'class_names_of', 'find_config', 'find_forks_configs', 'load_config',
-    'load_tool_config', 'scope_of', 'student_of', 'tool_parser'
+    'allow_mmengine_checkpoints', 'check_version', 'class_names_of',
+    'find_config', 'find_forks_configs', 'load_config', 'load_tool_config',
+    'run', 'scope_of', 'student_of', 'tool_parser'
 ]

@@ -64,8 +64,23 @@ def _join_cpu_processes(cfg: Config) -> None:
             find_unused_parameters=cfg.get('find_unused_parameters', False)))
 
 
-def build_runner(cfg: Config) -> Runner:
+def _build_runner(cfg: Config) -> Runner:
     """The runner that a config names, or MMEngine's default one."""
     if cfg.launcher == 'pytorch' and get_device() == 'cpu':
         _join_cpu_processes(cfg)
     return RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
+
+
+def run(cfg: Config, loop: str) -> None:
+    """Build the config's runner, let it work, and leave the other processes.
+
+    Args:
+        cfg: What :func:`load_tool_config` gave.
+        loop: The runner's method: ``train`` or ``test``.
+    """
+    getattr(_build_runner(cfg), loop)()
+    if torch.distributed.is_initialized():
+        # A thread of gloo that outlives Python's own end aborts a process
+        # that had done all its work, and the launcher reports a failure.
+        torch.distributed.barrier()
+        torch.distributed.destroy_process_group()
