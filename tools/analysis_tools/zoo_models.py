@@ -79,8 +79,20 @@ def load(config: ZooConfig) -> Config:
         if 'data_preprocessor' in cfg:
             # as a runner does
             model.setdefault('data_preprocessor', cfg.data_preprocessor)
+        _keep_size(model.get('data_preprocessor') or {})
         cfg.model = model
     return cfg
+
+
+def _keep_size(preprocessor: Dict[str, Any]) -> None:
+    """Do not pad small pictures to the size of the zoo's crops."""
+    if 'size' in preprocessor:
+        preprocessor.update(size=None, size_divisor=1)
+    if preprocessor.get('batch_augments'):
+        preprocessor['batch_augments'] = [
+            augment for augment in preprocessor['batch_augments']
+            if augment['type'] != 'BatchFixedSizePad'
+        ]
 
 
 def _for_cpu(part: Any) -> Any:
