@@ -6,9 +6,10 @@ import copy
 import importlib
 import re
 import tempfile
+from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Dict, List, NamedTuple, Optional
+from typing import Any, Dict, Iterator, List, NamedTuple, Optional
 
 import numpy as np
 import torch
@@ -86,7 +87,8 @@ def load(config: ZooConfig) -> Config:
 
 def _keep_size(preprocessor: Dict[str, Any]) -> None:
     """Do not pad small pictures to the size of the zoo's crops."""
-    if 'size' in preprocessor:
+    divisor = preprocessor.get('size_divisor') or 1
+    if 'size' in preprocessor or divisor > SIZES[0]:
         preprocessor.update(size=None, size_divisor=1)
     if preprocessor.get('batch_augments'):
         preprocessor['batch_augments'] = [
@@ -103,8 +105,10 @@ def _for_cpu(part: Any) -> Any:
     if not isinstance(part, dict):
         # SyncBN asks for a process group.
         return 'BN' if part in ('SyncBN', 'MMSyncBN') else part
+    # SAN does not initialise its parts without a file.
+    nothing = empty_checkpoint().name if 'image_encoder' in part else None
     return {
-        key: None if _is_pretrained(key, value) else _for_cpu(value)
+        key: nothing if _is_pretrained(key, value) else _for_cpu(value)
         for key, value in part.items()
     }
 
@@ -115,6 +119,14 @@ def _is_pretrained(key: str, value: Any) -> bool:
     parts = value if isinstance(value, list) else [value]
     return key == 'init_cfg' and any(
         isinstance(part, dict) and 'checkpoint' in part for part in parts)
+
+
+@lru_cache(maxsize=None)
+def empty_checkpoint() -> Any:
+    """A file with the weights of nothing."""
+    file = tempfile.NamedTemporaryFile(suffix='.pth')
+    torch.save({}, file.name)
+    return file
 
 
 @lru_cache(maxsize=None)
@@ -138,10 +150,23 @@ def build(model: dict, package: str, seed: int) -> nn.Module:
     """Build a model and initialise its weights, from a seed."""
     np.random.seed(seed)
     torch.manual_seed(seed)
-    with DefaultScope.overwrite_default_scope(package):
+    with DefaultScope.overwrite_default_scope(package), _empty_is_nan():
         built = MODELS.build(Config(dict(model=copy.deepcopy(model))).model)
         built.init_weights()
+    for weight in built.parameters():
+        if weight.isnan().any():
+            nn.init.normal_(weight, std=0.02)
     return built
+
+
+@contextmanager
+def _empty_is_nan() -> Iterator[None]:
+    """Tell weights that only a checkpoint fills (CLIP's) from others."""
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(False)
 
 
 def batch_for(model: nn.Module, cfg: Config, package: str,
