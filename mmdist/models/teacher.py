@@ -208,7 +208,8 @@ class Teacher:
             self.model, cfg = build_model(config, 'model.teacher.config')
         content = read_checkpoint(checkpoint)
         load_strictly(self.model, _weights_in(content, checkpoint), checkpoint)
-        self.model.eval().requires_grad_(False)
+        self.model.eval()  # returns nothing, with a teacher of its own
+        self.model.requires_grad_(False)
         self.class_map = class_map
         self.class_names = _names_in(content) or class_names_of(cfg)
         self._renormalise = Renormalise(student_preprocessor,

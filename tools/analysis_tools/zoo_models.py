@@ -75,13 +75,14 @@ def _has_model(file: Path) -> bool:
 def load(config: ZooConfig) -> Config:
     """A config for one process on the CPU, without pretrained weights."""
     cfg = Config.fromfile(config.path)
-    if 'model' in cfg:
-        model = _for_cpu(cfg.model.to_dict())
-        if 'data_preprocessor' in cfg:
-            # as a runner does
-            model.setdefault('data_preprocessor', cfg.data_preprocessor)
-        _keep_size(model.get('data_preprocessor') or {})
-        cfg.model = model
+    if 'model' not in cfg:
+        raise ValueError('a config of data or a schedule, without a model')
+    model = _for_cpu(cfg.model.to_dict())
+    if 'data_preprocessor' in cfg:
+        # as a runner does
+        model.setdefault('data_preprocessor', cfg.data_preprocessor)
+    _keep_size(model.get('data_preprocessor') or {})
+    cfg.model = model
     return cfg
 
 
@@ -108,14 +109,16 @@ def _for_cpu(part: Any) -> Any:
     # SAN does not initialise its parts without a file.
     nothing = empty_checkpoint().name if 'image_encoder' in part else None
     return {
-        key: nothing if _is_pretrained(key, value) else _for_cpu(value)
+        key:
+        _for_cpu(value) if not _is_pretrained(key, value) else
+        False if value is True else nothing
         for key, value in part.items()
     }
 
 
 def _is_pretrained(key: str, value: Any) -> bool:
     if key in ('pretrained', 'teacher_ckpt', 'pretrain_img_encoder'):
-        return isinstance(value, str)
+        return isinstance(value, str) or value is True
     parts = value if isinstance(value, list) else [value]
     return key == 'init_cfg' and any(
         isinstance(part, dict) and 'checkpoint' in part for part in parts)

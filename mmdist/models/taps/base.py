@@ -20,6 +20,9 @@ from torch import Tensor, nn
 from .columns import Columns, logits_of
 from .teacher_batch import TeacherBatch, owner_of, replaced
 
+LEAST_LOGIT = -50.
+"""Of a text's token that the caption of a picture does not have."""
+
 
 @dataclass
 class LogitPair:
@@ -268,6 +271,7 @@ class LogitTap(metaclass=ABCMeta):
         Raises:
             ValueError: If no pair is possible; names the field to change.
         """
+        _check_texts(student, teacher, class_map)
         self.class_map = class_map
         self.teacher_heads = self._of_one_model(student, teacher)
         if not self.teacher_heads:
@@ -427,6 +431,35 @@ def class_logits(scores: Tensor, head: nn.Module) -> Tensor:
         probabilities = loss.get_activation(scores.float())
         return probabilities.clamp(min=torch.finfo(torch.float32).tiny).log()
     return scores
+
+
+def reads_text(model: nn.Module) -> bool:
+    """Whether a model classifies the tokens of a text, as GLIP does."""
+    return hasattr(model, 'language_model')
+
+
+def _check_texts(student: nn.Module, teacher: nn.Module,
+                 class_map: Optional[Sequence[int]]) -> None:
+    """Raise ValueError if one model alone classifies the tokens of a text."""
+    texts = [reads_text(model) for model in (student, teacher)]
+    if texts[0] != texts[1]:
+        names = [type(model).__name__ for model in (teacher, student)]
+        raise ValueError(
+            f'model.teacher.config is a {names[0]} and model.student a '
+            f'{names[1]}: one classifies the tokens of a text, the other '
+            'classes; choose a teacher of the same kind')
+    if texts[0] and class_map is not None:
+        raise ValueError('model.teacher.class_map is of no use here: the '
+                         'text that both models are given names the classes')
+
+
+def check_tokens(number_s: int, number_t: int) -> None:
+    """Raise ValueError unless both models read as many tokens."""
+    if number_s != number_t:
+        raise ValueError(
+            f'model.teacher.config reads {number_t} tokens of a text but '
+            f'model.student {number_s}; give both the same language_model '
+            'and max_tokens')
 
 
 def check_classes(student_head: nn.Module, teacher_head: nn.Module,

@@ -6,8 +6,9 @@ from typing import Any, Iterator, List, NamedTuple, Optional, Sequence, Tuple
 import torch
 from torch import Tensor, nn
 
-from .base import (BoxLogits, Call, LogitPair, LogitTap, activation_of,
-                   check_classes, class_logits)
+from .base import (LEAST_LOGIT, BoxLogits, Call, LogitPair, LogitTap,
+                   activation_of, check_classes, check_tokens, class_logits,
+                   reads_text)
 from .columns import (Columns, as_columns_of, class_log_odds,
                       class_probabilities, logits_of)
 from .teacher_batch import TeacherBatch
@@ -135,6 +136,7 @@ class DenseTap(LogitTap):
                 f'locations but of model.teacher {tuple(maps_t.shape[3:])}; '
                 "set pad_size_divisor of model.student's data_preprocessor to "
                 'the largest stride')
+        maps_s, maps_t = _spoken(maps_s, maps_t, student.head)
         activation_s = activation_t = student.columns.activation
         if _anchors_differ(student.head, teacher.head):
             maps_s, maps_t = student.best(maps_s), teacher.best(maps_t)
@@ -213,6 +215,8 @@ class DenseTap(LogitTap):
             rows, number = 'best anchors of locations', columns.num_classes
         elif not self._rows_are_anchors(columns):
             rows, number = 'locations', columns.number * _num_anchors(head, 0)
+        if reads_text(student):
+            number = 'tokens'
         strides = _strides(head)
         levels = f' of the strides {_in_words(strides)}' if strides else ''
         return (f'{rows} x {number} ({columns.activation}){levels}, '
@@ -285,7 +289,13 @@ class Side:
         return scores.unflatten(1, (-1, size))
 
     def maps(self, scores: Tensor) -> Tensor:
-        """The class logits of a level, ``(N, A, C, H, W)``."""
+        """The class logits of a level, ``(N, A, C, H, W)``.
+
+        Of a head that classifies tokens of a text (GLIP), ``(N, 1, T, L, 1)``
+        with all anchors of all locations in one row.
+        """
+        if scores.dim() == 3:
+            return scores.transpose(1, 2)[:, None, ..., None]
         if self.reading.probabilities:
             scores = logits_of(scores)
         else:
@@ -385,6 +395,24 @@ def _best_overlap(boxes: Tensor, others: Tensor) -> Tensor:
     # A picture may have 200,000 locations.
     best = [bbox_overlaps(b, others).argmax(1) for b in boxes.split(32)]
     return torch.cat(best) if best else boxes.new_zeros(0, dtype=torch.long)
+
+
+def _spoken(maps_s: Tensor, maps_t: Tensor,
+            head: nn.Module) -> Tuple[Tensor, Tensor]:
+    """Logits of the tokens that the captions of a batch have.
+
+    What is no head of a text has none to leave out.
+    """
+    masks = getattr(head, 'text_masks', None)
+    if masks is None:
+        return maps_s, maps_t
+    check_tokens(maps_s.shape[2], maps_t.shape[2])
+    spoken = masks.bool()
+    padding = ~spoken[:, None, :, None, None]
+    maps_s, maps_t = (
+        maps.masked_fill(padding, LEAST_LOGIT)[:, :, spoken.any(0)]
+        for maps in (maps_s, maps_t))
+    return maps_s, maps_t
 
 
 @contextmanager

@@ -5,15 +5,14 @@ from typing import Any, List, NamedTuple, Optional, Sequence, Tuple
 import torch
 from torch import Tensor, nn
 
-from .base import (BoxLogits, Call, LogitPair, LogitTap, activation_of,
-                   check_classes)
+from .base import (LEAST_LOGIT, BoxLogits, Call, LogitPair, LogitTap,
+                   activation_of, check_classes, check_tokens, reads_text)
 from .columns import Columns, as_columns_of, class_probabilities
 from .teacher_batch import TeacherBatch
 
 # Weights of the costs of a match, those of Deformable DETR and Mask2Former.
 CLASS_COST, L1_COST, GIOU_COST, DICE_COST = 2., 5., 2., 5.
 OF_BOXES = 'all_layers_cls_scores'  # of queries that are boxes
-LEAST_LOGIT = -50.  # of a text token that a picture's caption does not have
 
 
 class Queries(NamedTuple):
@@ -23,7 +22,8 @@ class Queries(NamedTuple):
         logits (Tensor): Class logits, ``(N, Q, C)``.
         boxes (Tensor, optional): ``(N, Q, 4)``, (cx, cy, w, h) as parts of
             the picture.
-        masks (Tensor, optional): Mask logits, ``(N, Q, H, W)``.
+        masks (Tensor, optional): Mask logits, ``(N, Q, T, H, W)``; of
+            pictures ``T`` is 1.
     """
     logits: Tensor
     boxes: Optional[Tensor] = None
@@ -157,9 +157,11 @@ class QueryTap(LogitTap):
     def describe(self, student: nn.Module, teacher: nn.Module) -> str:
         """E.g. ``queries x 80 classes (sigmoid), bbox_head <- bbox_head``."""
         head = student.get_submodule(self.heads[-1])
-        return (f'queries x {head.num_classes} classes '
-                f'({activation_of(head)}), {self.heads[-1]} <- '
-                f'{self.teacher_heads[-1]}')
+        columns = f'{head.num_classes} classes'
+        if reads_text(student):
+            columns = 'tokens'
+        return (f'queries x {columns} ({activation_of(head)}), '
+                f'{self.heads[-1]} <- {self.teacher_heads[-1]}')
 
 
 class TransformerTap(QueryTap):
@@ -222,9 +224,11 @@ KINDS: Sequence[Any] = (TransformerTap, ProposalTap)
 
 
 def _queries(scores: Tensor, places: Tensor) -> Queries:
-    if places.dim() == 4:
-        return Queries(scores, masks=places)
-    return Queries(scores, boxes=places)
+    if places.dim() == 3:
+        return Queries(scores, boxes=places)
+    # Of videos they have a dimension for the frames.
+    masks = places if places.dim() == 5 else places.unsqueeze(2)
+    return Queries(scores, masks=masks)
 
 
 def _refined(scores: Tensor, corners: Tensor, size: Tensor) -> Queries:
@@ -319,8 +323,8 @@ def _mask_cost(student: Tensor, teacher: Tensor) -> Tensor:
     size = min(student.shape[-2:], teacher.shape[-2:])
     a, b = (
         nn.functional.interpolate(
-            masks[None].float(), size, mode='bilinear',
-            align_corners=False)[0].sigmoid().flatten(1)
+            masks.float(), size, mode='bilinear',
+            align_corners=False).sigmoid().flatten(1)
         for masks in (student, teacher))
     squares = a.square().sum(1)[:, None] + b.square().sum(1)
     return DICE_COST * (1 - 2 * a @ b.T / squares.clamp(min=1e-6))
@@ -334,8 +338,7 @@ def _without_padding(rows_s: Tensor, rows_t: Tensor) -> Tuple[Tensor, Tensor]:
     """
     if rows_s.isfinite().all() and rows_t.isfinite().all():
         return rows_s, rows_t
-    kept = rows_s.isfinite().any(0)
-    if rows_t.shape[-1] == len(kept):
-        kept = kept & rows_t.isfinite().any(0)
-        rows_t = rows_t[:, kept].clamp(min=LEAST_LOGIT)
-    return rows_s[:, kept].clamp(min=LEAST_LOGIT), rows_t
+    check_tokens(rows_s.shape[1], rows_t.shape[1])
+    kept = rows_s.isfinite().any(0) & rows_t.isfinite().any(0)
+    return (rows_s[:, kept].clamp(min=LEAST_LOGIT),
+            rows_t[:, kept].clamp(min=LEAST_LOGIT))
