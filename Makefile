@@ -2,6 +2,7 @@
 #   MMDIST_STACK=openmmlab|onedl   the original distributions, or the forks
 #   PYTHON=python3.12              the Python of a new environment
 #   QUICK=1                        a two-minute demo
+#   JOBS=4                        models that make zoo checks at a time
 #   TESTS=tests/test_setup.py ARGS='-m "not slow"'   passed on to pytest
 MMDIST_STACK ?= openmmlab
 VENV ?= .venv$(if $(filter-out openmmlab,$(MMDIST_STACK)),-$(MMDIST_STACK))
@@ -10,12 +11,13 @@ PY := $(VENV)/bin/python
 GPU := . '$(VENV)/gpu.env' &&
 LINT := $(wildcard mmdist tools tests configs setup.py)
 
-.PHONY: help setup demo test lint format clean distclean
+.PHONY: help setup demo test lint zoo format clean distclean
 
 help:
 	@echo 'make demo    set up if needed, then train and compare on digit scenes (QUICK=1: 2 minutes)'
 	@echo 'make test    set up if needed, then run the tests (TESTS=... ARGS=...)'
 	@echo 'make lint    flake8, isort and yapf (make format applies the last two)'
+	@echo 'make zoo     check every family of the zoos in an environment of its own (ARGS=--resume to go on)'
 	@echo 'make setup   set up only (PYTHON=python3.12, MMDIST_STACK=onedl)'
 	@echo 'make clean   remove caches; make distclean: the environments too'
 
@@ -31,6 +33,17 @@ test: export MKL_NUM_THREADS ?= 1
 test: setup
 	$(GPU) $(PY) -m pytest $(TESTS) $(ARGS)
 
+# every family of the zoos, in an environment with what some models need
+zoo: ZOO := work_dirs/zoo-$(MMDIST_STACK)
+zoo: VENV := $(VENV)-zoo
+zoo: PY = $(VENV)/bin/python
+zoo: export OMP_NUM_THREADS ?= 1
+zoo: export HF_HUB_OFFLINE := 1
+zoo: setup
+	$(PY) -m pip install -q -c requirements/constraints.txt -r requirements/zoo-$(MMDIST_STACK).txt
+	mkdir -p $(ZOO)
+	$(PY) tools/analysis_tools/check_zoo.py --jobs $(or $(JOBS),1) --json $(ZOO)/zoo.json --markdown $(ZOO)/zoo.md $(ARGS)
+
 lint: setup
 	$(PY) -m flake8 $(LINT)
 	$(PY) -m isort --check-only --diff $(LINT)
@@ -45,4 +58,4 @@ clean:
 	find mmdist tools tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
 distclean: clean
-	rm -rf .venv .venv-onedl .cache mmdist/.mim *.egg-info
+	rm -rf .venv .venv-* .cache mmdist/.mim *.egg-info

@@ -126,6 +126,21 @@ def test_batch_norms_that_did_not_count_are_loaded(retina, weights, tmp_path):
     assert all(torch.equal(state[key], old[key]) for key in old)
 
 
+def test_a_teacher_that_has_a_teacher_of_its_own(tmp_path):
+    """The zoo's own knowledge distillation, whose `train` returns nothing."""
+    loss = dict(type='KnowledgeDistillationKLDivLoss', T=10)
+    model = detector(
+        'gfl',
+        type='KnowledgeDistillationSingleStageDetector',
+        teacher_config=dict(model=detector('gfl')),
+        bbox_head=dict(type='LDHead', loss_ld=loss))
+    saved = save_teacher(model, tmp_path)
+    teacher = make(**saved)
+    assert not teacher.model.training
+    assert not any(p.requires_grad for p in teacher.model.parameters())
+    assert_loaded(teacher, torch.load(saved['checkpoint'])['state_dict'])
+
+
 def test_home_is_expanded(saved, tmp_path, monkeypatch, weights):
     """`~/teacher.pth` in a config works."""
     monkeypatch.setenv('HOME', str(tmp_path))

@@ -7,7 +7,8 @@ from mmengine.logging import MessageHub
 
 from mmdist.models.losses import DISTLoss
 from mmdist.models.taps import TeacherBatch, build_tap
-from mmdist.models.taps.base import Call
+from mmdist.models.taps.base import LEAST_LOGIT, Call
+from mmdist.models.taps.dense import Side
 from tests.helpers import (DENSE, NUM_CLASSES, batch, build, build_distiller,
                            detector, pearson_dist, prepared, save_teacher, ssd)
 
@@ -343,3 +344,33 @@ def test_heads_without_strides_pair_level_by_level(monkeypatch):
     call.arguments['cls_scores'] = levels[:4]
     with pytest.raises(ValueError, match='5 levels but model.student has 4'):
         tap.pairs([call], student, ask)
+
+
+def test_tokens_that_no_caption_has_are_left_out():
+    """As GLIP's head scores them: (pictures, locations, tokens)."""
+    model = build(detector('atss'))
+    side = Side(model.bbox_head, 'cls_scores')
+    model.bbox_head.text_masks = torch.tensor([[1, 1, 0, 0], [1, 0, 0, 0]])
+    own, theirs = torch.randn(2, 2, 6, 4)
+    pair = build_tap(model)._level_pair(
+        side.maps(own), side.maps(theirs), side, side, 'level 0')
+    for logits, scores in ((pair.student, own), (pair.teacher, theirs)):
+        assert logits.shape == (2, 2, 6, 1)
+        assert torch.equal(logits[0, :, :, 0], scores[0, :, :2].T)
+        assert torch.equal(logits[1, 0, :, 0], scores[1, :, 0])
+        # The second caption has no second token.
+        assert (logits[1, 1] == LEAST_LOGIT).all()
+    with pytest.raises(ValueError, match='3 tokens .* model.student 4'):
+        build_tap(model)._level_pair(
+            side.maps(own), side.maps(theirs[..., :3]), side, side, 'level 0')
+
+
+def test_words_and_classes_do_not_pair():
+    """A detector that is given a text, and one that is not."""
+    student, teacher = (build(detector('atss')) for _ in range(2))
+    teacher.language_model = torch.nn.Identity()
+    with pytest.raises(ValueError, match='one classifies the tokens of a tex'):
+        connected(student, teacher)
+    student.language_model = torch.nn.Identity()
+    with pytest.raises(ValueError, match='class_map is of no use here'):
+        build_tap(student).connect(student, teacher, [0, 1, 2])

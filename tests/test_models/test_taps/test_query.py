@@ -24,7 +24,8 @@ def queries(seed, num=NUM_QUERIES, columns=SIGMOID, masks=False):
     logits = torch.randn(2, num, columns.number, generator=rng)
     boxes = torch.rand(2, num, 4, generator=rng) / 2 + 0.2
     if masks:
-        return Queries(logits, masks=torch.randn(2, num, 8, 8, generator=rng))
+        return Queries(
+            logits, masks=torch.randn(2, num, 1, 8, 8, generator=rng))
     return Queries(logits, boxes=boxes)
 
 
@@ -175,12 +176,22 @@ def test_boxes_and_masks_are_not_matched(names):
 
 def test_masks_of_ones_match_in_half_precision():
     """65,536 pixels of 1 are more than float16 can count."""
-    masks = torch.full((1, 2, 256, 256), 20.)
-    masks[:, 1, :, :128] = -20.
+    masks = torch.full((1, 2, 1, 256, 256), 20.)
+    masks[:, 1, :, :, :128] = -20.
     same = Queries(torch.zeros(1, 2, NUM_CLASSES), masks=masks)
     swapped = shuffled(same, [1, 0])
     with torch.autocast('cpu', torch.float16):
         (own, theirs), = match_queries(same, SIGMOID, swapped, SIGMOID)
+    assert own.tolist() == [0, 1] and theirs.tolist() == [1, 0]
+
+
+def test_masks_of_a_video_match_in_all_frames():
+    """Two queries that differ in the last frame alone."""
+    masks = torch.full((1, 2, 3, 8, 8), 20.)
+    masks[:, 1, 2] = -20.
+    same = Queries(torch.zeros(1, 2, NUM_CLASSES), masks=masks)
+    (own, theirs), = match_queries(same, SIGMOID, shuffled(same, [1, 0]),
+                                   SIGMOID)
     assert own.tolist() == [0, 1] and theirs.tolist() == [1, 0]
 
 
