@@ -106,6 +106,8 @@ def _for_cpu(part: Any) -> Any:
     if not isinstance(part, dict):
         # SyncBN asks for a process group.
         return 'BN' if part in ('SyncBN', 'MMSyncBN') else part
+    if 'templates' in part:  # of captions, which CLIP encodes for all classes
+        part = dict(part, templates=['a photo of a {}.'])
     # SAN does not initialise its parts without a file.
     nothing = empty_checkpoint().name if 'image_encoder' in part else None
     return {

@@ -12,9 +12,13 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from .fused import Rule, column_distance, compute_dtype, relations
+
 EPS = 1e-8
 """Added to the product of norms in :func:`pearson_distance`; the value of the
 authors' code."""
+SMALL = 2**16
+"""Logits of a table for which calls take longer than what they compute."""
 
 
 def _at_least_float32(tensor: Tensor) -> Tensor:
@@ -139,20 +143,32 @@ def dist_terms(student: Tensor,
     if student.numel() == 0:
         zero = _connected_zero(student)
         return dict(inter=zero, intra=zero)
-    inter, intra = _recomputed(_relations, student, teacher.detach(), tau,
-                               student_activation, teacher_activation
-                               or student_activation, eps)
+    rule = Rule(
+        float(tau), student_activation, teacher_activation
+        or student_activation, float(eps))
+    relate = _small_relations if student.numel() < SMALL else _fused_relations
+    inter, intra = relate(student, teacher.detach(), rule)
     return dict(inter=tau**2 * inter, intra=tau**2 * intra)
 
 
-def _relations(student: Tensor, teacher: Tensor, tau: float,
-               student_activation: str, teacher_activation: str,
-               eps: float) -> Tuple[Tensor, Tensor]:
-    """The mean distances of the rows and of the columns."""
-    p_s = activate(to_rows(student) / tau, student_activation)
-    p_t = activate(to_rows(teacher) / tau, teacher_activation)
-    return (pearson_distance(p_s, p_t, dim=1, eps=eps).mean(),
-            pearson_distance(p_s, p_t, dim=0, eps=eps).mean())
+def _small_relations(student: Tensor, teacher: Tensor,
+                     rule: Rule) -> Tuple[Tensor, Tensor]:
+    """The mean distances of the rows and of the columns, as written."""
+    with torch.autocast(student.device.type, enabled=False):
+        p_s = activate(to_rows(student) / rule.tau, rule.student)
+        p_t = activate(to_rows(teacher) / rule.tau, rule.teacher)
+        return (pearson_distance(p_s, p_t, dim=1, eps=rule.eps).mean(),
+                pearson_distance(p_s, p_t, dim=0, eps=rule.eps).mean())
+
+
+def _fused_relations(student: Tensor, teacher: Tensor,
+                     rule: Rule) -> Tuple[Tensor, Tensor]:
+    """The same of large tables."""
+    distances, moments = relations(student, teacher, rule)
+    num_rows = student.numel() // student.shape[1]
+    dtype = compute_dtype(student)
+    intra = column_distance(moments, num_rows, rule.eps, dtype)
+    return (distances / num_rows).to(dtype), intra.to(dtype)
 
 
 def _recomputed(function: Callable, student: Tensor, *args: Any) -> Any:

@@ -1,0 +1,185 @@
+"""DIST in blocks: against the formula as written, in float64."""
+from itertools import accumulate
+
+import pytest
+import torch
+from torch.profiler import profile
+
+from mmdist.models.losses import functional, fused
+from mmdist.models.losses.functional import dist_terms
+
+ACTIVATIONS = [('softmax', 'softmax'), ('sigmoid', 'sigmoid'),
+               ('softmax', 'sigmoid'), ('sigmoid', 'softmax')]
+SHAPES = [(300, 7), (4, 9, 11, 13), (3, 5, 41), (2, 6, 3, 4, 5), (1, 40),
+          (50, 1)]
+
+
+@pytest.fixture(autouse=True)
+def way(monkeypatch):
+    """The other way is the reference here."""
+    monkeypatch.setattr(functional, 'SMALL', 0)
+    monkeypatch.setattr(fused, 'BLOCKS', dict(cpu=(24, 24)))
+
+
+def logits(shape, dtype=torch.float64, seed=0, scale=3.):
+    """Logits of student and teacher."""
+    rng = torch.Generator().manual_seed(seed)
+    student, teacher = scale * torch.randn(
+        2, *shape, generator=rng, dtype=torch.float64)
+    # They agree in part.
+    return student.to(dtype), (student + teacher).to(dtype)
+
+
+def reference(student, teacher, activations, tau=1.):
+    """Terms and gradient of the formula as written, in float64."""
+    student = student.detach().double().requires_grad_()
+    rule = fused.Rule(tau, *activations, 1e-8)
+    terms = functional._small_relations(student, teacher.double(), rule)
+    terms = [tau**2 * term for term in terms]
+    (terms[0] + 2 * terms[1]).backward()
+    return [float(term) for term in terms], student.grad
+
+
+def in_blocks(student, teacher, activations, tau=1.):
+    """The same of the blocks, in the dtype of the logits."""
+    # Detached, it stays in its memory format.
+    student = student.detach().requires_grad_()
+    terms = dist_terms(student, teacher, tau, *activations)
+    (terms['inter'] + 2 * terms['intra']).backward()
+    return [float(terms['inter']), float(terms['intra'])], student.grad
+
+
+def error(gradient, expected):
+    """Relative, in the norm of all."""
+    return float((gradient.double() - expected).norm() / expected.norm())
+
+
+@pytest.mark.parametrize('shape', SHAPES)
+@pytest.mark.parametrize('activations', ACTIVATIONS)
+@pytest.mark.parametrize('tau', [1., 4.])
+def test_it_is_the_formula(shape, activations, tau):
+    """Exactly, but for the order of sums."""
+    student, teacher = logits(shape)
+    terms, gradient = in_blocks(student, teacher, activations, tau)
+    expected, expected_gradient = reference(student, teacher, activations, tau)
+    assert terms == pytest.approx(expected, rel=1e-12, abs=1e-12)
+    torch.testing.assert_close(
+        gradient, expected_gradient, rtol=1e-9, atol=1e-14)
+
+
+@pytest.mark.parametrize('shape', [(3000, 19), (2, 150, 20, 20)])
+@pytest.mark.parametrize('activations', ACTIVATIONS)
+def test_float32_has_seven_digits(shape, activations, monkeypatch):
+    """Blocks of a real size; the formula as written has five here."""
+    monkeypatch.setattr(fused, 'BLOCKS', dict(cpu=(2**13, 2**13)))
+    student, teacher = logits(shape, torch.float32)
+    terms, gradient = in_blocks(student, teacher, activations)
+    expected, expected_gradient = reference(student, teacher, activations)
+    assert terms == pytest.approx(expected, abs=3e-7)
+    assert error(gradient, expected_gradient) < 1e-6
+
+
+def test_a_certain_background_keeps_its_digits():
+    """A column of 0.999 with a deviation of a thousandth."""
+    student, teacher = logits((2000, 5), torch.float32, scale=0.5)
+    student[:, 0] += 8
+    teacher[:, 0] += 8
+    gradient = in_blocks(student, teacher, ACTIVATIONS[0])[1]
+    expected = reference(student, teacher, ACTIVATIONS[0])[1]
+    # 1 - p has four digits less than p.
+    assert error(gradient, expected) < 1e-4
+
+
+@pytest.mark.parametrize('layout', [
+    lambda t: t.to(memory_format=torch.channels_last),
+    lambda t: torch.cat([t, t], dim=3)[..., :t.shape[3]],
+    lambda t: t.permute(2, 3, 0, 1).contiguous().permute(2, 3, 0, 1),
+])
+def test_the_layout_in_memory_changes_nothing(layout):
+    """channels_last and tensors that are no whole of their memory."""
+    student, teacher = logits((4, 5, 6, 7))
+    expected = in_blocks(student, teacher, ACTIVATIONS[0])
+    for sides in ((layout(student), layout(teacher)),
+                  (student, layout(teacher)), (layout(student), teacher)):
+        terms, gradient = in_blocks(*sides, ACTIVATIONS[0])
+        assert terms == pytest.approx(expected[0], rel=1e-12)
+        torch.testing.assert_close(gradient, expected[1])
+
+
+@pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize('tau', [1., 2.])
+def test_low_precision_gets_a_gradient_of_its_dtype(dtype, tau):
+    """Rounded once, from float32."""
+    student, teacher = logits((4, 9, 11, 13), dtype)
+    terms, gradient = in_blocks(student, teacher, ACTIVATIONS[0], tau)
+    expected = in_blocks(student.float(), teacher.float(), ACTIVATIONS[0], tau)
+    assert gradient.dtype == dtype and terms == pytest.approx(
+        expected[0], rel=1e-6)
+    assert torch.equal(gradient, expected[1].to(dtype))
+
+
+@pytest.mark.parametrize('activations', ACTIVATIONS)
+@pytest.mark.parametrize('shape', [(8, 5), (2, 5, 3, 4)])
+def test_it_compiles_whole(activations, shape):
+    """No graph break, and the same numbers."""
+
+    def loss(student, teacher):
+        terms = dist_terms(student, teacher, 2., *activations)
+        return terms['inter'] + 2 * terms['intra']
+
+    student, teacher = logits(shape)
+    student.requires_grad_()
+    compiled = torch.compile(loss, fullgraph=True, backend='aot_eager')
+    results = []
+    for function in (loss, compiled):
+        value = function(student, teacher)
+        results.append((value, *torch.autograd.grad(value, student)))
+    torch.testing.assert_close(*results)
+
+
+def test_a_second_derivative_is_refused():
+    """Not a wrong one."""
+    student, teacher = logits((30, 4))
+    student.requires_grad_()
+    terms = dist_terms(student, teacher)
+    grad, = torch.autograd.grad(
+        terms['inter'] + terms['intra'], student, create_graph=True)
+    with pytest.raises(RuntimeError, match='twice'):
+        grad.sum().backward()
+
+
+def test_it_is_deterministic():
+    """Bit for bit."""
+    student, teacher = logits((4, 9, 11, 13), torch.float32)
+    first, second = (
+        in_blocks(student, teacher, ACTIVATIONS[0]) for _ in range(2))
+    assert first[0] == second[0] and torch.equal(first[1], second[1])
+
+
+def peak_memory(function):
+    """The most bytes that a call has allocated at a time."""
+    with profile(profile_memory=True) as run:
+        function()
+    changes = [
+        event.nbytes() for event in run.profiler.kineto_results.events()
+        if event.name() == '[memory]'
+    ]
+    return max(accumulate(changes), default=0)
+
+
+@pytest.mark.parametrize('shape, activation', [((4, 19, 128, 256), 'softmax'),
+                                               ((1, 720, 64, 64), 'sigmoid')])
+def test_a_tenth_of_the_logits_is_enough_memory(shape, activation,
+                                                monkeypatch):
+    """Beside the logits and the gradient that is returned."""
+    monkeypatch.undo()
+    student, teacher = logits(shape, torch.float32)
+    student.requires_grad_()
+
+    def step():
+        terms = dist_terms(student, teacher, 1., activation)
+        return torch.autograd.grad(terms['inter'] + terms['intra'], student)
+
+    step()
+    size = student.numel() * student.element_size()
+    assert size < peak_memory(step) < 1.1 * size
