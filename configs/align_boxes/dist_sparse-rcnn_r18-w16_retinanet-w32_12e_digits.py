@@ -5,8 +5,8 @@ model = dict(
     type='mmdist.DistillDetector',
     student={{_base_.model}},
     teacher=dict(
-        config='configs/align_boxes/retinanet_r18-w32_fpn_5e_digits.py',
-        checkpoint='work_dirs/align_boxes/retinanet-w32/epoch_5.pth'),
+        config='configs/align_boxes/retinanet_r18-w32_fpn_12e_digits.py',
+        checkpoint='work_dirs/align_boxes/teacher/epoch_12.pth'),
     distill_loss=dict(type='mmdist.DISTLoss', beta=1.0, gamma=1.0, tau=1.0),
     alpha=1.0,
     tap=dict(align='boxes'))

@@ -26,6 +26,9 @@ class DISTLoss(LogitLoss):
         tau (float): Temperature.
         eps (float): Added to the product of norms; the authors' 1e-8. A row
             or a column without variance has the distance 1 and no gradient.
+        sync_intra (bool): Compare columns over the rows of all processes, as
+            one process with the whole batch would. Needs as many calls of the
+            loss in every process; False is what the authors' code does.
 
     Raises:
         ValueError: If a weight or the temperature is out of its range.
@@ -35,12 +38,14 @@ class DISTLoss(LogitLoss):
                  beta: float = 1.0,
                  gamma: float = 1.0,
                  tau: float = 1.0,
-                 eps: float = EPS) -> None:
+                 eps: float = EPS,
+                 sync_intra: bool = False) -> None:
         super().__init__()
         self.beta = check_weight('beta', beta)
         self.gamma = check_weight('gamma', gamma)
         self.tau = check_temperature(tau)
         self.eps = check_weight('eps', eps)
+        self.sync_intra = sync_intra
 
     def terms(self,
               student_logits: Tensor,
@@ -49,7 +54,8 @@ class DISTLoss(LogitLoss):
               teacher_activation: Optional[str] = None) -> Dict[str, Tensor]:
         """The terms 'inter' and 'intra'; see :meth:`LogitLoss.terms`."""
         terms = dist_terms(student_logits, teacher_logits, self.tau,
-                           student_activation, teacher_activation, self.eps)
+                           student_activation, teacher_activation, self.eps,
+                           self.sync_intra)
         return dict(
             inter=weighted(self.beta, terms['inter']),
             intra=weighted(self.gamma, terms['intra']))

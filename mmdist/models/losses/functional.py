@@ -9,10 +9,12 @@ from typing import Any, Callable, Dict, Optional, Sequence, Tuple
 
 import torch
 import torch.nn.functional as F
+from mmengine.dist import get_world_size
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from .fused import Rule, column_distance, compute_dtype, relations
+from .fused import (Rule, column_distance, compute_dtype, over_processes,
+                    relations)
 
 EPS = 1e-8
 """Added to the product of norms in :func:`pearson_distance`; the value of the
@@ -116,7 +118,8 @@ def dist_terms(student: Tensor,
                tau: float = 1.0,
                student_activation: str = 'softmax',
                teacher_activation: Optional[str] = None,
-               eps: float = EPS) -> Dict[str, Tensor]:
+               eps: float = EPS,
+               sync_intra: bool = False) -> Dict[str, Tensor]:
     r"""The two relations of DIST, each multiplied by :math:`\tau^2`.
 
     Inter: mean of :func:`pearson_distance` over the rows; intra: over the
@@ -130,6 +133,9 @@ def dist_terms(student: Tensor,
         student_activation (str): 'softmax' or 'sigmoid'.
         teacher_activation (str, optional): None is the student's.
         eps (float): See :func:`pearson_distance`.
+        sync_intra (bool): Take the rows of all processes together. Each must
+            make the same calls, with or without rows. The mean over processes
+            of the gradients is then that of one process with all rows.
 
     Returns:
         dict[str, Tensor]: The scalars 'inter' and 'intra'; 0 where there are
@@ -140,15 +146,27 @@ def dist_terms(student: Tensor,
     """
     _check_shapes(student, teacher)
     _check_activations(student_activation, teacher_activation)
-    if student.numel() == 0:
-        zero = _connected_zero(student)
-        return dict(inter=zero, intra=zero)
     rule = Rule(
         float(tau), student_activation, teacher_activation
         or student_activation, float(eps))
-    relate = _small_relations if student.numel() < SMALL else _fused_relations
+    relate = _relate(student, sync_intra and get_world_size() > 1)
     inter, intra = relate(student, teacher.detach(), rule)
     return dict(inter=tau**2 * inter, intra=tau**2 * intra)
+
+
+def _relate(student: Tensor, synced: bool) -> Callable:
+    """How the relations of logits are computed."""
+    if synced:
+        return _synced_relations
+    if student.numel() == 0:
+        return _no_relations
+    return _small_relations if student.numel() < SMALL else _fused_relations
+
+
+def _no_relations(student: Tensor, teacher: Tensor,
+                  rule: Rule) -> Tuple[Tensor, Tensor]:
+    zero = _connected_zero(student)
+    return zero, zero
 
 
 def _small_relations(student: Tensor, teacher: Tensor,
@@ -169,6 +187,23 @@ def _fused_relations(student: Tensor, teacher: Tensor,
     dtype = compute_dtype(student)
     intra = column_distance(moments, num_rows, rule.eps, dtype)
     return (distances / num_rows).to(dtype), intra.to(dtype)
+
+
+def _synced_relations(student: Tensor, teacher: Tensor,
+                      rule: Rule) -> Tuple[Tensor, Tensor]:
+    """The same of the rows of all processes."""
+    if student.numel():
+        distances, moments = relations(student, teacher, rule)
+    else:
+        distances = _connected_zero(student).double()
+        moments = distances.expand(5, student.shape[1])
+    num_rows = student.numel() // max(student.shape[1], 1)
+    moments, all_rows = over_processes(moments, num_rows)
+    dtype = compute_dtype(student)
+    intra = column_distance(moments, all_rows, rule.eps, dtype)
+    # The mean over processes of this is the mean over all rows.
+    inter = distances * get_world_size() / all_rows.clamp(min=1)
+    return inter.to(dtype), (intra * (all_rows > 0)).to(dtype)
 
 
 def _recomputed(function: Callable, student: Tensor, *args: Any) -> Any:

@@ -5,3 +5,4 @@ _base_ = [
 ]
 randomness = dict(seed=0)
 default_hooks = dict(logger=dict(interval=20))
+train_cfg = dict(max_epochs=12)
