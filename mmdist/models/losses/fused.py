@@ -88,6 +88,15 @@ class Table:
         return table.transpose(1,
                                2) if self.last and logits.dim() > 2 else table
 
+    def empty(self, logits: Tensor) -> Tensor:
+        """For a gradient of the logits, in a layout that has a view."""
+        if not self.last or logits.dim() == 2:
+            return torch.empty_like(
+                logits, memory_format=torch.contiguous_format)
+        return torch.empty_like(
+            logits.movedim(1, -1),
+            memory_format=torch.contiguous_format).movedim(-1, 1)
+
     def blocks(self) -> Iterator[Sequence[slice]]:
         """Indices of all blocks."""
         number, length = len(self.student), self.student.shape[3 - self.axis]
@@ -134,11 +143,11 @@ def _rows(table: Table, index: Sequence[slice], rule: Rule) -> Rows:
     varies = (
         _varies(squares_a, mean_a, number)
         & _varies(squares_b, mean_b, number))
-    norm_a, norm_b = squares_a.sqrt(), squares_b.sqrt()
-    norms = torch.where(varies & (norm_a * norm_b > 0),
-                        norm_a * norm_b + rule.eps, torch.inf)
-    return Rows(a, b, mean_a, mean_b, norms, products / norms,
-                norm_b / norm_a.clamp(min=torch.finfo(a.dtype).tiny), spare)
+    norms = squares_a.sqrt().mul_(squares_b.sqrt())
+    varies &= norms > 0
+    ratio = norms / squares_a.where(varies, 1.)
+    norms = (norms + rule.eps).where(varies, torch.inf)
+    return Rows(a, b, mean_a, mean_b, norms, products / norms, ratio, spare)
 
 
 def _varies(squares: Tensor, mean: Mean, number: int) -> Tensor:
@@ -152,33 +161,38 @@ def compute_dtype(logits: Tensor) -> torch.dtype:
     return torch.float64 if logits.dtype == torch.float64 else torch.float32
 
 
-def _whole(centred: Tensor, mean: Mean) -> Tuple[Tensor, float]:
-    """Undo the centring where means differ; what is still missing."""
-    if isinstance(mean, Tensor):
-        centred += mean
-        return centred, 0.
-    return centred, mean
+def _whole(centred: Tensor, mean: Mean) -> Tensor:
+    """Undo the centring where means differ, in place."""
+    return centred.add_(mean) if isinstance(mean, Tensor) else centred
 
 
 def _column_moments(rows: Rows, axes: Sequence[int]) -> Tensor:
-    """Means and centred sums of squares and products, ``(5, C)``."""
-    sides, means = [], []
-    for centred, mean in ((rows.a, rows.mean_a), (rows.b, rows.mean_b)):
-        p, missing = _whole(centred, mean)
-        column_mean = p.mean(axes, keepdim=True)
-        sides.append(p.sub_(column_mean))
-        means.append(column_mean.flatten().double() + missing)
-    a, b = sides
-    sums = [
-        torch.mul(x, y, out=rows.spare).sum(axes).double()
-        for x, y in ((a, a), (b, b), (a, b))
+    """Means and centred sums of squares and products, ``(5, C)``.
+
+    The means of a softmax are without ``1 / C``.
+    """
+    a, b = _whole(rows.a, rows.mean_a), _whole(rows.b, rows.mean_b)
+    means = [p.mean(axes, keepdim=True) for p in (a, b)]
+    for p, mean in zip((a, b), means):
+        p -= mean
+    return torch.stack([
+        *(mean.flatten() for mean in means),
+        *(torch.mul(x, y, out=rows.spare).sum(axes)
+          for x, y in ((a, a), (b, b), (a, b)))
+    ])
+
+
+def _missing(rule: Rule, number: int) -> Sequence[float]:
+    """What probabilities in :func:`_whole` lack, of both sides."""
+    return [
+        1 / number if activation == 'softmax' else 0.
+        for activation in (rule.student, rule.teacher)
     ]
-    return torch.stack([*means, *sums])
 
 
 def _merged(moments: Sequence[Tensor], counts: Sequence[int]) -> Tensor:
     """The moments of all blocks together."""
-    parts = torch.stack(moments)
+    parts = torch.stack(moments).double()
     weights = torch.tensor(counts, dtype=torch.float64)
     weights = weights.to(parts.device)[:, None]
     means = (weights[..., None] * parts[:, :2]).sum(0) / sum(counts)
@@ -195,7 +209,10 @@ def _forward(student: Tensor, teacher: Tensor,
         table = Table(student, teacher)
         distances, moments, counts = zip(*(_read(table, index, rule)
                                            for index in table.blocks()))
-        return torch.stack(distances).sum(), _merged(moments, counts)
+        moments = _merged(moments, counts)
+        for mean, missing in zip(moments, _missing(rule, table.num_classes)):
+            mean += missing
+        return torch.stack(distances).sum(), moments
 
 
 def _read(table: Table, index: Sequence[slice],
@@ -215,19 +232,19 @@ def _gradient(grad_rows: Tensor, grad_moments: Tensor, student: Tensor,
         columns = _column_weights(grad_moments / rule.tau, moments, table,
                                   rule)
         grad_rows = (grad_rows / rule.tau).to(compute_dtype(student))
-        gradient = torch.empty_like(student)
+        gradient = table.empty(student)
         out = table.view(gradient)
         for index in table.blocks():
-            out[index] = _write(table, index, rule, grad_rows, columns)
+            _write(table, index, rule, grad_rows, columns, out[index])
         return gradient
 
 
 def _write(table: Table, index: Sequence[slice], rule: Rule, grad_rows: Tensor,
-           columns: Sequence[Tensor]) -> Tensor:
-    """The gradient of a block's logits."""
+           columns: Sequence[Tensor], out: Tensor) -> None:
+    """Put the gradient of a block's logits where it belongs."""
     rows = _rows(table, index, rule)
     of_p = _gradient_of_p(rows, grad_rows, columns)
-    return _through(of_p, rows, rule.student, table.axis)
+    _through(of_p, rows, rule.student, table.axis, out)
 
 
 class _Relations(torch.autograd.Function):
@@ -274,8 +291,8 @@ def _backward_operator(grad_rows: Tensor, grad_moments: Tensor,
 
 
 @_backward_operator.register_fake
-def _(grad_rows, grad_moments, student, *others):
-    return torch.empty_like(student)
+def _(grad_rows, grad_moments, student, teacher, *others):
+    return Table(student, teacher).empty(student)
 
 
 def _setup_context(ctx, inputs, output) -> None:
@@ -317,10 +334,7 @@ def _column_weights(grad_moments: Tensor, moments: Tensor, table: Table,
     """Weights of the student's and the teacher's probabilities in the
     gradient of a column, and what is added."""
     number = table.num_classes
-    missing = [
-        1 / number if activation == 'softmax' else 0.
-        for activation in (rule.student, rule.teacher)
-    ]
+    missing = _missing(rule, number)
     of_s, of_t = 2 * grad_moments[SQUARES_S], grad_moments[PRODUCTS]
     added = (
         grad_moments[MEAN_S] / table.num_rows - of_s *
@@ -337,9 +351,8 @@ def _gradient_of_p(rows: Rows, grad_rows: Tensor,
     of_s, of_t, added = columns
     of_b = -grad_rows / rows.norms
     of_a = -of_b * rows.rho * rows.ratio
-    a, _ = _whole(rows.a, rows.mean_a)
-    b, _ = _whole(rows.b, rows.mean_b)
-    total = torch.addcmul(added, b, of_t, out=rows.spare)
+    a, b = _whole(rows.a, rows.mean_a), _whole(rows.b, rows.mean_b)
+    total = torch.mul(b, of_t, out=rows.spare).add_(added)
     total.addcmul_(a, of_s).addcmul_(b, of_b).addcmul_(a, of_a)
     if isinstance(rows.mean_a, Tensor):
         total -= of_a * rows.mean_a
@@ -348,14 +361,17 @@ def _gradient_of_p(rows: Rows, grad_rows: Tensor,
     return total
 
 
-def _through(of_p: Tensor, rows: Rows, activation: str, axis: int) -> Tensor:
-    """Backward through the activation, in place."""
+def _through(of_p: Tensor, rows: Rows, activation: str, axis: int,
+             out: Tensor) -> None:
+    """Backward through the activation."""
     if activation == 'softmax':
         p = rows.a.add_(rows.mean_a)
         of_p -= torch.mul(of_p, p, out=rows.b).sum(axis, keepdim=True)
-        return of_p.mul_(p)
-    p = rows.a  # with its mean again
-    return of_p.mul_(p).addcmul_(of_p, p, value=-1)
+        torch.mul(of_p, p, out=out)
+    else:
+        p = rows.a  # with its mean again
+        of_p *= p
+        torch.addcmul(of_p, of_p, p, value=-1, out=out)
 
 
 def over_processes(moments: Tensor, num_rows: int) -> Tuple[Tensor, Tensor]:

@@ -93,6 +93,7 @@ def test_a_certain_background_keeps_its_digits():
 @pytest.mark.parametrize('layout', [
     lambda t: t.to(memory_format=torch.channels_last),
     lambda t: torch.cat([t, t], dim=3)[..., :t.shape[3]],
+    lambda t: t.transpose(2, 3).contiguous().transpose(2, 3),
     lambda t: t.permute(2, 3, 0, 1).contiguous().permute(2, 3, 0, 1),
 ])
 def test_the_layout_in_memory_changes_nothing(layout):
