@@ -13,6 +13,10 @@ from tests.helpers import quick
 ROOT = osp.dirname(osp.dirname(osp.dirname(__file__)))
 # student alone; one of the distilled configs, where the other has {}
 PAIRS = {
+    'align_boxes/retinanet_r18-w16_fpn_5e_digits.py':
+    'align_boxes/{}_retinanet_r18-w16_faster-rcnn-w32_5e_digits.py',
+    'align_boxes/sparse-rcnn_r18-w16_fpn_12e_digits.py':
+    'align_boxes/{}_sparse-rcnn_r18-w16_retinanet-w32_12e_digits.py',
     'bccd/faster-rcnn_r18-w8_fpn_12e_bccd.py':
     'bccd/{}_faster-rcnn_r18-w8-w32_fpn_12e_bccd.py',
     'bccd/retinanet_r18-w16_fpn_12e_bccd.py':
