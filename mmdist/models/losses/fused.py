@@ -17,7 +17,7 @@ from torch.autograd.function import once_differentiable
 
 # Elements of a block, at least and at most: small ones stay in the cache,
 # large ones occupy a GPU.
-BLOCKS = dict(cpu=(2**15, 2**18), other=(2**22, 2**25))
+BLOCKS = dict(cpu=(2**16, 2**18), other=(2**22, 2**25))
 # A block is held in three buffers: together less than a tenth of the logits.
 PARTS = 40
 # A standard deviation of so many roundings of the mean is none.

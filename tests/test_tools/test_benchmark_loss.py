@@ -1,0 +1,45 @@
+"""The benchmark of the loss, on small logits."""
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+TOOL = Path(
+    __file__).resolve().parents[2] / 'tools/analysis_tools/benchmark_loss.py'
+
+
+def run(*arguments):
+    """Run the tool."""
+    return subprocess.run(
+        [sys.executable, str(TOOL), *map(str, arguments)],
+        capture_output=True,
+        text=True)
+
+
+@pytest.mark.slow
+def test_it_writes_what_it_measured(tmp_path):
+    """A table, JSON and a plot; both ways of both activations."""
+    files = tmp_path / 'times.json', tmp_path / 'times.png'
+    done = run('--shapes', '2,19,128,128:softmax', '64,80:sigmoid',
+               '--repeats', 3, '--threads', 1, '--json', files[0], '--plot',
+               files[1])
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert '2×19×128×128' in done.stdout and files[1].stat().st_size > 1000
+    first, second = json.loads(files[0].read_text())
+    assert [first['activation'],
+            second['activation']] == ['softmax', 'sigmoid']
+    assert all(ms > 0 for ms in first['milliseconds'].values())
+    assert first['ratio'] == pytest.approx(first['milliseconds']['formula'] /
+                                           first['milliseconds']['mmdist'])
+    # The formula keeps and makes several tables.
+    extra = first['extra_mib']
+    assert extra['mmdist'] < 0.3 * first['logits_mib'] < extra['formula']
+
+
+def test_an_unknown_activation_is_refused():
+    """In one line that says what a shape looks like."""
+    done = run('--shapes', '4,3:relu')
+    assert done.returncode == 2
+    assert "'4,3:relu' must end with :softmax or :sigmoid" in done.stderr

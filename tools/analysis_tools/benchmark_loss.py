@@ -1,0 +1,199 @@
+"""Measure the DIST loss against its formula written as tensor operations.
+
+Both compute forward and backward of the same logits in turns, so that what
+else the machine does meets both; the ratio of medians is what counts.
+"""
+import argparse
+import json
+import time
+from itertools import accumulate
+from pathlib import Path
+from statistics import median
+from typing import Any, Callable, Dict, List, Tuple
+
+import matplotlib
+import torch
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+from torch import Tensor
+from torch.profiler import profile
+
+from mmdist.models.losses.functional import activate, dist_terms, to_rows
+
+# What is usual: PSPNet on Cityscapes and ADE20K, a level of RetinaNet, the
+# RoIs of Faster R-CNN, a batch of ImageNet, and next to nothing.
+SHAPES = ('4,19,128,256:softmax', '2,150,128,128:softmax',
+          '2,720,100,152:sigmoid', '1024,81:softmax', '256,1000:softmax',
+          '8,4:softmax')
+MIB = 2**20
+
+
+def formula(student: Tensor, teacher: Tensor, activation: str) -> Tensor:
+    """DIST as its authors write it: tables of the logits' size."""
+    p, q = (activate(to_rows(x), activation) for x in (student, teacher))
+    return 2 - _correlation(p, q).mean() - _correlation(p.T, q.T).mean()
+
+
+def _correlation(x: Tensor, y: Tensor) -> Tensor:
+    x, y = (z - z.mean(1, keepdim=True) for z in (x, y))
+    return (x * y).sum(1) / (x.norm(dim=1) * y.norm(dim=1) + 1e-8)
+
+
+def mmdist(student: Tensor, teacher: Tensor, activation: str) -> Tensor:
+    """The same by mmdist."""
+    terms = dist_terms(student, teacher, 1., activation)
+    return terms['inter'] + terms['intra']
+
+
+WAYS = dict(formula=formula, mmdist=mmdist)
+
+
+def parse_shape(text: str) -> Tuple[List[int], str]:
+    """``'4,19,128,256:softmax'`` -> shape and activation."""
+    sizes, _, activation = text.partition(':')
+    if activation not in ('softmax', 'sigmoid'):
+        raise argparse.ArgumentTypeError(
+            f'{text!r} must end with :softmax or :sigmoid')
+    return [int(size) for size in sizes.split(',')], activation
+
+
+def step_of(way: Callable, student: Tensor, teacher: Tensor,
+            activation: str) -> Callable:
+    """One forward and backward pass, waiting for the device."""
+
+    def step() -> Tensor:
+        gradient, = torch.autograd.grad(
+            way(student, teacher, activation), student)
+        if student.is_cuda:
+            torch.cuda.synchronize(student.device)
+        return gradient
+
+    return step
+
+
+def peak_memory(step: Callable, device: str) -> int:
+    """The most bytes that a step has allocated at a time."""
+    if device != 'cpu':
+        before = torch.cuda.memory_allocated(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        step()
+        return torch.cuda.max_memory_allocated(device) - before
+    with profile(profile_memory=True) as run:
+        step()
+    events = run.profiler.kineto_results.events()
+    return max(
+        accumulate(e.nbytes() for e in events if e.name() == '[memory]'))
+
+
+def measure(shape: List[int], activation: str, repeats: int, device: str,
+            dtype: torch.dtype) -> Dict[str, Any]:
+    """Medians in milliseconds, their ratio, and peak memory.
+
+    Args:
+        shape (list[int]): Of the logits.
+        activation (str): 'softmax' or 'sigmoid'.
+        repeats (int): Of each way, in turns.
+        device (str): E.g. 'cpu' or 'cuda'.
+        dtype (torch.dtype): Of the logits.
+    """
+    torch.manual_seed(0)
+    student, teacher = torch.randn(2, *shape).to(device, dtype)
+    student.requires_grad_()
+    steps = {
+        name: step_of(way, student, teacher, activation)
+        for name, way in WAYS.items()
+    }
+    times: Dict[str, List[float]] = {name: [] for name in WAYS}
+    for step in steps.values():
+        step()
+    for _ in range(repeats):
+        for name, step in steps.items():
+            begun = time.perf_counter()
+            step()
+            times[name].append(1000 * (time.perf_counter() - begun))
+    medians = {name: median(values) for name, values in times.items()}
+    size = student.numel() * student.element_size()
+    return dict(
+        shape=shape,
+        activation=activation,
+        milliseconds=medians,
+        ratio=medians['formula'] / medians['mmdist'],
+        logits_mib=size / MIB,
+        # beside the gradient that is returned
+        extra_mib={
+            name: (peak_memory(step, device) - size) / MIB
+            for name, step in steps.items()
+        })
+
+
+def show(results: List[Dict[str, Any]], title: str) -> None:
+    """Print a table."""
+    table = Table(title=title)
+    for column in ('logits', 'activation', 'formula', 'mmdist', 'ratio',
+                   'memory of the formula', 'of mmdist', 'logits in memory'):
+        table.add_column(column, justify='right')
+    for r in results:
+        table.add_row('×'.join(map(str, r['shape'])), r['activation'],
+                      *(f'{t:.2f} ms' for t in r['milliseconds'].values()),
+                      f'{r["ratio"]:.2f}',
+                      *(f'{m:.1f} MiB' for m in r['extra_mib'].values()),
+                      f'{r["logits_mib"]:.1f} MiB')
+    Console(width=120).print(table)
+
+
+def plot(results: List[Dict[str, Any]], path: Path) -> None:
+    """Draw how many times faster mmdist is."""
+    matplotlib.use('Agg')
+    from matplotlib import pyplot as plt
+    labels = [
+        f'{"×".join(map(str, r["shape"]))}\n{r["activation"]}' for r in results
+    ]
+    figure, axes = plt.subplots(figsize=(8, 4), layout='constrained')
+    bars = axes.bar(labels, [r['ratio'] for r in results])
+    axes.bar_label(bars, fmt='%.1f')
+    axes.axhline(1, color='black', linewidth=0.8)
+    axes.set_ylabel("formula's time / mmdist's")
+    axes.tick_params(axis='x', labelsize=7)
+    figure.savefig(path)
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
+    parser.add_argument(
+        '--shapes',
+        nargs='+',
+        type=parse_shape,
+        default=[parse_shape(s) for s in SHAPES],
+        help='e.g. 4,19,128,256:softmax (classes second)')
+    parser.add_argument('--repeats', type=int, default=20)
+    parser.add_argument('--threads', type=int, default=torch.get_num_threads())
+    parser.add_argument('--device', default='cpu')
+    parser.add_argument(
+        '--dtype',
+        choices=['float32', 'float16', 'bfloat16', 'float64'],
+        default='float32')
+    parser.add_argument('--json', type=Path, help='write all figures there')
+    parser.add_argument('--plot', type=Path, help='draw the ratios there')
+    return parser.parse_args()
+
+
+def main() -> None:
+    args = parse_args()
+    torch.set_num_threads(args.threads)
+    results = [
+        measure(shape, activation, args.repeats, args.device,
+                getattr(torch, args.dtype))
+        for shape, activation in track(args.shapes, 'Measuring')
+    ]
+    show(
+        results, f'Forward and backward, {args.dtype}, {args.device}, '
+        f'{args.threads} threads, torch {torch.__version__}')
+    if args.json:
+        args.json.write_text(json.dumps(results, indent=1))
+    if args.plot:
+        plot(results, args.plot)
+
+
+if __name__ == '__main__':
+    main()
