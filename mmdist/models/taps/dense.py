@@ -74,6 +74,8 @@ class DenseTap(LogitTap):
                  anchors_as_rows: bool = False) -> None:
         super().__init__(student)
         self.anchors_as_rows = anchors_as_rows
+        # Heads whose anchors are not those of the teacher's.
+        self.merged: List[str] = []
 
     @classmethod
     def find(cls, model: nn.Module) -> List[str]:
@@ -96,6 +98,11 @@ class DenseTap(LogitTap):
             check_classes(head_s, head_t, self.class_map)
             _check_readings(self.names_of(head_s), self.names_of(head_t))
             _check_strides(_strides(head_s), _strides(head_t))
+        self.merged = [
+            path for path, twin in zip(self.heads, self.teacher_heads)
+            if _anchors_differ(
+                student.get_submodule(path), teacher.get_submodule(twin))
+        ]
 
     def pairs(self, calls: List[Call], student: nn.Module,
               teacher: TeacherBatch) -> List[LogitPair]:
@@ -123,13 +130,14 @@ class DenseTap(LogitTap):
                                      len(levels_t))
             pairs += [
                 self._level_pair(maps, levels_t[level], student, other,
-                                 f'level {i} of {name_s}')
+                                 f'level {i} of {name_s}', call.path
+                                 in self.merged)
                 for i, (maps, level) in enumerate(zip(levels_s, indices))
             ]
         return pairs
 
     def _level_pair(self, maps_s: Tensor, maps_t: Tensor, student: 'Side',
-                    teacher: 'Side', name: str) -> LogitPair:
+                    teacher: 'Side', name: str, merged: bool) -> LogitPair:
         if maps_s.shape[3:] != maps_t.shape[3:]:
             raise ValueError(
                 f'{name} of model.student has {tuple(maps_s.shape[3:])} '
@@ -138,7 +146,7 @@ class DenseTap(LogitTap):
                 'the largest stride')
         maps_s, maps_t = _spoken(maps_s, maps_t, student.head)
         activation_s = activation_t = student.columns.activation
-        if _anchors_differ(student.head, teacher.head):
+        if merged:
             maps_s, maps_t = student.best(maps_s), teacher.best(maps_t)
             if self.class_map is not None:
                 maps_t = maps_t[:, :, self.class_map]
@@ -208,10 +216,9 @@ class DenseTap(LogitTap):
     def describe(self, student: nn.Module, teacher: nn.Module) -> str:
         """E.g. ``locations x 720 (sigmoid) of the strides 8, 16, 32``."""
         head = student.get_submodule(self.heads[0])
-        head_t = teacher.get_submodule(self.teacher_heads[0])
         columns = Side(head, self.names_of(head)[0]).columns
         rows, number = 'anchors', columns.number
-        if _anchors_differ(head, head_t):
+        if self.heads[0] in self.merged:
             rows, number = 'best anchors of locations', columns.num_classes
         elif not self._rows_are_anchors(columns):
             rows, number = 'locations', columns.number * _num_anchors(head, 0)

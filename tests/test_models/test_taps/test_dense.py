@@ -353,7 +353,7 @@ def test_tokens_that_no_caption_has_are_left_out():
     model.bbox_head.text_masks = torch.tensor([[1, 1, 0, 0], [1, 0, 0, 0]])
     own, theirs = torch.randn(2, 2, 6, 4)
     pair = build_tap(model)._level_pair(
-        side.maps(own), side.maps(theirs), side, side, 'level 0')
+        side.maps(own), side.maps(theirs), side, side, 'level 0', False)
     for logits, scores in ((pair.student, own), (pair.teacher, theirs)):
         assert logits.shape == (2, 2, 6, 1)
         assert torch.equal(logits[0, :, :, 0], scores[0, :, :2].T)
@@ -362,7 +362,8 @@ def test_tokens_that_no_caption_has_are_left_out():
         assert (logits[1, 1] == LEAST_LOGIT).all()
     with pytest.raises(ValueError, match='3 tokens .* model.student 4'):
         build_tap(model)._level_pair(
-            side.maps(own), side.maps(theirs[..., :3]), side, side, 'level 0')
+            side.maps(own), side.maps(theirs[..., :3]), side, side, 'level 0',
+            False)
 
 
 def test_words_and_classes_do_not_pair():
