@@ -389,9 +389,9 @@ def markdown(reports: List[Dict[str, Any]]) -> str:
     checks = [f'- {text}' for text in CHECKS.values()]
     lines = [
         '# The zoo', '',
-        'Written by `python tools/analysis_tools/check_zoo.py --markdown`. '
-        'Of every family the first', 'config that trains on a CPU is checked: '
-        'with random weights and a synthetic batch', '', *checks, '',
+        'Written by `make zoo`. Of every family of the installed packages the '
+        'first config that trains', 'on a CPU is checked, with random weights '
+        'and a synthetic batch:', '', *checks, '',
         '"Plain model does not train here" is the error of MMDetection or '
         'MMSegmentation alone,', f'with {versions()}.', ''
     ]

@@ -317,6 +317,6 @@ def last_line(error: BaseException) -> str:
     text = next(
         (line for line in reversed(str(error).strip().splitlines()) if line),
         '')
-    text = re.sub(r'0x[0-9a-f]+', '0x…', text)
+    text = re.sub(r'0x[0-9a-f]+', '0x…', ' '.join(text.split()))
     text = re.sub(r'(/[\w.+-]+)+/', '…/', text)
     return f'{type(error).__name__}: {text}'.strip(': ')[:300]
