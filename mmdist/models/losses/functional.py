@@ -19,7 +19,7 @@ from .fused import (Rule, column_distance, compute_dtype, over_processes,
 EPS = 1e-8
 """Added to the product of norms in :func:`pearson_distance`; the value of the
 authors' code."""
-SMALL = 2**16
+SMALL = 2**14
 """Logits of a table for which calls take longer than what they compute."""
 
 
