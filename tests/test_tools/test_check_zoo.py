@@ -130,6 +130,9 @@ def test_errors_show_no_folders(tools):
     error = ValueError('first line\nno file /home/me/x/y.pth at 0x7f12ab')
     line = tools[1].last_line(error)
     assert line == 'ValueError: no file …/y.pth at 0x…'
+    error = RuntimeError('no operator\nException raised from f at g.cpp:1\n'
+                         'frame #0: main (0x12 in python)\n')
+    assert tools[1].last_line(error) == 'RuntimeError: no operator'
 
 
 def test_checks_are_described(tools):

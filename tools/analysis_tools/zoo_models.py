@@ -314,9 +314,9 @@ def _segmentation_batch(num_classes: int, size: int) -> Dict[str, Any]:
 
 def last_line(error: BaseException) -> str:
     """The error in one line, without addresses and folders."""
-    text = next(
-        (line for line in reversed(str(error).strip().splitlines()) if line),
-        '')
+    # PyTorch may write the frames of its own stack behind.
+    said = re.split(r'\n?(?:Exception raised from|frame #\d)', str(error))[0]
+    text = next((line for line in reversed(said.splitlines()) if line), '')
     text = re.sub(r'0x[0-9a-f]+', '0x…', ' '.join(text.split()))
     text = re.sub(r'(/[\w.+-]+)+/', '…/', text)
     return f'{type(error).__name__}: {text}'.strip(': ')[:300]
