@@ -24,7 +24,7 @@ SMALL = 2**14
 
 
 def _at_least_float32(tensor: Tensor) -> Tensor:
-    return tensor if tensor.dtype == torch.float64 else tensor.float()
+    return tensor.to(compute_dtype(tensor))
 
 
 def to_rows(logits: Tensor) -> Tensor:
