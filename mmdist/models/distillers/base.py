@@ -109,6 +109,11 @@ class BaseDistiller(BaseModel):
         if spec == 'names':
             number = self.kd_student.get_submodule(
                 self.tap.heads[0]).num_classes
+            if names and len(names) < number:
+                raise ValueError(
+                    "model.teacher.class_map='names' needs a teacher of all "
+                    f'{number} classes that model.student predicts, but '
+                    f'model.teacher has {len(names)}: {", ".join(names)}')
             return list(range(number))
         return None if spec is None else class_map_of(spec, names, None)
 

@@ -298,7 +298,6 @@ class LogitTap(metaclass=ABCMeta):
     def check_pairable(self, student: nn.Module, teacher: nn.Module) -> None:
         """Raise ValueError unless the heads of both can be paired."""
 
-    @abstractmethod
     def pairs(self, calls: List[Call], student: nn.Module,
               teacher: TeacherBatch) -> List[LogitPair]:
         """Pair the student's logits with the teacher's for the same instances.
@@ -311,6 +310,15 @@ class LogitTap(metaclass=ABCMeta):
         Returns:
             list[LogitPair]: One a stage, a level or a head.
         """
+        return [
+            pair for call in calls if self.decides(call)
+            for pair in self.pairs_of(call, student, teacher)
+        ]
+
+    @abstractmethod
+    def pairs_of(self, call: Call, student: nn.Module,
+                 teacher: TeacherBatch) -> Sequence[LogitPair]:
+        """As :meth:`pairs`, of one call of a head that is distilled."""
 
     @classmethod
     def predicts_boxes(cls, head: nn.Module) -> bool:

@@ -74,16 +74,13 @@ class BoxTap(LogitTap):
                 student.get_submodule(path),
                 teacher.get_submodule(self.teacher_heads[0]), self.class_map)
 
-    def pairs(self, calls: List[Call], student: nn.Module,
-              teacher: TeacherBatch) -> List[LogitPair]:
-        """One pair of ``(boxes, C)`` logits a call of the student's heads."""
-        return [
-            self._pair(call, student, teacher) for call in calls
-            if self.own.decides(call)
-        ]
+    def decides(self, call: Call) -> bool:
+        """As the student's own tap."""
+        return self.own.decides(call)
 
-    def _pair(self, call: Call, student: nn.Module,
-              teacher: TeacherBatch) -> LogitPair:
+    def pairs_of(self, call: Call, student: nn.Module,
+                 teacher: TeacherBatch) -> List[LogitPair]:
+        """One pair of ``(boxes, C)`` logits."""
         head = student.get_submodule(call.path)
         own = self.own.own_boxes(call, head, self.num_boxes, teacher)
         kept, answer, columns = self.teacher_kind.answer_boxes(
@@ -91,13 +88,15 @@ class BoxTap(LogitTap):
         logits_t, activation_t = as_columns_of(own.columns, columns,
                                                torch.cat(answer),
                                                self.class_map)
-        return LogitPair(
-            student=torch.cat([t[i] for t, i in zip(own.logits, kept)]),
-            teacher=logits_t,
-            student_activation=own.columns.activation,
-            teacher_activation=activation_t,
-            weight=self.own.weight_of(call, student),
-            name=f'boxes of {call.path}')
+        return [
+            LogitPair(
+                student=torch.cat([t[i] for t, i in zip(own.logits, kept)]),
+                teacher=logits_t,
+                student_activation=own.columns.activation,
+                teacher_activation=activation_t,
+                weight=self.own.weight_of(call, student),
+                name=f'boxes of {call.path}')
+        ]
 
     def describe(self, student: nn.Module, teacher: nn.Module) -> str:
         """E.g. ``boxes of bbox_head <- roi_head.bbox_head.0``."""

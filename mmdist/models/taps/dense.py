@@ -104,18 +104,11 @@ class DenseTap(LogitTap):
                 student.get_submodule(path), teacher.get_submodule(twin))
         ]
 
-    def pairs(self, calls: List[Call], student: nn.Module,
-              teacher: TeacherBatch) -> List[LogitPair]:
-        """One pair of ``(N, A * C, H, W)`` logits a head and level."""
-        pairs = []
-        for call in calls:
-            twin = self.teacher_heads[self.heads.index(call.path)]
-            pairs += self._head_pairs(call, student.get_submodule(call.path),
-                                      twin, teacher)
-        return pairs
-
-    def _head_pairs(self, call: Call, head_s: nn.Module, twin: str,
-                    teacher: TeacherBatch) -> List[LogitPair]:
+    def pairs_of(self, call: Call, student: nn.Module,
+                 teacher: TeacherBatch) -> List[LogitPair]:
+        """One pair of ``(N, A * C, H, W)`` logits a level."""
+        twin = self.teacher_heads[self.heads.index(call.path)]
+        head_s = student.get_submodule(call.path)
         head_t = teacher.model.get_submodule(twin)
         pairs = []
         for name_s, name_t in zip(
@@ -142,8 +135,9 @@ class DenseTap(LogitTap):
             raise ValueError(
                 f'{name} of model.student has {tuple(maps_s.shape[3:])} '
                 f'locations but of model.teacher {tuple(maps_t.shape[3:])}; '
-                "set pad_size_divisor of model.student's data_preprocessor to "
-                'the largest stride')
+                'give both heads the same strides or num_grids, and set '
+                "pad_size_divisor of model.student's data_preprocessor to the "
+                'largest stride')
         maps_s, maps_t = _spoken(maps_s, maps_t, student.head)
         activation_s = activation_t = student.columns.activation
         if merged:

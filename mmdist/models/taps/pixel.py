@@ -107,24 +107,25 @@ class PixelTap(LogitTap):
         ]
         return [path for path in heads if path not in points], points
 
-    def pairs(self, calls: List[Call], student: nn.Module,
-              teacher: TeacherBatch) -> List[LogitPair]:
-        """One pair of ``(N, C, H, W)`` logits a head and output."""
+    def decides(self, call: Call) -> bool:
+        """Whether the teacher has a counterpart of the call's head."""
+        return call.path in self.twins
+
+    def pairs_of(self, call: Call, student: nn.Module,
+                 teacher: TeacherBatch) -> List[LogitPair]:
+        """One pair of ``(N, C, H, W)`` logits an output of the head."""
+        path = self.twins[call.path]
+        head_s = student.get_submodule(call.path)
         maps, _ = self._maps_and_points(teacher.model, self.teacher_heads)
-        outputs = teacher.head_outputs(
-            [p for p in dict.fromkeys(self.twins.values()) if p in maps])
-        pairs = []
-        for call in calls:
-            if call.path in self.twins:
-                path = self.twins[call.path]
-                head_s = student.get_submodule(call.path)
-                output = outputs.get(path)
-                if POINTS in self.names_of(head_s):
-                    output = _at_points(teacher, path, output,
-                                        call.arguments['points'])
-                pairs += self._head_pairs(call, head_s, output,
-                                          teacher.model.get_submodule(path))
-        return pairs
+        # All are asked for in one forward, which is kept.
+        output = teacher.head_outputs([
+            p for p in dict.fromkeys(self.twins.values()) if p in maps
+        ]).get(path)
+        if POINTS in self.names_of(head_s):
+            output = _at_points(teacher, path, output,
+                                call.arguments['points'])
+        return self._head_pairs(call, head_s, output,
+                                teacher.model.get_submodule(path))
 
     def _head_pairs(self, call: Call, head_s: nn.Module, output_t: Any,
                     head_t: nn.Module) -> List[LogitPair]:

@@ -89,14 +89,6 @@ class QueryTap(LogitTap):
         """Whether a call is of the last head."""
         return call.path == self.heads[-1]
 
-    def pairs(self, calls: List[Call], student: nn.Module,
-              teacher: TeacherBatch) -> List[LogitPair]:
-        """One pair of ``(matches, C)`` logits a call of the last head."""
-        return [
-            self._pair(call, student, teacher) for call in calls
-            if self.decides(call)
-        ]
-
     def own_boxes(self, call: Call, head: nn.Module, num_boxes: int,
                   teacher: TeacherBatch) -> BoxLogits:
         """The boxes of all queries."""
@@ -132,8 +124,9 @@ class QueryTap(LogitTap):
             logits.append(queries.logits[i][match_t])
         return kept, logits, columns
 
-    def _pair(self, call: Call, student: nn.Module,
-              teacher: TeacherBatch) -> LogitPair:
+    def pairs_of(self, call: Call, student: nn.Module,
+                 teacher: TeacherBatch) -> List[LogitPair]:
+        """One pair of ``(matches, C)`` logits."""
         twin = self.teacher_heads[-1]
         queries_s = self.queries_of(call)
         queries_t = self.teacher_kind.ask(teacher, twin, call)
@@ -147,12 +140,14 @@ class QueryTap(LogitTap):
         rows_s, rows_t = _without_padding(rows_s, rows_t)
         rows_t, activation_t = as_columns_of(columns_s, columns_t, rows_t,
                                              self.class_map)
-        return LogitPair(
-            student=rows_s,
-            teacher=rows_t,
-            student_activation=columns_s.activation,
-            teacher_activation=activation_t,
-            name='queries')
+        return [
+            LogitPair(
+                student=rows_s,
+                teacher=rows_t,
+                student_activation=columns_s.activation,
+                teacher_activation=activation_t,
+                name='queries')
+        ]
 
     def describe(self, student: nn.Module, teacher: nn.Module) -> str:
         """E.g. ``queries x 80 classes (sigmoid), bbox_head <- bbox_head``."""

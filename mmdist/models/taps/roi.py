@@ -60,12 +60,24 @@ class RoITap(LogitTap):
         stage = _split(path)[1]
         return self.teacher_heads[min(stage, len(self.teacher_heads) - 1)]
 
-    def pairs(self, calls: List[Call], student: nn.Module,
-              teacher: TeacherBatch) -> List[LogitPair]:
-        """One pair of ``(RoIs, classes + background)`` logits a stage."""
+    def pairs_of(self, call: Call, student: nn.Module,
+                 teacher: TeacherBatch) -> List[LogitPair]:
+        """One pair of ``(RoIs, classes + background)`` logits."""
+        twin = self._twin(call.path)
+        head_s = student.get_submodule(call.path)
+        head_t = teacher.model.get_submodule(twin)
+        scores = _score(teacher, twin, call.images, call.arguments['rois'])
+        logits_t, activation_t = as_columns_of(
+            _columns(head_s), _columns(head_t), _table(scores, head_t),
+            self.class_map)
         return [
-            self._pair(call, student, teacher) for call in calls
-            if self.decides(call)
+            LogitPair(
+                student=_table(call.arguments['cls_score'], head_s),
+                teacher=logits_t,
+                student_activation=activation_of(head_s),
+                teacher_activation=activation_t,
+                weight=self.weight_of(call, student),
+                name=f'stage {_split(call.path)[1]}')
         ]
 
     @classmethod
@@ -84,23 +96,6 @@ class RoITap(LogitTap):
     def decides(self, call: Call) -> bool:
         """PISA's sampler asks for losses, too, without naming the RoIs."""
         return call.arguments['rois'] is not None
-
-    def _pair(self, call: Call, student: nn.Module,
-              teacher: TeacherBatch) -> LogitPair:
-        twin = self._twin(call.path)
-        head_s = student.get_submodule(call.path)
-        head_t = teacher.model.get_submodule(twin)
-        scores = _score(teacher, twin, call.images, call.arguments['rois'])
-        logits_t, activation_t = as_columns_of(
-            _columns(head_s), _columns(head_t), _table(scores, head_t),
-            self.class_map)
-        return LogitPair(
-            student=_table(call.arguments['cls_score'], head_s),
-            teacher=logits_t,
-            student_activation=activation_of(head_s),
-            teacher_activation=activation_t,
-            weight=self.weight_of(call, student),
-            name=f'stage {_split(call.path)[1]}')
 
     def weight_of(self, call: Call, student: nn.Module) -> float:
         """The weight of the stage."""
