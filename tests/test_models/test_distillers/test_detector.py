@@ -342,6 +342,17 @@ def test_names_that_the_teacher_lacks_are_refused(data, tmp_path):
     assert not list((tmp_path / 'run').glob('*.pth'))
 
 
+def test_names_of_a_smaller_teacher_are_refused(tmp_path):
+    """When the model is built: no training set can have them all."""
+    teacher = save_teacher(
+        detector('retina', bbox_head=dict(num_classes=2)),
+        tmp_path,
+        meta=dict(dataset_meta=dict(classes=('disc', 'bar'))))
+    refused(
+        detector('retina'), dict(teacher, class_map='names'),
+        'all 3 classes that model.student predicts.* has 2: disc, bar')
+
+
 @pytest.mark.parametrize('class_map,match', [
     ([0, 1], 'has 2 classes but model.student predicts 3'),
     ([0, 1, 9], 'names the class 9, but model.teacher predicts 5'),
