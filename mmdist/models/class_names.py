@@ -72,6 +72,23 @@ def class_map_of(spec: Any, teacher: Names, student: Names) -> List[int]:
     return _checked(labels)
 
 
+def check_enough_names(teacher: Names, number: int) -> None:
+    """Make sure that a teacher can have all classes of a student.
+
+    Args:
+        teacher (Sequence[str], optional): The teacher's names.
+        number (int): Classes that the student predicts.
+
+    Raises:
+        ValueError: If the teacher is known to have fewer.
+    """
+    if teacher and len(teacher) < number:
+        raise ValueError(
+            f"{FIELD}='names' needs a teacher of all {number} classes that "
+            f'model.student predicts, but model.teacher has {len(teacher)}: '
+            f'{", ".join(teacher)}')
+
+
 def check_named_map(spec: Sequence[Any], teacher: Names,
                     student: Names) -> None:
     """Make sure that a map by names does not swap classes of one name.

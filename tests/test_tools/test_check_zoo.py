@@ -133,6 +133,8 @@ def test_errors_show_no_folders(tools):
     error = RuntimeError('no operator\nException raised from f at g.cpp:1\n'
                          'frame #0: main (0x12 in python)\n')
     assert tools[1].last_line(error) == 'RuntimeError: no operator'
+    error = RuntimeError('shapes 2200x1024 and 512x256')  # no address
+    assert tools[1].last_line(error) == f'RuntimeError: {error}'
 
 
 def test_checks_are_described(tools):

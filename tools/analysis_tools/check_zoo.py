@@ -90,9 +90,9 @@ def find_batch(model: nn.Module, cfg: Config,
     """A batch that the plain model trains on, and the pictures' size.
 
     Raises:
-        PlainModelFails: With the error of the smallest pictures.
+        PlainModelFails: With the error of the largest pictures; small ones
+            may have too few locations.
     """
-    first = None
     # BEiT takes pictures of the size of its crops only.
     for side in (*SIZES, *cfg.get('crop_size', ())[:1]):
         try:
@@ -100,8 +100,8 @@ def find_batch(model: nn.Module, cfg: Config,
             losses_of(_training_copy(model), batch)
             return batch, side
         except Exception as error:
-            first = first or error
-    raise PlainModelFails(last_line(first)) from first
+            last = error
+    raise PlainModelFails(last_line(last)) from last
 
 
 @torch.no_grad()
@@ -406,7 +406,7 @@ def versions() -> str:
     """The versions of what decides which models train."""
     names = ('torch', 'torchvision', 'mmcv', 'mmdet', 'mmsegmentation',
              'mmpretrain', 'transformers', 'onedl-mmcv', 'onedl-mmdetection',
-             'onedl-mmsegmentation')
+             'onedl-mmsegmentation', 'onedl-mmpretrain')
     found = []
     for name in names:
         try:

@@ -317,6 +317,6 @@ def last_line(error: BaseException) -> str:
     # PyTorch may write the frames of its own stack behind.
     said = re.split(r'\n?(?:Exception raised from|frame #\d)', str(error))[0]
     text = next((line for line in reversed(said.splitlines()) if line), '')
-    text = re.sub(r'0x[0-9a-f]+', '0x…', ' '.join(text.split()))
+    text = re.sub(r'\b0x[0-9a-f]+', '0x…', ' '.join(text.split()))
     text = re.sub(r'(/[\w.+-]+)+/', '…/', text)
     return f'{type(error).__name__}: {text}'.strip(': ')[:300]

@@ -9,7 +9,8 @@ from mmengine.model import BaseModel
 from torch import Tensor, nn
 
 from mmdist.registry import MODELS
-from ..class_names import check_class_names, check_named_map, class_map_of
+from ..class_names import (check_class_names, check_enough_names,
+                           check_named_map, class_map_of)
 from ..losses.base import LogitLoss, check_weight
 from ..taps import LogitPair, build_tap, tensors_in, watch_method
 from ..teacher import Teacher, build_model, preserve_rng
@@ -109,11 +110,7 @@ class BaseDistiller(BaseModel):
         if spec == 'names':
             number = self.kd_student.get_submodule(
                 self.tap.heads[0]).num_classes
-            if names and len(names) < number:
-                raise ValueError(
-                    "model.teacher.class_map='names' needs a teacher of all "
-                    f'{number} classes that model.student predicts, but '
-                    f'model.teacher has {len(names)}: {", ".join(names)}')
+            check_enough_names(names, number)
             return list(range(number))
         return None if spec is None else class_map_of(spec, names, None)
 

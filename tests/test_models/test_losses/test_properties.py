@@ -12,7 +12,7 @@ from mmdist.models.losses.functional import dist_terms, kd_terms
 ACTIVATIONS = st.sampled_from(['softmax', 'sigmoid'])
 DTYPES = st.sampled_from(
     [torch.float64, torch.float32, torch.float16, torch.bfloat16])
-# No row, no class, one of each, and pictures; ties, saturation and extremes.
+# No row, one row, one class, and pictures; ties, saturation and extremes.
 SHAPES = st.one_of(
     st.tuples(st.integers(0, 12), st.integers(1, 9)),
     st.tuples(
