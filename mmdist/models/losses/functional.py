@@ -13,14 +13,12 @@ from mmengine.dist import get_world_size
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from .fused import (Rule, column_distance, compute_dtype, over_processes,
-                    relations)
+from .blocks import compute_dtype
+from .fused import Rule, column_distance, distances, over_processes, relations
 
 EPS = 1e-8
 """Added to the product of norms in :func:`pearson_distance`; the value of the
 authors' code."""
-SMALL = 2**14
-"""Logits of a table for which calls take longer than what they compute."""
 
 
 def _at_least_float32(tensor: Tensor) -> Tensor:
@@ -151,16 +149,16 @@ def dist_terms(student: Tensor,
         or student_activation, float(eps))
     relate = _relate(student, sync_intra and get_world_size() > 1)
     inter, intra = relate(student, teacher.detach(), rule)
-    return dict(inter=tau**2 * inter, intra=tau**2 * intra)
+    if tau != 1:
+        inter, intra = tau**2 * inter, tau**2 * intra
+    return dict(inter=inter, intra=intra)
 
 
 def _relate(student: Tensor, synced: bool) -> Callable:
     """How the relations of logits are computed."""
     if synced:
         return _synced_relations
-    if student.numel() == 0:
-        return _no_relations
-    return _small_relations if student.numel() < SMALL else _fused_relations
+    return distances if student.numel() else _no_relations
 
 
 def _no_relations(student: Tensor, teacher: Tensor,
@@ -169,40 +167,20 @@ def _no_relations(student: Tensor, teacher: Tensor,
     return zero, zero
 
 
-def _small_relations(student: Tensor, teacher: Tensor,
-                     rule: Rule) -> Tuple[Tensor, Tensor]:
-    """The mean distances of the rows and of the columns, as written."""
-    with torch.autocast(student.device.type, enabled=False):
-        p_s = activate(to_rows(student) / rule.tau, rule.student)
-        p_t = activate(to_rows(teacher) / rule.tau, rule.teacher)
-        return (pearson_distance(p_s, p_t, dim=1, eps=rule.eps).mean(),
-                pearson_distance(p_s, p_t, dim=0, eps=rule.eps).mean())
-
-
-def _fused_relations(student: Tensor, teacher: Tensor,
-                     rule: Rule) -> Tuple[Tensor, Tensor]:
-    """The same of large tables."""
-    distances, moments = relations(student, teacher, rule)
-    num_rows = student.numel() // student.shape[1]
-    dtype = compute_dtype(student)
-    intra = column_distance(moments, num_rows, rule.eps, dtype)
-    return (distances / num_rows).to(dtype), intra.to(dtype)
-
-
 def _synced_relations(student: Tensor, teacher: Tensor,
                       rule: Rule) -> Tuple[Tensor, Tensor]:
-    """The same of the rows of all processes."""
+    """The mean distances of the rows of all processes."""
     if student.numel():
-        distances, moments = relations(student, teacher, rule)
+        similarity, moments = relations(student, teacher, rule)
     else:
-        distances = _connected_zero(student).double()
-        moments = distances.expand(5, student.shape[1])
+        similarity = _connected_zero(student).double()
+        moments = similarity.expand(5, student.shape[1])
     num_rows = student.numel() // max(student.shape[1], 1)
     moments, all_rows = over_processes(moments, num_rows)
     dtype = compute_dtype(student)
-    intra = column_distance(moments, all_rows, rule.eps, dtype)
+    intra = column_distance(moments, all_rows, rule, dtype)
     # The mean over processes of this is the mean over all rows.
-    inter = distances * get_world_size() / all_rows.clamp(min=1)
+    inter = (num_rows - similarity) * get_world_size() / all_rows.clamp(min=1)
     return inter.to(dtype), (intra * (all_rows > 0)).to(dtype)
 
 

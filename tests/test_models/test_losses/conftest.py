@@ -1,13 +1,13 @@
 """Both ways in which DIST is computed pass every test of the losses."""
 import pytest
 
-from mmdist.models.losses import functional, fused
+from mmdist.models.losses import blocks, direct
 
 
-@pytest.fixture(autouse=True, params=['as written', 'in blocks'])
+@pytest.fixture(autouse=True, params=['whole', 'in blocks'])
 def way(request, monkeypatch):
-    """Small tables as written, or all in blocks of a few rows."""
+    """Small tables whole, or all in blocks of a few rows."""
     if request.param == 'in blocks':
-        monkeypatch.setattr(functional, 'SMALL', 0)
-        monkeypatch.setattr(fused, 'BLOCKS', dict(cpu=(24, 24)))
+        monkeypatch.setattr(direct, 'SMALL', 0)
+        monkeypatch.setattr(blocks, 'BLOCKS', dict(cpu=(24, 24)))
     return request.param

@@ -5,8 +5,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from mmdist.models.losses import functional, fused
-from mmdist.models.losses.functional import dist_terms
+from mmdist.models.losses import blocks, direct
+from mmdist.models.losses.functional import (activate, dist_terms,
+                                             pearson_distance, to_rows)
 
 TOOLS = Path(__file__).resolve().parents[3] / 'tools'
 ACTIVATIONS = [('softmax', 'softmax'), ('sigmoid', 'sigmoid'),
@@ -18,8 +19,8 @@ SHAPES = [(300, 7), (4, 9, 11, 13), (3, 5, 41), (2, 6, 3, 4, 5), (1, 40),
 @pytest.fixture(autouse=True)
 def way(monkeypatch):
     """The other way is the reference here."""
-    monkeypatch.setattr(functional, 'SMALL', 0)
-    monkeypatch.setattr(fused, 'BLOCKS', dict(cpu=(24, 24)))
+    monkeypatch.setattr(direct, 'SMALL', 0)
+    monkeypatch.setattr(blocks, 'BLOCKS', dict(cpu=(24, 24)))
 
 
 def logits(shape, dtype=torch.float64, seed=0, scale=3.):
@@ -34,9 +35,11 @@ def logits(shape, dtype=torch.float64, seed=0, scale=3.):
 def reference(student, teacher, activations, tau=1.):
     """Terms and gradient of the formula as written, in float64."""
     student = student.detach().double().requires_grad_()
-    rule = fused.Rule(tau, *activations, 1e-8)
-    terms = functional._small_relations(student, teacher.double(), rule)
-    terms = [tau**2 * term for term in terms]
+    p = [
+        activate(to_rows(x) / tau, activation)
+        for x, activation in zip((student, teacher.double()), activations)
+    ]
+    terms = [tau**2 * pearson_distance(*p, dim=dim).mean() for dim in (1, 0)]
     (terms[0] + 2 * terms[1]).backward()
     return [float(term) for term in terms], student.grad
 
@@ -72,7 +75,7 @@ def test_it_is_the_formula(shape, activations, tau):
 @pytest.mark.parametrize('activations', ACTIVATIONS)
 def test_float32_has_seven_digits(shape, activations, monkeypatch):
     """Blocks of a real size; the formula as written has five here."""
-    monkeypatch.setattr(fused, 'BLOCKS', dict(cpu=(2**13, 2**13)))
+    monkeypatch.setattr(blocks, 'BLOCKS', dict(cpu=(2**13, 2**13)))
     student, teacher = logits(shape, torch.float32)
     terms, gradient = in_blocks(student, teacher, activations)
     expected, expected_gradient = reference(student, teacher, activations)

@@ -74,8 +74,11 @@ def with_gradient(function, student, *args):
 
 
 @given(logits(), ACTIVATIONS, ACTIVATIONS, st.sampled_from([1., 4.]))
-def test_dist_is_its_formula(pair, of_student, of_teacher, tau):
-    """To 1e-5 with float32 inside, 1e-7 with float64; always finite."""
+def test_dist_is_its_formula(way, pair, of_student, of_teacher, tau):
+    """To 1e-5 with float32 inside, 1e-7 with float64; always finite.
+
+    In blocks, small probabilities lose digits to ``1 / C``.
+    """
     student, teacher = pair
     terms, gradient = with_gradient(dist_terms, student, teacher, tau,
                                     of_student, of_teacher)
@@ -87,7 +90,9 @@ def test_dist_is_its_formula(pair, of_student, of_teacher, tau):
     functions = dict(softmax=lambda rows: softmax(rows, 1), sigmoid=expit)
     p = functions[of_student](table(student) / tau)
     q = functions[of_teacher](table(teacher) / tau)
-    bound = 1e-7 if student.dtype == torch.float64 else 1e-5
+    bound = 1e-5 if way == 'whole' else 1e-4
+    if student.dtype == torch.float64:
+        bound = 1e-7
     expected = [distance(p, q), distance(p.T, q.T)]
     assert [term / tau**2 for term in terms] == pytest.approx(
         expected, abs=bound)

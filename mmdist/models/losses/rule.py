@@ -1,0 +1,56 @@
+"""What the two ways of computing DIST's relations have in common."""
+from functools import wraps
+from typing import Callable, NamedTuple
+
+import torch
+from torch import Tensor
+
+# A standard deviation of so many roundings of the mean is none.
+ROUNDINGS = 8
+
+
+class Rule(NamedTuple):
+    """How logits become relations.
+
+    Attributes:
+        tau (float): Temperature.
+        student (str): Activation, 'softmax' or 'sigmoid'.
+        teacher (str): The same of the teacher.
+        eps (float): Added to the product of norms.
+    """
+    tau: float
+    student: str
+    teacher: str
+    eps: float
+
+
+class _Derived(torch.autograd.Function):
+    """A gradient that cannot be differentiated again."""
+
+    @staticmethod
+    def forward(ctx, gradient: Tensor, student: Tensor) -> Tensor:
+        return gradient.view_as(gradient)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> None:
+        raise RuntimeError('the losses of mmdist cannot be differentiated '
+                           'twice')
+
+
+def differentiated_once(backward: Callable) -> Callable:
+    """Refuse a second derivative, which autograd would take for 0.
+
+    Args:
+        backward (Callable): Of a function whose first input is the student's
+            logits, which it saved first.
+    """
+
+    @wraps(backward)
+    def wrapper(ctx, *grads: Tensor) -> tuple:
+        with torch.no_grad():
+            gradient, *others = backward(ctx, *grads)
+        if torch.is_grad_enabled():
+            gradient = _Derived.apply(gradient, ctx.saved_tensors[0])
+        return (gradient, *others)
+
+    return wrapper
