@@ -3,8 +3,10 @@ import copy
 import os.path as osp
 import random
 import re
-from contextlib import contextmanager
-from typing import Any, Dict, Iterator, List, Optional, Sequence, Tuple, Union
+from contextlib import contextmanager, nullcontext
+from functools import partial
+from typing import (Any, ContextManager, Dict, Iterator, List, Optional,
+                    Sequence, Tuple, Union)
 from urllib.error import URLError
 
 import numpy as np
@@ -18,6 +20,7 @@ from torch.nn.modules.utils import consume_prefix_in_state_dict_if_present
 from mmdist.utils import (allow_mmengine_checkpoints, class_names_of,
                           load_config, scope_of)
 from .taps import TeacherBatch, tensors_in
+from .taps.teacher_batch import Shapes
 
 
 @contextmanager
@@ -188,6 +191,10 @@ class Teacher:
             normalised the images that :meth:`batch` gets.
         class_map (str | list, optional): See
             :func:`mmdist.models.class_names.class_map_of`.
+        dtype (str, optional): 'bfloat16' or 'float16' lets the teacher
+            compute by autocast, 'float32' in full precision even where the
+            student does not; None as the student.
+        channels_last (bool): Keep maps in this memory format.
 
     Raises:
         FileNotFoundError: If the config or the checkpoint does not exist.
@@ -198,7 +205,15 @@ class Teacher:
                  config: Union[str, dict],
                  checkpoint: str,
                  student_preprocessor: Optional[nn.Module] = None,
-                 class_map: Any = None) -> None:
+                 class_map: Any = None,
+                 dtype: Optional[str] = None,
+                 channels_last: bool = False) -> None:
+        if dtype not in (None, 'float32', 'float16', 'bfloat16'):
+            raise ValueError("model.teacher.dtype must be 'float32', "
+                             f"'float16' or 'bfloat16', but is {dtype!r}")
+        self.dtype = dtype and getattr(torch, dtype)
+        self.format = (
+            torch.channels_last if channels_last else torch.preserve_format)
         if not (isinstance(checkpoint, str) and checkpoint):
             raise ValueError(
                 'model.teacher.checkpoint must name a file or URL; a random '
@@ -210,6 +225,9 @@ class Teacher:
         load_strictly(self.model, _weights_in(content, checkpoint), checkpoint)
         self.model.eval()  # returns nothing, with a teacher of its own
         self.model.requires_grad_(False)
+        if channels_last:
+            # Some models take nothing but a device.
+            nn.Module.to(self.model, memory_format=self.format)
         self.class_map = class_map
         self.class_names = _names_in(content) or class_names_of(cfg)
         self._renormalise = Renormalise(student_preprocessor,
@@ -232,8 +250,21 @@ class Teacher:
         device = next(tensors_in(inputs)).device
         if next(self.model.parameters()).device != device:
             self.model.to(device)
-        return TeacherBatch(self.model, inputs, data_samples,
-                            self._renormalise)
+        return TeacherBatch(self.model, inputs, data_samples, self._show,
+                            partial(self._precision, device.type))
+
+    def _show(self, images: Tensor, shapes: Shapes) -> Tensor:
+        """Pictures of the student's as the teacher takes them."""
+        images = self._renormalise(images, shapes)
+        # Videos have five dimensions.
+        return images.to(
+            memory_format=self.format) if images.dim() == 4 else images
+
+    def _precision(self, device: str) -> ContextManager:
+        if self.dtype is None:
+            return nullcontext()
+        return torch.autocast(
+            device, self.dtype, enabled=self.dtype != torch.float32)
 
 
 def _weights_in(content: Dict[str, Any], checkpoint: str) -> Dict[str, Tensor]:

@@ -20,8 +20,8 @@ from mmseg.models import SegDataPreProcessor
 from torch import nn
 
 from mmdist.models.teacher import Renormalise, Teacher, preserve_rng
-from ..helpers import (CLASSES, batch, build, detector, prepared, save_teacher,
-                       write_coco)
+from ..helpers import (CLASSES, batch, build, build_distiller, detector,
+                       prepared, save_teacher, write_coco)
 
 IMAGENET = dict(
     mean=[123.675, 116.28, 103.53],
@@ -671,3 +671,46 @@ def test_a_checkpoint_of_mmengines_save_checkpoint(retina, tmp_path):
         dict(state_dict=plain.state_dict(), meta=dict(epoch=1)), path)
     with DefaultScope.overwrite_default_scope('mmseg'):
         assert_loaded(Teacher(config, path), plain.state_dict())
+
+
+def kd_losses(saved, **options):
+    """Of a student that learns from a teacher with options."""
+    wrapper = build_distiller(detector('retina'), {**saved, **options}).train()
+    losses = wrapper.loss(*prepared(wrapper, batch()))
+    return torch.stack([losses['loss_kd_inter'],
+                        losses['loss_kd_intra']]).detach()
+
+
+@pytest.mark.parametrize('options, difference', [
+    (dict(dtype='float32'), 0),
+    (dict(channels_last=True), 1e-4),
+    (dict(dtype='bfloat16'), 0.05),
+    (dict(dtype='bfloat16', channels_last=True), 0.05),
+])
+def test_a_teacher_of_another_precision(saved, options, difference):
+    """Its logits are rounded, and the losses nearly the same."""
+    expected = kd_losses(saved)
+    got = kd_losses(saved, **options)
+    assert got.dtype == torch.float32
+    torch.testing.assert_close(got, expected, rtol=difference, atol=0)
+    assert torch.equal(got, expected) == (difference == 0)
+
+
+def test_a_teacher_of_full_precision_beside_an_autocast_student(saved):
+    """Its convolutions return float32, the student's do not."""
+    wrapper = build_distiller(
+        detector('retina'), dict(saved, dtype='float32')).train()
+    dtypes = []
+    for model in (wrapper.kd_teacher.model, wrapper.kd_student):
+        model.bbox_head.retina_cls.register_forward_hook(
+            lambda _, inputs, output: dtypes.append(output.dtype))
+    inputs, samples = prepared(wrapper, batch())
+    with torch.autocast('cpu', torch.bfloat16):
+        wrapper.loss(inputs, samples)
+    assert dtypes == 5 * [torch.bfloat16] + 5 * [torch.float32]
+
+
+def test_an_unknown_precision_is_refused(saved):
+    """By the name of the field."""
+    with pytest.raises(ValueError, match='model.teacher.dtype must be'):
+        Teacher(**saved, dtype='half')

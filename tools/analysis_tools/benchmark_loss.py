@@ -60,16 +60,29 @@ def parse_shape(text: str) -> Tuple[List[int], str]:
 
 def step_of(way: Callable, student: Tensor, teacher: Tensor,
             activation: str) -> Callable:
-    """One forward and backward pass, waiting for the device."""
+    """One forward and backward pass."""
 
     def step() -> Tensor:
         gradient, = torch.autograd.grad(
             way(student, teacher, activation), student)
-        if student.is_cuda:
-            torch.cuda.synchronize(student.device)
         return gradient
 
     return step
+
+
+def in_turns(steps: Dict[str, Callable], repeats: int,
+             device: str) -> Dict[str, float]:
+    """Medians in milliseconds of steps that are run in turns."""
+    times: Dict[str, List[float]] = {name: [] for name in steps}
+    for repeat in range(repeats + 1):
+        for name, step in steps.items():
+            begun = time.perf_counter()
+            step()
+            if device != 'cpu':
+                torch.cuda.synchronize(device)
+            if repeat:  # the first warms up
+                times[name].append(1000 * (time.perf_counter() - begun))
+    return {name: median(values) for name, values in times.items()}
 
 
 def peak_memory(step: Callable, device: str) -> int:
@@ -104,15 +117,7 @@ def measure(shape: List[int], activation: str, repeats: int, device: str,
         name: step_of(way, student, teacher, activation)
         for name, way in WAYS.items()
     }
-    times: Dict[str, List[float]] = {name: [] for name in WAYS}
-    for step in steps.values():
-        step()
-    for _ in range(repeats):
-        for name, step in steps.items():
-            begun = time.perf_counter()
-            step()
-            times[name].append(1000 * (time.perf_counter() - begun))
-    medians = {name: median(values) for name, values in times.items()}
+    medians = in_turns(steps, repeats, device)
     size = student.numel() * student.element_size()
     return dict(
         shape=shape,

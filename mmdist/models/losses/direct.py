@@ -94,22 +94,24 @@ class SmallDistances(torch.autograd.Function):
     def forward(ctx, student: Tensor, teacher: Tensor,
                 rule: Rule) -> Tuple[Tensor, Tensor]:
         p = _activate(student, teacher, rule)
-        ctx.p, ctx.rule = p[0], rule
-        ctx.rows, ctx.columns = (_relate(p, dim, rule.eps) for dim in (2, 1))
-        ctx.save_for_backward(student)
-        return 1 - ctx.rows.rho.mean(), 1 - ctx.columns.rho.mean()
+        rows, columns = (_relate(p, dim, rule.eps) for dim in (2, 1))
+        ctx.rule = rule
+        ctx.save_for_backward(student, p[0], *rows, *columns)
+        return 1 - rows.rho.mean(), 1 - columns.rho.mean()
 
     @staticmethod
     @differentiated_once
     def backward(ctx, grad_inter: Tensor, grad_intra: Tensor) -> tuple:
-        p, (num_rows, num_classes) = ctx.p, ctx.p.shape
-        of_p = _of_student(ctx.rows, grad_inter / (-num_rows * ctx.rule.tau))
-        of_p += _of_student(ctx.columns,
-                            grad_intra / (-num_classes * ctx.rule.tau))
+        student, p, *relations = ctx.saved_tensors
+        of_p = _of_student(
+            Relation(*relations[:4]),
+            grad_inter / (-p.shape[0] * ctx.rule.tau))
+        of_p += _of_student(
+            Relation(*relations[4:]),
+            grad_intra / (-p.shape[1] * ctx.rule.tau))
         of_p *= p
         if ctx.rule.student == 'softmax':
             of_p -= p * of_p.sum(1, True)
         else:
             of_p.addcmul_(of_p, p, value=-1)
-        student, = ctx.saved_tensors
         return _from_rows(of_p, student), None, None

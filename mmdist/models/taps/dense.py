@@ -1,17 +1,19 @@
 """Dense heads: a row is a location of a feature level."""
 import inspect
 from contextlib import contextmanager
-from typing import Any, Iterator, List, NamedTuple, Optional, Sequence, Tuple
+from typing import (Any, Dict, Iterator, List, NamedTuple, Optional, Sequence,
+                    Tuple)
 
 import torch
 from torch import Tensor, nn
 
 from .base import (LEAST_LOGIT, BoxLogits, Call, LogitPair, LogitTap,
                    activation_of, check_classes, check_tokens, class_logits,
-                   reads_text)
+                   reads_text, tensors_in)
 from .columns import (Columns, as_columns_of, class_log_odds,
                       class_probabilities, logits_of)
 from .teacher_batch import TeacherBatch
+from .unread import left_out, unread_layers
 
 
 class Reading(NamedTuple):
@@ -76,6 +78,8 @@ class DenseTap(LogitTap):
         self.anchors_as_rows = anchors_as_rows
         # Heads whose anchors are not those of the teacher's.
         self.merged: List[str] = []
+        # Layers of the teacher's heads that predict other than classes.
+        self.unread: Dict[str, Dict[str, int]] = {}
 
     @classmethod
     def find(cls, model: nn.Module) -> List[str]:
@@ -104,6 +108,21 @@ class DenseTap(LogitTap):
                 student.get_submodule(path), teacher.get_submodule(twin))
         ]
 
+    def connect(self,
+                student: nn.Module,
+                teacher: nn.Module,
+                class_map: Optional[List[int]] = None) -> None:
+        """Also finds out what the teacher need not compute."""
+        super().connect(student, teacher, class_map)
+        for path in self.teacher_heads:
+            head = teacher.get_submodule(path)
+            sides = [Side(head, name) for name in self.names_of(head)]
+            self.unread[path] = unread_layers(
+                teacher, path, lambda outputs: [
+                    tensor for side in sides
+                    for tensor in tensors_in(side.read(outputs))
+                ])
+
     def pairs_of(self, call: Call, student: nn.Module,
                  teacher: TeacherBatch) -> List[LogitPair]:
         """One pair of ``(N, A * C, H, W)`` logits a level."""
@@ -116,7 +135,9 @@ class DenseTap(LogitTap):
             student, other = Side(head_s, name_s), Side(head_t, name_t)
             # Heads return what their loss call takes, in this order, but
             # only in training: SOLO suppresses neighbours in eval mode.
-            outputs = teacher.head_outputs([twin], head_s.training)[twin]
+            outputs = teacher.head_outputs(
+                [twin], head_s.training,
+                lambda path: left_out(head_t, self.unread[path]))[twin]
             levels_s = student.levels(list(call.arguments.values()), other)
             levels_t = other.levels(outputs, student)
             indices = _level_indices(head_s, head_t, len(levels_s),
@@ -250,6 +271,11 @@ class Side:
         """Whether the head predicts that there is an object by itself."""
         return (self.reading.objectness is not None
                 or OBJECTNESS in self._names)
+
+    def read(self, outputs: Sequence[Any]) -> List[Any]:
+        """Those of a head's outputs that :meth:`levels` reads."""
+        names = {self.name, OBJECTNESS} & set(self._names)
+        return [outputs[self._names.index(name)] for name in names]
 
     @property
     def _names(self) -> List[str]:

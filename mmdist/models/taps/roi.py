@@ -192,7 +192,7 @@ def _score(teacher: TeacherBatch, path: str, images: Tensor,
     arguments = {name: known[name] for name in names if name in known}
     if set(names) - set(known):
         arguments = {**_more(teacher, roi_path, features, rois), **arguments}
-    with torch.no_grad():
+    with teacher.computing():
         return roi_head._bbox_forward(**arguments)['cls_score']
 
 

@@ -1,6 +1,6 @@
 """One batch, as the teacher sees it: what the taps may ask."""
 import inspect
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from functools import partial
 from typing import (Any, Callable, Collection, Dict, Iterator, List, Optional,
                     Sequence)
@@ -63,16 +63,19 @@ class TeacherBatch:
         samples (Sequence | dict): The data samples that go with them.
         renormalise (Callable, optional): Takes pictures, and their sizes
             without padding, to the teacher's normalisation.
+        precision (Callable): A context in which the teacher computes.
     """
 
     def __init__(self,
                  model: nn.Module,
                  inputs: Any,
                  samples: Any,
-                 renormalise: Callable = lambda images, shapes: images):
+                 renormalise: Callable = lambda images, shapes: images,
+                 precision: Callable = nullcontext):
         self.model = model
         self._inputs, self._samples = inputs, samples
         self._renormalise = renormalise
+        self._precision = precision
         # By identity; the pictures are kept, so that no other takes the id.
         self._shown: Dict[int, Sequence[Tensor]] = {}
         self._extracted: Dict[Any, Sequence[Any]] = {}
@@ -88,7 +91,13 @@ class TeacherBatch:
                                        self._renormalise(images, shapes))
         return self._shown[id(images)][1]
 
-    @torch.no_grad()
+    @contextmanager
+    def computing(self) -> Iterator[None]:
+        """What the teacher computes within has no gradient, and its
+        precision."""
+        with torch.no_grad(), self._precision():
+            yield
+
     def features(self, images: Tensor, owner: str = '') -> Any:
         """The features of pictures, by the teacher or a model within it.
 
@@ -100,7 +109,8 @@ class TeacherBatch:
             tuple[Tensor]: What ``extract_feat`` returns.
         """
         extract = self.model.get_submodule(owner).extract_feat
-        return self._extract_once(owner, extract, self.show(images))
+        with self.computing():
+            return self._extract_once(owner, extract, self.show(images))
 
     def all_features(self) -> Any:
         """The features of the whole batch."""
@@ -126,10 +136,12 @@ class TeacherBatch:
                         replaced(module, 'extract_feat', extract))
             yield
 
-    @torch.no_grad()
-    def head_outputs(self,
-                     paths: Collection[str],
-                     as_in_training: bool = False) -> Dict[str, Any]:
+    def head_outputs(
+        self,
+        paths: Collection[str],
+        as_in_training: bool = False,
+        around: Callable = lambda path: nullcontext()
+    ) -> Dict[str, Any]:
         """What heads of the teacher return for the whole batch.
 
         The teacher begins to compute its loss as the student does, so that
@@ -140,6 +152,8 @@ class TeacherBatch:
             paths (Collection[str]): The heads.
             as_in_training (bool): Let the heads return what they return in
                 training; their layers stay in eval mode.
+            around (Callable): Takes the path of a head and returns a context
+                for its ``forward``, the same each time.
 
         Returns:
             dict[str, Any]: What ``forward`` of each head returns.
@@ -155,7 +169,7 @@ class TeacherBatch:
                             replaced(
                                 head, 'loss',
                                 self._answer(path, head, waiting,
-                                             as_in_training)))
+                                             as_in_training, around)))
                 self._until_answered(self.model.loss, self.show(self._inputs),
                                      _copies(self._samples))
         if waiting:
@@ -166,7 +180,7 @@ class TeacherBatch:
         return {path: known[path] for path in paths}
 
     def _answer(self, path: str, head: nn.Module, waiting: set,
-                as_in_training: bool) -> Callable:
+                as_in_training: bool, around: Callable) -> Callable:
         """What stands for the ``loss`` of a head."""
         signature = inspect.signature(head.loss)
 
@@ -175,8 +189,9 @@ class TeacherBatch:
                 given = signature.bind_partial(*args, **kwargs).arguments
                 head.training = as_in_training
                 try:
-                    self._outputs[as_in_training][path] = head(
-                        **_forward_arguments(head, given))
+                    with around(path):
+                        self._outputs[as_in_training][path] = head(
+                            **_forward_arguments(head, given))
                 finally:
                     head.training = False
                 waiting.discard(path)
@@ -186,7 +201,6 @@ class TeacherBatch:
 
         return answer
 
-    @torch.no_grad()
     def arguments_of(self, path: str, method: str, run: Callable, *args:
                      Any) -> Optional[Dict[str, Any]]:
         """The arguments of the first call of a method, which is not carried
@@ -203,7 +217,6 @@ class TeacherBatch:
             self._until_answered(run, *args)
         return found[0] if found else None
 
-    @torch.no_grad()
     def result_of(self, path: str, method: str, is_last: Callable) -> Any:
         """What a method returns in the call that is the last, while the model
         around it predicts the batch.
@@ -240,10 +253,10 @@ class TeacherBatch:
         """Copies of the data samples, which models add predictions to."""
         return _copies(self._samples)
 
-    @staticmethod
-    def _until_answered(run: Callable, *args: Any) -> None:
+    def _until_answered(self, run: Callable, *args: Any) -> None:
         try:
-            run(*args)
+            with self.computing():
+                run(*args)
         except _Answered:
             pass
 

@@ -8,6 +8,7 @@ from mmengine.config import Config
 from torch.autograd.graph import saved_tensors_hooks
 
 from mmdist.models.distillers import DistillSegmentor
+from mmdist.models.losses import direct
 from tests.helpers import (assert_same, checkpoint, detector, flat, gradients,
                            pearson_dist)
 from tests.helpers import save_teacher as save_detector
@@ -244,12 +245,14 @@ def test_a_step_keeps_the_logits_and_nothing_of_their_size(make, loss, dtype):
     (('pspnet', 'segformer'), 1),
     (('ddrnet', 'pspnet'), 2),
 ])
-def test_a_whole_step_keeps_three_times_the_logits(tmp_path, names, heads):
+def test_a_whole_step_keeps_three_times_the_logits(tmp_path, monkeypatch,
+                                                   names, heads):
     """On top of plain MMSegmentation: both logits and less than one more.
 
     Also where the teacher's are resized, and where DDRNet's two outputs learn
     from the same.
     """
+    monkeypatch.setattr(direct, 'SMALL', 0)  # as for pictures of usual size
     student, teacher = (segmentor(name, num_classes=150) for name in names)
     wrapper = build_distiller(student, save_teacher(teacher, tmp_path)).train()
     inputs, samples = prepared(wrapper, batch())

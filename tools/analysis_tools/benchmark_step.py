@@ -1,0 +1,258 @@
+"""Measure what a step with distillation costs beside what it must cost.
+
+A step of the student alone, and the teacher's features and class predictions
+without gradients, are what nobody can save; their sum is compared with a step
+of mmdist, and with the way of toolkits that record what they need while the
+teacher computes its whole loss (here without their distillation loss). All
+are run in turns on one synthetic batch, so that what else the machine does
+meets all; ratios of medians are what counts. Weights are random.
+"""
+import argparse
+import copy
+import json
+import tempfile
+from pathlib import Path
+from typing import Any, Callable, Dict, List, Tuple
+
+import matplotlib
+import torch
+from benchmark_loss import MIB, in_turns, peak_memory
+from mmengine.config import Config
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+from torch import Tensor, nn
+from zoo_models import ZooConfig, batch_for, build, load
+
+from mmdist.utils.config import find_config
+
+WRAPPERS = dict(mmdet='DistillDetector', mmseg='DistillSegmentor')
+PAIRS = (('mmdet::retinanet/retinanet_r50_fpn_1x_coco.py',
+          'mmdet::retinanet/retinanet_r101_fpn_1x_coco.py'),
+         ('mmdet::faster_rcnn/faster-rcnn_r50_fpn_1x_coco.py',
+          'mmdet::faster_rcnn/faster-rcnn_r101_fpn_1x_coco.py'),
+         ('mmseg::pspnet/pspnet_r18-d8_4xb2-80k_cityscapes-512x1024.py',
+          'mmseg::pspnet/pspnet_r50-d8_4xb2-80k_cityscapes-512x1024.py'))
+NUM_ROIS = 512
+
+
+class Pair:
+    """A student and a teacher with random weights, and a batch for both.
+
+    Args:
+        student (str): A config, e.g. ``mmdet::retinanet/….py``.
+        teacher (str): The same.
+        size (int): Height and width of the two pictures in pixels.
+        device (str): E.g. 'cpu' or 'cuda'.
+    """
+
+    def __init__(self, student: str, teacher: str, size: int,
+                 device: str) -> None:
+        self.name, self.device = student, device
+        self.package = student.partition('::')[0]
+        cfg, cfg_t = (_load(name) for name in (student, teacher))
+        self.plain = build(cfg.model, self.package, seed=0).to(device).train()
+        self.teacher = build(cfg_t.model, self.package, seed=1).to(device)
+        self.teacher.eval()
+        self.wrapper = self._wrap(cfg, cfg_t).to(device).train()
+        batch = batch_for(self.plain, cfg, self.package, size)
+        data = self.plain.data_preprocessor(batch, True)
+        self.inputs, self.samples = data['inputs'], data['data_samples']
+
+    def _wrap(self, student: Config, teacher: Config) -> nn.Module:
+        with tempfile.TemporaryDirectory() as folder:
+            checkpoint = Path(folder, 'teacher.pth')
+            torch.save(dict(state_dict=self.teacher.state_dict()), checkpoint)
+            return build(
+                dict(
+                    type=f'mmdist.{WRAPPERS[self.package]}',
+                    student=student.model,
+                    teacher=dict(
+                        config=teacher.model, checkpoint=str(checkpoint)),
+                    distill_loss=dict(type='mmdist.DISTLoss')),
+                self.package,
+                seed=0)
+
+    def ways(self) -> Dict[str, Callable]:
+        """What is measured, each a function without arguments."""
+        plain, distilled = (
+            self._training_step(model) for model in (self.plain, self.wrapper))
+
+        def recorded() -> None:
+            with torch.no_grad():
+                self.teacher.loss(self.inputs, copy.deepcopy(self.samples))
+            plain()
+
+        return dict(
+            student=plain,
+            teacher=self._teacher_step(),
+            mmdist=distilled,
+            recorded=recorded)
+
+    def _training_step(self, model: nn.Module) -> Callable:
+        """Losses, gradients and an update."""
+        optimizer = torch.optim.SGD(
+            [p for p in model.parameters() if p.requires_grad], lr=1e-4)
+
+        def step() -> None:
+            losses = model.loss(self.inputs, copy.deepcopy(self.samples))
+            loss, _ = model.parse_losses(losses)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+
+        return step
+
+    def _teacher_step(self) -> Callable:
+        """The teacher's features and class predictions, by its own methods
+        and without what else its heads predict."""
+        predict = _class_prediction(self.teacher, self.inputs)
+
+        @torch.no_grad()
+        def step() -> None:
+            predict(self.teacher.extract_feat(self.inputs))
+
+        return step
+
+
+def _load(name: str) -> Config:
+    package, _, path = name.partition('::')
+    family = path.partition('/')[0]
+    return load(ZooConfig(package, family, find_config(name, 'the argument')))
+
+
+def _class_prediction(model: nn.Module, inputs: Tensor) -> Callable:
+    """A function of the features that predicts classes only."""
+    if hasattr(model, 'decode_head'):
+        auxiliary = getattr(model, 'auxiliary_head', None) or []
+        if not isinstance(auxiliary, nn.ModuleList):
+            auxiliary = [auxiliary]
+        heads = [model.decode_head, *auxiliary]
+        return lambda features: [head(features) for head in heads]
+    if hasattr(model, 'roi_head'):
+        rois = _random_rois(inputs)
+        return lambda features: model.roi_head._bbox_forward(features, rois)
+    head = copy.deepcopy(model.bbox_head)
+    for name, module in head.named_children():
+        if name.startswith('reg') or name.endswith('reg'):
+            nothing = nn.ModuleList if isinstance(
+                module, nn.ModuleList) else nn.Identity
+            setattr(head, name, nothing())
+    return head
+
+
+def _random_rois(inputs: Tensor) -> Tensor:
+    """``(R, 5)``, as many as are sampled."""
+    number = NUM_ROIS * len(inputs)
+    corners = torch.rand(number, 2) * 0.6
+    boxes = torch.cat([corners, corners + torch.rand(number, 2) * 0.4], 1)
+    index = torch.arange(len(inputs)).repeat_interleave(NUM_ROIS)[:, None]
+    sides = torch.tensor(inputs.shape[:1:-1]).repeat(2)
+    return torch.cat([index, boxes * sides], 1).to(inputs)
+
+
+def measure(pair: Pair, repeats: int) -> Dict[str, Any]:
+    """Medians in milliseconds, their ratios, and peak memory."""
+    ways = pair.ways()
+    medians = in_turns(ways, repeats, pair.device)
+    least = medians['student'] + medians['teacher']
+    return dict(
+        name=pair.name,
+        shape=list(pair.inputs.shape),
+        milliseconds=medians,
+        ratio=medians['mmdist'] / least,
+        recorded_ratio=medians['recorded'] / least,
+        peak_mib={
+            name: peak_memory(ways[name], pair.device) / MIB
+            for name in ('student', 'mmdist')
+        })
+
+
+def show(results: List[Dict[str, Any]], title: str) -> None:
+    """Print a table."""
+    table = Table(title=title)
+    for column in ('student', 'its step', 'teacher forward', 'sum',
+                   'with mmdist', 'by the sum', 'recorded, by the sum',
+                   'memory alone', 'with mmdist'):
+        table.add_column(column, justify='right')
+    for r in results:
+        times = r['milliseconds']
+        table.add_row(
+            Path(r['name']).stem,
+            *(f'{t:.0f} ms'
+              for t in (times['student'], times['teacher'],
+                        times['student'] + times['teacher'], times['mmdist'])),
+            f'{r["ratio"]:.3f}', f'{r["recorded_ratio"]:.3f}',
+            *(f'{m:.0f} MiB' for m in r['peak_mib'].values()))
+    Console(width=160).print(table)
+
+
+def plot(results: List[Dict[str, Any]], path: Path) -> None:
+    """Draw both ratios."""
+    matplotlib.use('Agg')
+    from matplotlib import pyplot as plt
+    figure, axes = plt.subplots(figsize=(8, 4), layout='constrained')
+    places = range(len(results))
+    for offset, key, label in ((-0.2, 'ratio', 'mmdist'),
+                               (0.2, 'recorded_ratio',
+                                "the teacher's whole loss, recorded")):
+        bars = axes.bar([place + offset for place in places],
+                        [r[key] for r in results],
+                        width=0.38,
+                        label=label)
+        axes.bar_label(bars, fmt='%.2f')
+    axes.set_xticks(places, [Path(r['name']).stem for r in results])
+    axes.tick_params(axis='x', labelsize=7)
+    axes.axhline(1, color='black', linewidth=0.8)
+    axes.set_ylabel("step / (student's step + teacher's forward)")
+    axes.legend()
+    figure.savefig(path)
+
+
+def parse_pair(text: str) -> Tuple[str, str]:
+    """``'STUDENT,TEACHER'`` -> both configs."""
+    student, _, teacher = text.partition(',')
+    for name in (student, teacher):
+        if name.partition('::')[0] not in WRAPPERS:
+            raise argparse.ArgumentTypeError(
+                f'{text!r} must be two configs such as mmdet::retinanet/….py '
+                'or mmseg::pspnet/….py, with a comma between')
+    return student, teacher
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
+    parser.add_argument(
+        '--pairs',
+        nargs='+',
+        type=parse_pair,
+        default=PAIRS,
+        metavar='STUDENT,TEACHER',
+        help='configs, e.g. mmdet::atss/….py,mmdet::atss/….py')
+    parser.add_argument('--size', type=int, default=320, help='of pictures')
+    parser.add_argument('--repeats', type=int, default=10)
+    parser.add_argument('--threads', type=int, default=torch.get_num_threads())
+    parser.add_argument('--device', default='cpu')
+    parser.add_argument('--json', type=Path, help='write all figures there')
+    parser.add_argument('--plot', type=Path, help='draw the ratios there')
+    return parser.parse_args()
+
+
+def main() -> None:
+    args = parse_args()
+    torch.set_num_threads(args.threads)
+    results = [
+        measure(Pair(*pair, args.size, args.device), args.repeats)
+        for pair in track(args.pairs, 'Measuring')
+    ]
+    show(
+        results, f'Two pictures of {args.size} pixels, {args.device}, '
+        f'{args.threads} threads, torch {torch.__version__}')
+    if args.json:
+        args.json.write_text(json.dumps(results, indent=1))
+    if args.plot:
+        plot(results, args.plot)
+
+
+if __name__ == '__main__':
+    main()
