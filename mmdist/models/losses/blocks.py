@@ -68,17 +68,21 @@ class Table:
             memory_format=torch.contiguous_format).movedim(-1, 1)
 
     def blocks(self, *tables: Tensor) -> Iterator[Sequence]:
-        """Blocks of tables of this shape, and a list of three buffers of
-        their size."""
-        step, pictures = self._steps()
+        """:meth:`parts` of tables, and a list of three buffers of their
+        size."""
         whole = buffers = None
+        for blocks in self.parts(*tables):
+            whole = whole or _buffers(blocks[0])
+            if buffers is None or buffers[0].shape != blocks[0].shape:
+                buffers = [_part(buffer, blocks[0]) for buffer in whole]
+            yield (*blocks, buffers)
+
+    def parts(self, *tables: Tensor) -> Iterator[Sequence[Tensor]]:
+        """The blocks of tables of this shape, the first one the largest."""
+        step, pictures = self._steps()
         for group in zip(*(table.split(pictures) for table in tables)):
-            parts = (table.split(step, self.axes[1]) for table in group)
-            for blocks in zip(*parts):
-                whole = whole or _buffers(blocks[0])
-                if buffers is None or buffers[0].shape != blocks[0].shape:
-                    buffers = [_part(buffer, blocks[0]) for buffer in whole]
-                yield (*blocks, buffers)
+            yield from zip(*(table.split(step, self.axes[1])
+                             for table in group))
 
     def _steps(self) -> Tuple[int, int]:
         """Rows and pictures of a block; the parts of a picture have about

@@ -5,15 +5,15 @@ columns (classes). Logits are ``(R, C)``, or ``(N, C, *spatial)`` where every
 position of every picture is a row. Everything is computed in float32, or in
 float64 where the input is, whatever the autocast dtype.
 """
-from typing import Any, Callable, Dict, Optional, Sequence, Tuple
+from typing import Callable, Dict, Optional, Sequence, Tuple
 
 import torch
 import torch.nn.functional as F
 from mmengine.dist import get_world_size
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 
 from .blocks import compute_dtype
+from .divergence import divergence
 from .fused import Rule, column_distance, distances, over_processes, relations
 
 EPS = 1e-8
@@ -184,27 +184,6 @@ def _synced_relations(student: Tensor, teacher: Tensor,
     return inter.to(dtype), (intra * (all_rows > 0)).to(dtype)
 
 
-def _recomputed(function: Callable, student: Tensor, *args: Any) -> Any:
-    """Call a function, and once more in backward, instead of keeping what it
-    computes on the way: ten tables of the size of the logits."""
-    with torch.autocast(student.device.type, enabled=False):
-        return checkpoint(
-            function,
-            student,
-            *args,
-            use_reentrant=False,
-            preserve_rng_state=False)
-
-
-def _log_probabilities(rows: Tensor, activation: str) -> Tuple[Tensor, Tensor]:
-    """``log p`` and ``log(1 - p)`` of every entry, both finite."""
-    if activation == 'sigmoid':
-        return F.logsigmoid(rows), F.logsigmoid(-rows)
-    log_p = rows.log_softmax(dim=1)
-    lowest = torch.finfo(rows.dtype).min
-    return log_p, torch.log1p(-log_p.exp()).clamp(min=lowest)
-
-
 def kd_terms(student: Tensor,
              teacher: Tensor,
              tau: float = 1.0,
@@ -235,32 +214,11 @@ def kd_terms(student: Tensor,
     _check_activations(student_activation, teacher_activation)
     if student.numel() == 0:
         return dict(kl=_connected_zero(student))
-    divergence = (
-        _categorical_kl if student_activation == 'softmax' else _bernoulli_kl)
-    kl = _recomputed(divergence, student, teacher.detach(), tau,
-                     teacher_activation or student_activation)
-    return dict(kl=tau**2 * kl)
-
-
-def _categorical_kl(student: Tensor, teacher: Tensor, tau: float,
-                    teacher_activation: str) -> Tensor:
-    rows_s, rows_t = to_rows(student) / tau, to_rows(teacher) / tau
-    log_s = rows_s.log_softmax(dim=1)
-    if teacher_activation == 'softmax':
-        log_t = rows_t.log_softmax(dim=1)
-    else:
-        log_t = F.logsigmoid(rows_t)
-        log_t = log_t - log_t.logsumexp(dim=1, keepdim=True)
-    return (log_t.exp() * (log_t - log_s)).sum() / len(rows_s)
-
-
-def _bernoulli_kl(student: Tensor, teacher: Tensor, tau: float,
-                  teacher_activation: str) -> Tensor:
-    rows_s, rows_t = to_rows(student) / tau, to_rows(teacher) / tau
-    log_s, log_not_s = _log_probabilities(rows_s, 'sigmoid')
-    log_t, log_not_t = _log_probabilities(rows_t, teacher_activation)
-    return (log_t.exp() * (log_t - log_s) + log_not_t.exp() *
-            (log_not_t - log_not_s)).sum() / len(rows_s)
+    rule = Rule(
+        float(tau), student_activation, teacher_activation
+        or student_activation, 0.)
+    kl = divergence(student, teacher.detach(), rule)
+    return dict(kl=kl if tau == 1 else tau**2 * kl)
 
 
 def mimic_terms(student: Sequence[Tensor],

@@ -38,6 +38,47 @@ def test_pictures_equal_torch_distributions(activation, distribution):
     assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
 
 
+ACTIVATIONS = [('softmax', 'softmax'), ('sigmoid', 'sigmoid'),
+               ('softmax', 'sigmoid'), ('sigmoid', 'softmax')]
+
+
+@pytest.mark.parametrize('shape', [(30, 7), (2, 5, 3, 4), (2, 3, 41)])
+@pytest.mark.parametrize('student, teacher', ACTIVATIONS)
+def test_the_gradient_is_that_of_the_value(shape, student, teacher):
+    """By finite differences, in float64."""
+    torch.manual_seed(0)
+    s, t = torch.randn(2, *shape, dtype=torch.float64)
+    s.requires_grad_()
+    assert torch.autograd.gradcheck(
+        lambda s: KDLoss(tau=2.)(s, t, student, teacher), s)
+
+
+@pytest.mark.parametrize('student, teacher', ACTIVATIONS)
+def test_it_compiles_whole(student, teacher):
+    """No graph break, and the same numbers."""
+    loss = KDLoss(tau=2.)
+    s, t = torch.randn(2, 2, 5, 3, 4)
+    s.requires_grad_()
+    compiled = torch.compile(
+        lambda s, t: loss(s, t, student, teacher),
+        fullgraph=True,
+        backend='aot_eager')
+    results = []
+    for function in (lambda s, t: loss(s, t, student, teacher), compiled):
+        value = function(s, t)
+        results.append((value, *torch.autograd.grad(value, s)))
+    torch.testing.assert_close(*results)
+
+
+def test_a_second_derivative_is_refused():
+    """Not a wrong one."""
+    s, t = torch.randn(2, 30, 4)
+    s.requires_grad_()
+    grad, = torch.autograd.grad(KDLoss()(s, t), s, create_graph=True)
+    with pytest.raises(RuntimeError, match='twice'):
+        grad.sum().backward()
+
+
 def test_terms_sum_to_forward():
     """There is one term, 'kl', weighted."""
     s, t = torch.randn(2, 6, 5)
