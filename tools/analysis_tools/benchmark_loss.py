@@ -2,9 +2,12 @@
 
 Both compute forward and backward of the same logits in turns, so that what
 else the machine does meets both; the ratio of medians is what counts.
+Started by torchrun, it measures the intra term of the rows of all processes.
 """
 import argparse
 import json
+import math
+import os
 import time
 from itertools import accumulate
 from pathlib import Path
@@ -12,7 +15,10 @@ from statistics import median
 from typing import Any, Callable, Dict, List, Tuple
 
 import matplotlib
+import numpy as np
 import torch
+from mmengine.dist import (get_world_size, init_dist, is_distributed,
+                           is_main_process)
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
@@ -41,8 +47,9 @@ def _correlation(x: Tensor, y: Tensor) -> Tensor:
 
 
 def mmdist(student: Tensor, teacher: Tensor, activation: str) -> Tensor:
-    """The same by mmdist."""
-    terms = dist_terms(student, teacher, 1., activation)
+    """The same by mmdist; of several processes, of all their rows."""
+    terms = dist_terms(
+        student, teacher, 1., activation, sync_intra=is_distributed())
     return terms['inter'] + terms['intra']
 
 
@@ -147,6 +154,26 @@ def show(results: List[Dict[str, Any]], title: str) -> None:
     Console(width=120).print(table)
 
 
+def growth(results: List[Dict[str, Any]]) -> List[str]:
+    """By which power of the number of logits the times grow."""
+    lines = []
+    for activation in ('softmax', 'sigmoid'):
+        of_one = [r for r in results if r['activation'] == activation]
+        sizes = np.log([math.prod(r['shape']) for r in of_one])
+        if len(set(sizes)) >= 5:
+            slopes = {
+                name:
+                np.polyfit(sizes,
+                           np.log([r['milliseconds'][name]
+                                   for r in of_one]), 1)[0]
+                for name in WAYS
+            }
+            lines.append(f'{activation}: ' +
+                         ', '.join(f'{name} grows as logits^{slope:.2f}'
+                                   for name, slope in slopes.items()))
+    return lines
+
+
 def plot(results: List[Dict[str, Any]], path: Path) -> None:
     """Draw how many times faster mmdist is."""
     matplotlib.use('Agg')
@@ -186,14 +213,24 @@ def parse_args() -> argparse.Namespace:
 def main() -> None:
     args = parse_args()
     torch.set_num_threads(args.threads)
+    if 'WORLD_SIZE' in os.environ:  # started by torchrun
+        # MMEngine's own would ask for a GPU.
+        if args.device == 'cpu':
+            torch.distributed.init_process_group('gloo')
+        else:
+            init_dist('pytorch')
     results = [
         measure(shape, activation, args.repeats, args.device,
                 getattr(torch, args.dtype))
         for shape, activation in track(args.shapes, 'Measuring')
     ]
+    if not is_main_process():
+        return
     show(
         results, f'Forward and backward, {args.dtype}, {args.device}, '
-        f'{args.threads} threads, torch {torch.__version__}')
+        f'{get_world_size()} processes, {args.threads} threads, '
+        f'torch {torch.__version__}')
+    print(*growth(results), sep='\n')
     if args.json:
         args.json.write_text(json.dumps(results, indent=1))
     if args.plot:

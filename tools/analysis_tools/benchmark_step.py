@@ -18,6 +18,7 @@ import matplotlib
 import torch
 from benchmark_loss import MIB, in_turns, peak_memory
 from mmengine.config import Config
+from mmengine.logging import MMLogger
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
@@ -44,11 +45,12 @@ class Pair:
         teacher (str): The same.
         size (int): Height and width of the two pictures in pixels.
         device (str): E.g. 'cpu' or 'cuda'.
+        **options: Further fields of ``model.teacher``.
     """
 
-    def __init__(self, student: str, teacher: str, size: int,
-                 device: str) -> None:
-        self.name, self.device = student, device
+    def __init__(self, student: str, teacher: str, size: int, device: str,
+                 **options: Any) -> None:
+        self.name, self.device, self.options = student, device, options
         self.package = student.partition('::')[0]
         cfg, cfg_t = (_load(name) for name in (student, teacher))
         self.plain = build(cfg.model, self.package, seed=0).to(device).train()
@@ -68,7 +70,9 @@ class Pair:
                     type=f'mmdist.{WRAPPERS[self.package]}',
                     student=student.model,
                     teacher=dict(
-                        config=teacher.model, checkpoint=str(checkpoint)),
+                        config=teacher.model,
+                        checkpoint=str(checkpoint),
+                        **self.options),
                     distill_loss=dict(type='mmdist.DISTLoss')),
                 self.package,
                 seed=0)
@@ -229,6 +233,10 @@ def parse_args() -> argparse.Namespace:
         default=PAIRS,
         metavar='STUDENT,TEACHER',
         help='configs, e.g. mmdet::atss/….py,mmdet::atss/….py')
+    parser.add_argument(
+        '--teacher-dtype', choices=['float32', 'float16', 'bfloat16'])
+    parser.add_argument(
+        '--channels-last', action='store_true', help="the teacher's maps")
     parser.add_argument('--size', type=int, default=320, help='of pictures')
     parser.add_argument('--repeats', type=int, default=10)
     parser.add_argument('--threads', type=int, default=torch.get_num_threads())
@@ -241,8 +249,10 @@ def parse_args() -> argparse.Namespace:
 def main() -> None:
     args = parse_args()
     torch.set_num_threads(args.threads)
+    MMLogger.get_current_instance().setLevel('ERROR')
+    options = dict(dtype=args.teacher_dtype, channels_last=args.channels_last)
     results = [
-        measure(Pair(*pair, args.size, args.device), args.repeats)
+        measure(Pair(*pair, args.size, args.device, **options), args.repeats)
         for pair in track(args.pairs, 'Measuring')
     ]
     show(

@@ -7,7 +7,8 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from scipy.special import expit, log_expit, log_softmax, softmax
 
-from mmdist.models.losses.functional import dist_terms, kd_terms
+from mmdist.models.losses.functional import (activate, dist_terms, kd_terms,
+                                             to_rows)
 
 ACTIVATIONS = st.sampled_from(['softmax', 'sigmoid'])
 DTYPES = st.sampled_from(
@@ -123,3 +124,41 @@ def test_rows_have_no_order(pair, activation):
                                    1., activation)
     assert others == pytest.approx(terms, abs=1e-9)
     torch.testing.assert_close(turned, gradient[order], rtol=1e-6, atol=1e-9)
+
+
+def formula(student, teacher, of_student, of_teacher, tau):
+    """DIST as its authors write it, for autograd."""
+    p, q = (activate(to_rows(x) / tau, activation)
+            for x, activation in ((student, of_student), (teacher,
+                                                          of_teacher)))
+    return tau**2 * sum(1 - torch.cosine_similarity(
+        *(x - x.mean(dim, keepdim=True) for x in (p, q)), dim, 0).mean()
+                        for dim in (0, 1))
+
+
+# Correlations of two or three numbers are nearly 1, with few digits of 1 - rho.
+TABLES = st.one_of(
+    st.tuples(st.integers(8, 40), st.integers(8, 20)),
+    st.tuples(
+        st.integers(2, 3), st.integers(8, 12), st.integers(2, 4),
+        st.integers(2, 4)))
+
+
+@given(TABLES, ACTIVATIONS, ACTIVATIONS, st.sampled_from([1., 4.]),
+       st.sampled_from([0.3, 1., 4.]), st.integers(0, 2**20),
+       st.sampled_from([torch.float32, torch.float64]))
+def test_the_gradient_is_that_of_the_formula(shape, of_student, of_teacher,
+                                             tau, scale, seed, dtype):
+    """Of random logits, which have no rows or columns that nearly vary."""
+    rng = torch.Generator().manual_seed(seed)
+    student, teacher = (
+        scale *
+        torch.randn(2, *shape, generator=rng, dtype=torch.float64)).to(dtype)
+    ours = with_gradient(dist_terms, student, teacher, tau, of_student,
+                         of_teacher, 0.)[1]
+    student = student.double().requires_grad_()
+    expected, = torch.autograd.grad(
+        formula(student, teacher.double(), of_student, of_teacher, tau),
+        student)
+    error = (ours.double() - expected).norm() / expected.norm()
+    assert error < (1e-10 if dtype == torch.float64 else 2e-6)
