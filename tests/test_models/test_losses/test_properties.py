@@ -136,7 +136,7 @@ def formula(student, teacher, of_student, of_teacher, tau):
                         for dim in (0, 1))
 
 
-# Correlations of two or three numbers are nearly 1, with few digits of 1 - rho.
+# Two or three numbers correlate almost fully: 1 - rho has few digits.
 TABLES = st.one_of(
     st.tuples(st.integers(8, 40), st.integers(8, 20)),
     st.tuples(
