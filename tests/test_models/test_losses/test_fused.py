@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from mmdist.models.losses import blocks, direct
 from mmdist.models.losses.functional import (activate, dist_terms, kd_terms,
@@ -180,3 +181,28 @@ def test_a_part_of_the_logits_is_enough_memory(shape, activation, terms, part,
     step()
     size = student.numel() * student.element_size()
     assert size < peak_memory(step, 'cpu') < (1 + part) * size
+
+
+class NoReading(TorchDispatchMode):
+    """Refuses what makes a GPU wait: values of tensors in Python."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        name = func.overloadpacket.__name__
+        assert name not in ('_local_scalar_dense', 'nonzero', 'masked_select')
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize('terms', [dist_terms, kd_terms])
+@pytest.mark.parametrize('small', [0, 2**17])
+@pytest.mark.parametrize('activations', ACTIVATIONS)
+def test_no_value_is_read(terms, small, activations, monkeypatch):
+    """Neither forward nor backward, whatever the way."""
+    monkeypatch.setattr(direct, 'SMALL', small)
+    student, teacher = logits((4, 9, 11, 13), torch.float32)
+    student.requires_grad_()
+    with NoReading():
+        with pytest.raises(AssertionError):
+            float(student.sum())
+        values = terms(student, teacher, 2., *activations).values()
+        gradient, = torch.autograd.grad(sum(values), student)
+    assert gradient.abs().sum() > 0
