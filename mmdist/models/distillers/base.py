@@ -1,7 +1,8 @@
 """The wrapper: a student that also learns from a teacher."""
 from collections import defaultdict
 from contextlib import ExitStack
-from typing import Any, Dict, List, Optional, Sequence, Tuple, Type, Union
+from typing import (Any, ContextManager, Dict, List, Optional, Sequence, Tuple,
+                    Type, Union)
 
 import torch
 from mmengine.logging import MessageHub, print_log
@@ -207,12 +208,11 @@ class BaseDistiller(BaseModel):
         if not self._saw_classes:
             self._compare_classes()
             self._saw_classes = True
+        batch = self.kd_teacher.batch(inputs, data_samples)
+        with _fork_rng(inputs):
+            self.tap.foresee(self.kd_student, batch, inputs)
         losses, calls, extracted = self._student_losses(inputs, data_samples)
-        device = next(tensors_in(inputs)).device
-        cuda = [device] if device.type == 'cuda' else []
-        # Some teachers draw random numbers even in eval mode (LightHamHead).
-        with torch.random.fork_rng(devices=cuda):
-            batch = self.kd_teacher.batch(inputs, data_samples)
+        with _fork_rng(inputs):
             self.tap.check_batch(calls, inputs)
             pairs = self.tap.pairs(calls, self.kd_student, batch)
             imitated = [(features, batch.features(images))
@@ -293,6 +293,13 @@ class BaseDistiller(BaseModel):
             for name, term in terms.items():
                 sums[name] = sums[name] + term
         return _kd_names(sums)
+
+
+def _fork_rng(inputs: Any) -> ContextManager:
+    """Some teachers draw random numbers even in eval mode (LightHamHead)."""
+    device = next(tensors_in(inputs)).device
+    return torch.random.fork_rng(
+        devices=[device] if device.type == 'cuda' else [])
 
 
 def _kd_names(terms: Dict[str, Tensor]) -> Dict[str, Tensor]:

@@ -192,6 +192,8 @@ class LogitTap(metaclass=ABCMeta):
         self.teacher_heads: List[str] = []
         # The teacher's class for each of the student's, where they differ.
         self.class_map: Optional[List[int]] = None
+        # Whether the student's heads saw the batch itself in the last step.
+        self._saw_inputs = False
 
     @classmethod
     def find(cls, model: nn.Module) -> List[str]:
@@ -336,11 +338,34 @@ class LogitTap(metaclass=ABCMeta):
             ValueError: If the student chose other pictures (semi-supervised
                 models), which the teacher's heads cannot be asked about.
         """
+        self._saw_inputs = all(c.images is inputs for c in calls)
+        self._check_pictures(calls, inputs)
+
+    def _check_pictures(self, calls: List[Call], inputs: Any) -> None:
         if any(c.images is not None and c.images is not inputs for c in calls):
             raise ValueError(
                 'model.student computes losses of several batches in a step, '
                 f'which cannot be distilled on {self.instances}; choose a '
                 'two-stage student, or the detector within')
+
+    def foresee(self, student: nn.Module, teacher: TeacherBatch,
+                inputs: Any) -> None:
+        """Ask the teacher what the last step says will be needed.
+
+        Before the student has run, its activations take no memory.
+
+        Args:
+            student (nn.Module): The student.
+            teacher (TeacherBatch): The batch, to ask the teacher about.
+            inputs (Any): What the student's ``loss`` will be given.
+        """
+        if self._saw_inputs:
+            owner = owner_of(teacher.model, self.teacher_heads[0])
+            teacher.features(inputs, owner or '')
+            self._ask_ahead(student, teacher)
+
+    def _ask_ahead(self, student: nn.Module, teacher: TeacherBatch) -> None:
+        """Ask for what does not depend on what the student will say."""
 
     def decides(self, call: Call) -> bool:
         """Whether a call is of a head that is distilled."""

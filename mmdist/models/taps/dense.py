@@ -135,9 +135,7 @@ class DenseTap(LogitTap):
             student, other = Side(head_s, name_s), Side(head_t, name_t)
             # Heads return what their loss call takes, in this order, but
             # only in training: SOLO suppresses neighbours in eval mode.
-            outputs = teacher.head_outputs(
-                [twin], head_s.training,
-                lambda path: left_out(head_t, self.unread[path]))[twin]
+            outputs = self._outputs(teacher, twin, head_s)
             levels_s = student.levels(list(call.arguments.values()), other)
             levels_t = other.levels(outputs, student)
             indices = _level_indices(head_s, head_t, len(levels_s),
@@ -149,6 +147,18 @@ class DenseTap(LogitTap):
                 for i, (maps, level) in enumerate(zip(levels_s, indices))
             ]
         return pairs
+
+    def _ask_ahead(self, student: nn.Module, teacher: TeacherBatch) -> None:
+        for path, twin in zip(self.heads, self.teacher_heads):
+            self._outputs(teacher, twin, student.get_submodule(path))
+
+    def _outputs(self, teacher: TeacherBatch, path: str,
+                 head_s: nn.Module) -> Any:
+        """What a head of the teacher returns where a student's stands."""
+        head = teacher.model.get_submodule(path)
+        return teacher.head_outputs(
+            [path], head_s.training,
+            lambda _: left_out(head, self.unread[path]))[path]
 
     def _level_pair(self, maps_s: Tensor, maps_t: Tensor, student: 'Side',
                     teacher: 'Side', name: str, merged: bool) -> LogitPair:

@@ -116,16 +116,21 @@ class PixelTap(LogitTap):
         """One pair of ``(N, C, H, W)`` logits an output of the head."""
         path = self.twins[call.path]
         head_s = student.get_submodule(call.path)
-        maps, _ = self._maps_and_points(teacher.model, self.teacher_heads)
-        # All are asked for in one forward, which is kept.
-        output = teacher.head_outputs([
-            p for p in dict.fromkeys(self.twins.values()) if p in maps
-        ]).get(path)
+        output = self._outputs(teacher).get(path)
         if POINTS in self.names_of(head_s):
             output = _at_points(teacher, path, output,
                                 call.arguments['points'])
         return self._head_pairs(call, head_s, output,
                                 teacher.model.get_submodule(path))
+
+    def _ask_ahead(self, student: nn.Module, teacher: TeacherBatch) -> None:
+        self._outputs(teacher)
+
+    def _outputs(self, teacher: TeacherBatch) -> Dict[str, Any]:
+        """What the heads of maps return; one forward, which is kept."""
+        maps, _ = self._maps_and_points(teacher.model, self.teacher_heads)
+        return teacher.head_outputs(
+            [p for p in dict.fromkeys(self.twins.values()) if p in maps])
 
     def _head_pairs(self, call: Call, head_s: nn.Module, output_t: Any,
                     head_t: nn.Module) -> List[LogitPair]:

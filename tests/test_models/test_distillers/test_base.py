@@ -495,3 +495,24 @@ def test_a_picture_without_boxes_trains(make):
         losses = wrapper.loss(inputs, samples)
         total(losses).backward()
         assert all(v.isfinite() for v in flat(losses).values())
+
+
+@pytest.mark.parametrize('name', ['faster', 'retina', 'mask'])
+def test_the_teacher_goes_first_once_it_is_known_what_it_is_asked(make, name):
+    """Its activations are gone before the student's are there; nothing else
+    changes."""
+    first, later = make(name).train(), make(name).train()
+    losses_of(later, name)
+    order = []
+    for who, model in (('teacher', later.kd_teacher.model),
+                       ('student', later.kd_student)):
+        model.backbone.register_forward_hook(
+            lambda *_, who=who: order.append(who))
+    for model in (first, later):  # batch norms saw a batch more
+        model.load_state_dict(make(name).state_dict())
+        model.zero_grad()
+    losses, grads = losses_of(later, name)
+    assert order == ['teacher', 'student']
+    expected, expected_grads = losses_of(first, name)
+    assert_same(flat(losses), flat(expected))
+    assert_same(grads, expected_grads)
