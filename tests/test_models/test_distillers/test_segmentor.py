@@ -265,6 +265,28 @@ def test_a_whole_step_keeps_three_times_the_logits(tmp_path, monkeypatch,
     assert heads * logits < kept[0] - kept[1] < 3 * heads * logits
 
 
+@pytest.mark.parametrize('name', ['pspnet', 'pointrend'])
+def test_the_teacher_goes_first_once_it_is_known_what_it_is_asked(make, name):
+    """Its heads, too; the numbers are those of a wrapper's first step."""
+    first, later = make(name).train(), make(name).train()
+    losses_of(later)
+    order = []
+    for who, model in (('teacher', later.kd_teacher.model),
+                       ('student', later.kd_student)):
+        heads = [m for m in model.modules() if hasattr(m, 'loss_by_feat')]
+        for module in (model.backbone, heads[0]):
+            module.register_forward_hook(lambda *_, who=who: order.append(who))
+    for model in (first, later):  # batch norms saw a batch more
+        model.load_state_dict(make(name).state_dict())
+        model.zero_grad()
+    losses, grads = losses_of(later)
+    # MMSegmentation calls the student's head by its method, without hooks.
+    assert order == ['teacher', 'teacher', 'student']
+    expected, expected_grads = losses_of(first)
+    assert_same(flat(losses), flat(expected))
+    assert_same(grads, expected_grads)
+
+
 def test_nothing_is_resized_to_the_picture(make, monkeypatch):
     """The wrapper's own work stays at the size of the heads' logits."""
     wrapper = make('pspnet', 'segformer').train()
