@@ -20,7 +20,6 @@ from torch.nn.modules.utils import consume_prefix_in_state_dict_if_present
 from mmdist.utils import (allow_mmengine_checkpoints, class_names_of,
                           load_config, scope_of)
 from .taps import TeacherBatch, tensors_in
-from .taps.teacher_batch import Shapes
 
 
 @contextmanager
@@ -194,7 +193,6 @@ class Teacher:
         dtype (str, optional): 'bfloat16' or 'float16' lets the teacher
             compute by autocast, 'float32' in full precision even where the
             student does not; None as the student.
-        channels_last (bool): Keep maps in this memory format.
 
     Raises:
         FileNotFoundError: If the config or the checkpoint does not exist.
@@ -206,14 +204,11 @@ class Teacher:
                  checkpoint: str,
                  student_preprocessor: Optional[nn.Module] = None,
                  class_map: Any = None,
-                 dtype: Optional[str] = None,
-                 channels_last: bool = False) -> None:
+                 dtype: Optional[str] = None) -> None:
         if dtype not in (None, 'float32', 'float16', 'bfloat16'):
             raise ValueError("model.teacher.dtype must be 'float32', "
                              f"'float16' or 'bfloat16', but is {dtype!r}")
         self.dtype = dtype and getattr(torch, dtype)
-        self.format = (
-            torch.channels_last if channels_last else torch.preserve_format)
         if not (isinstance(checkpoint, str) and checkpoint):
             raise ValueError(
                 'model.teacher.checkpoint must name a file or URL; a random '
@@ -225,9 +220,6 @@ class Teacher:
         load_strictly(self.model, _weights_in(content, checkpoint), checkpoint)
         self.model.eval()  # returns nothing, with a teacher of its own
         self.model.requires_grad_(False)
-        if channels_last:
-            # Some models take nothing but a device.
-            nn.Module.to(self.model, memory_format=self.format)
         self.class_map = class_map
         self.class_names = _names_in(content) or class_names_of(cfg)
         self._renormalise = Renormalise(student_preprocessor,
@@ -250,15 +242,9 @@ class Teacher:
         device = next(tensors_in(inputs)).device
         if next(self.model.parameters()).device != device:
             self.model.to(device)
-        return TeacherBatch(self.model, inputs, data_samples, self._show,
+        return TeacherBatch(self.model, inputs, data_samples,
+                            self._renormalise,
                             partial(self._precision, device.type))
-
-    def _show(self, images: Tensor, shapes: Shapes) -> Tensor:
-        """Pictures of the student's as the teacher takes them."""
-        images = self._renormalise(images, shapes)
-        # Videos have five dimensions.
-        return images.to(
-            memory_format=self.format) if images.dim() == 4 else images
 
     def _precision(self, device: str) -> ContextManager:
         if self.dtype is None:

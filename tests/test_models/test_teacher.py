@@ -683,9 +683,7 @@ def kd_losses(saved, **options):
 
 @pytest.mark.parametrize('options, difference', [
     (dict(dtype='float32'), 0),
-    (dict(channels_last=True), 1e-4),
     (dict(dtype='bfloat16'), 0.05),
-    (dict(dtype='bfloat16', channels_last=True), 0.05),
 ])
 def test_a_teacher_of_another_precision(saved, options, difference):
     """Its logits are rounded, and the losses nearly the same."""

@@ -25,7 +25,8 @@ from rich.table import Table
 from torch import Tensor
 from torch.profiler import profile
 
-from mmdist.models.losses.functional import activate, dist_terms, to_rows
+from mmdist.models.losses.functional import dist_terms, to_rows
+from mmdist.models.losses.rule import activate
 
 # What is usual: PSPNet on Cityscapes and ADE20K, a level of RetinaNet, the
 # RoIs of Faster R-CNN, a batch of ImageNet, and next to nothing.

@@ -235,8 +235,6 @@ def parse_args() -> argparse.Namespace:
         help='configs, e.g. mmdet::atss/….py,mmdet::atss/….py')
     parser.add_argument(
         '--teacher-dtype', choices=['float32', 'float16', 'bfloat16'])
-    parser.add_argument(
-        '--channels-last', action='store_true', help="the teacher's maps")
     parser.add_argument('--size', type=int, default=320, help='of pictures')
     parser.add_argument('--repeats', type=int, default=10)
     parser.add_argument('--threads', type=int, default=torch.get_num_threads())
@@ -250,7 +248,7 @@ def main() -> None:
     args = parse_args()
     torch.set_num_threads(args.threads)
     MMLogger.get_current_instance().setLevel('ERROR')
-    options = dict(dtype=args.teacher_dtype, channels_last=args.channels_last)
+    options = dict(dtype=args.teacher_dtype)
     results = [
         measure(Pair(*pair, args.size, args.device, **options), args.repeats)
         for pair in track(args.pairs, 'Measuring')

@@ -36,8 +36,8 @@ class BaseDistiller(BaseModel):
         teacher (dict): ``config`` (as for the student) and ``checkpoint`` (a
             path or URL), both required; ``class_map`` ('names', or a list of
             the teacher's classes) where the student has some of its classes
-            or another order; ``dtype`` ('bfloat16', 'float16', 'float32') and
-            ``channels_last``, see :class:`Teacher`.
+            or another order; ``dtype`` ('bfloat16', 'float16', 'float32'), see
+            :class:`Teacher`.
         distill_loss (dict): A loss on logits, e.g. ``mmdist.DISTLoss``.
         alpha (float): Multiplies the student's classification losses; 0 is
             the paper's "without classification loss". Box, mask and proposal
@@ -322,7 +322,7 @@ def _refuse_unknown(fields: Dict[str, Any], name: str) -> None:
 
 
 def _build_teacher(cfg: dict, student: nn.Module) -> Teacher:
-    optional = {'class_map', 'dtype', 'channels_last'}
+    optional = {'class_map', 'dtype'}
     if not isinstance(cfg, dict) or set(cfg) - optional != {
             'config', 'checkpoint'
     }:

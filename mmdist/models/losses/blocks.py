@@ -96,9 +96,9 @@ class Table:
         step = max(size // self.num_classes, 1)
         if step >= length:
             return length, step // length
-        vectors = max(step // LANES, 1)
-        parts = math.ceil(length / (vectors * LANES))
-        return math.ceil(length / parts / LANES) * LANES, 1
+        lanes = LANES if self.axis == 1 else 1
+        parts = math.ceil(length / (max(step // lanes, 1) * lanes))
+        return math.ceil(length / parts / lanes) * lanes, 1
 
 
 def _three_axes(logits: Tensor) -> Tensor:

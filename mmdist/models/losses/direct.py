@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from .blocks import compute_dtype
-from .rule import ROUNDINGS, Rule, differentiated_once
+from .rule import ROUNDINGS, Rule, activate, differentiated_once
 
 # Logits of a table up to which this is the faster way.
 SMALL = 2**17
@@ -59,10 +59,10 @@ def _of_student(relation: Relation, grad: Tensor) -> Tensor:
     return (b * of_b).addcmul_(a, of_a, value=-1)
 
 
-def _to_rows(logits: Tensor) -> Tensor:
+def _to_rows(logits: Tensor, dtype: torch.dtype) -> Tensor:
     if logits.dim() > 2:
         logits = logits.movedim(1, -1).flatten(0, -2)
-    return logits.to(compute_dtype(logits))
+    return logits.to(dtype)
 
 
 def _from_rows(rows: Tensor, like: Tensor) -> Tensor:
@@ -76,15 +76,15 @@ def _from_rows(rows: Tensor, like: Tensor) -> Tensor:
 
 def _activate(student: Tensor, teacher: Tensor, rule: Rule) -> Tensor:
     """Probabilities of both, ``(2, R, C)``."""
-    rows = torch.stack([_to_rows(student), _to_rows(teacher)])
+    dtype = compute_dtype(student)
+    rows = torch.stack([_to_rows(x, dtype) for x in (student, teacher)])
     if rule.tau != 1:
         rows /= rule.tau
-    if rule.student != rule.teacher:
-        return torch.stack([
-            getattr(side, activation)(*[1] * (activation == 'softmax'))
-            for side, activation in zip(rows, rule[1:3])
-        ])
-    return rows.softmax(2) if rule.student == 'softmax' else rows.sigmoid_()
+    if rule.student == rule.teacher:
+        return activate(rows, rule.student, 2)
+    return torch.stack(
+        [activate(rows[0], rule.student),
+         activate(rows[1], rule.teacher)])
 
 
 class SmallDistances(torch.autograd.Function):

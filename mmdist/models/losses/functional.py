@@ -14,7 +14,8 @@ from torch import Tensor
 
 from .blocks import compute_dtype
 from .divergence import divergence
-from .fused import Rule, column_distance, distances, over_processes, relations
+from .fused import column_distance, distances, over_processes, relations
+from .rule import Rule
 
 EPS = 1e-8
 """Added to the product of norms in :func:`pearson_distance`; the value of the
@@ -35,24 +36,9 @@ def to_rows(logits: Tensor) -> Tensor:
         Tensor: ``(R, C)``, with ``R = N * prod(spatial)``; float64 stays
         float64, every other dtype becomes float32.
     """
-    if logits.dim() < 2:
-        raise ValueError('logits must be (R, C) or (N, C, *spatial), but got '
-                         f'the shape {tuple(logits.shape)}')
+    _check_dimensions(logits)
     rows = logits.movedim(1, -1).reshape(-1, logits.shape[1])
     return _at_least_float32(rows)
-
-
-def activate(rows: Tensor, activation: str) -> Tensor:
-    """Turn logits into probabilities.
-
-    Args:
-        rows (Tensor): ``(R, C)`` logits, already divided by the temperature.
-        activation (str): 'softmax' over the classes, or 'sigmoid'.
-
-    Returns:
-        Tensor: ``(R, C)`` probabilities.
-    """
-    return rows.softmax(dim=1) if activation == 'softmax' else rows.sigmoid()
 
 
 def pearson_distance(x: Tensor,
@@ -97,6 +83,13 @@ def _check_shapes(student: Tensor,
         raise ValueError(
             f'student and teacher {what} must have one shape, but got '
             f'{tuple(student.shape)} and {tuple(teacher.shape)}')
+    _check_dimensions(student, what)
+
+
+def _check_dimensions(tensor: Tensor, what: str = 'logits') -> None:
+    if tensor.dim() < 2:
+        raise ValueError(f'{what} must be (R, C) or (N, C, *spatial), but got '
+                         f'the shape {tuple(tensor.shape)}')
 
 
 def _check_activations(*activations: Optional[str]) -> None:

@@ -6,11 +6,12 @@ forward and once backward; what is kept between the two are five numbers a
 class. Rows need nothing but themselves; columns need the moments of all
 rows, to which the blocks add up.
 
-Probabilities are centred before they are squared: a row of a softmax has the
-mean ``1 / C``, and a column its mean within the block.
+Probabilities are centred before they are squared, rows by ``1 / C`` or the
+mean of their sigmoids, columns by their mean within the block; they are kept
+as they are, because centred ones have few digits where they are small.
 """
 import math
-from typing import List, NamedTuple, Optional, Sequence, Tuple, Union
+from typing import List, NamedTuple, Sequence, Tuple, Union
 
 import torch
 from torch import Tensor
@@ -21,7 +22,6 @@ from .rule import ROUNDINGS, Rule, differentiated_once
 
 LOG2_E = 1 / math.log(2)
 MEAN_S, MEAN_T, SQUARES_S, SQUARES_T, PRODUCTS = range(5)
-Mean = Optional[Tensor]
 
 
 class Numbers(NamedTuple):
@@ -29,18 +29,17 @@ class Numbers(NamedTuple):
 
     Attributes:
         peak (Tensor): Factor of the largest logit in a power of 2.
-        minus_mean (Tensor): ``-1 / C``.
+        mean (Tensor): ``1 / C``.
         rounding (Tensor): Squared deviations of a row of the mean 1 that are
             its rounding.
-        least (Tensor): The same of a softmax; no less than what can be
-            multiplied.
+        tiny (Tensor): What can be squared and multiplied.
         eps (Tensor): That of the rule.
         zero (Tensor): 0.
     """
     peak: Tensor
-    minus_mean: Tensor
+    mean: Tensor
     rounding: Tensor
-    least: Tensor
+    tiny: Tensor
     eps: Tensor
     zero: Tensor
 
@@ -49,115 +48,101 @@ class Numbers(NamedTuple):
         """Those of a table."""
         dtype, number = compute_dtype(table.student), table.num_classes
         info = torch.finfo(dtype)
-        rounding = number * (ROUNDINGS * info.eps)**2
-        least = max(rounding / number**2, info.tiny**.5)
         numbers = [
-            -LOG2_E / rule.tau, -1 / number, rounding, least, rule.eps, 0.
+            -LOG2_E / rule.tau, 1 / number, number * (ROUNDINGS * info.eps)**2,
+            info.tiny**.5, rule.eps, 0.
         ]
         return cls(
             *torch.tensor(numbers, dtype=dtype, device=table.student.device))
 
 
 class Rows(NamedTuple):
-    """A block's probabilities without the means of their rows.
+    """A block's probabilities and what its rows have in common.
 
     Attributes:
-        a (Tensor): The student's, three dimensions.
-        b (Tensor): The teacher's.
-        mean_a (Tensor | None): What was subtracted; None is ``1 / C``.
-        mean_b (Tensor | None): The same of the teacher.
-        squares_a (Tensor): Sum of the squares of ``a``.
-        squares_b (Tensor): Sum of the squares of ``b``.
+        p (Tensor): The student's, three dimensions.
+        q (Tensor): The teacher's.
+        mean_p (Tensor): Of the rows, or ``1 / C``.
+        mean_q (Tensor): The same of the teacher.
+        squares_p (Tensor): Sum of the squares without the mean.
+        squares_q (Tensor): The same of the teacher.
         inverse (Tensor): 1 by the product of the rows' norms and eps; 0 for
             constant rows.
         rho (Tensor): Their correlation; 0 for constant rows.
-        spare (Tensor): A buffer of the block's size.
     """
-    a: Tensor
-    b: Tensor
-    mean_a: Mean
-    mean_b: Mean
-    squares_a: Tensor
-    squares_b: Tensor
+    p: Tensor
+    q: Tensor
+    mean_p: Tensor
+    mean_q: Tensor
+    squares_p: Tensor
+    squares_q: Tensor
     inverse: Tensor
     rho: Tensor
-    spare: Tensor
 
 
-def _centred(logits: Tensor, tau: float, activation: str, axis: int,
-             numbers: Numbers, out: Tensor) -> Mean:
-    """Write probabilities without the mean of their row, and return that."""
+def _activate(logits: Tensor, tau: float, activation: str, axis: int,
+              numbers: Numbers, out: Tensor) -> Tensor:
+    """Write probabilities, and return the mean of their rows."""
     if logits.dtype != out.dtype or logits.stride(2) != 1:
         logits = out.copy_(logits)
     if activation == 'softmax':
-        return _centred_softmax(logits, tau, axis, numbers, out)
+        _softmax(logits, tau, axis, numbers, out)
+        return numbers.mean
     if tau == 1:
         torch.sigmoid(logits, out=out)
     else:
         torch.div(logits, tau, out=out).sigmoid_()
-    mean = out.mean(axis, True)
-    out -= mean
-    return mean
+    return out.mean(axis, True)
 
 
-def _centred_softmax(logits: Tensor, tau: float, axis: int, numbers: Numbers,
-                     out: Tensor) -> None:
-    """:func:`_centred` by powers of 2, which take a third of the time of the
-    library's exponentials."""
+def _softmax(logits: Tensor, tau: float, axis: int, numbers: Numbers,
+             out: Tensor) -> None:
+    """By powers of 2, which take a third of the time of the library's
+    exponentials."""
     peak = logits.amax(axis, True).mul_(numbers.peak)
     # The rounding of the peak is a factor of the row: the sum divides it out.
     torch.add(peak, logits, alpha=LOG2_E / tau, out=out).exp2_()
-    inverse = out.sum(axis, True).reciprocal_()
-    torch.addcmul(numbers.minus_mean, out, inverse, out=out)
+    out.mul_(out.sum(axis, True).reciprocal_())
 
 
 def _rows(student: Tensor, teacher: Tensor, buffers: Sequence[Tensor],
           axis: int, rule: Rule, numbers: Numbers) -> Rows:
-    """The rows of a block, in the buffers."""
-    a, b, spare = buffers
-    mean_a = _centred(student, rule.tau, rule.student, axis, numbers, a)
-    mean_b = _centred(teacher, rule.tau, rule.teacher, axis, numbers, b)
-    squares_a, squares_b, products = _sums(a, b, spare, axis)
-    varies = _varies(squares_a, mean_a, numbers)
-    varies &= _varies(squares_b, mean_b, numbers)
-    inverse = (squares_a * squares_b).sqrt_().add_(numbers.eps).reciprocal_()
+    """The rows of a block, in the first two of three buffers."""
+    p, q, spare = buffers
+    mean_p = _activate(student, rule.tau, rule.student, axis, numbers, p)
+    mean_q = _activate(teacher, rule.tau, rule.teacher, axis, numbers, q)
+    squares_q = torch.sub(q, mean_q, out=spare).square_().sum(axis, True)
+    squares_p = torch.sub(p, mean_p, out=spare).square_().sum(axis, True)
+    centred = torch.sub(p, mean_p, out=spare)
+    rounded = centred.sum(axis, True).mul_(mean_q)  # 0, but for rounding
+    products = centred.mul_(q).sum(axis, True).sub_(rounded)
+    varies = _varies(squares_p, mean_p, numbers)
+    varies &= _varies(squares_q, mean_q, numbers)
+    inverse = (squares_p * squares_q).sqrt_().add_(numbers.eps).reciprocal_()
     inverse = torch.where(varies, inverse, numbers.zero)
-    return Rows(a, b, mean_a, mean_b, squares_a, squares_b, inverse,
-                products.mul_(inverse), spare)
+    return Rows(p, q, mean_p, mean_q, squares_p, squares_q, inverse,
+                products.mul_(inverse))
 
 
-def _sums(a: Tensor, b: Tensor, spare: Tensor,
-          axes: Union[int, Sequence[int]]) -> List[Tensor]:
-    """Sums of both's squares and of their products, dimensions kept."""
-    return [
-        torch.mul(x, y, out=spare).sum(axes, True)
-        for x, y in ((a, a), (b, b), (a, b))
-    ]
-
-
-def _varies(squares: Tensor, mean: Mean, numbers: Numbers) -> Tensor:
+def _varies(squares: Tensor, mean: Tensor, numbers: Numbers) -> Tensor:
     """Whether deviations are more than the rounding of their mean."""
-    if mean is None:
-        return squares > numbers.least
     least = mean.square().mul_(numbers.rounding)
-    return squares > torch.maximum(least, numbers.least)
+    return squares > torch.maximum(least, numbers.tiny)
 
 
-def _whole(centred: Tensor, mean: Mean) -> Tensor:
-    """Undo the centring where means differ, in place."""
-    return centred if mean is None else centred.add_(mean)
-
-
-def _column_moments(rows: Rows, axes: Sequence[int]) -> List[Tensor]:
+def _column_moments(p: Tensor, q: Tensor, spare: Tensor,
+                    axes: Sequence[int]) -> List[Tensor]:
     """Means and centred sums of squares and products of the classes.
 
-    The means of a softmax are without ``1 / C``. Overwrites the rows.
+    Overwrites the probabilities.
     """
-    a, b = _whole(rows.a, rows.mean_a), _whole(rows.b, rows.mean_b)
-    means = [p.mean(axes, True) for p in (a, b)]
-    for p, mean in zip((a, b), means):
-        p -= mean
-    return means + _sums(a, b, rows.spare, axes)
+    means = [x.mean(axes, True) for x in (p, q)]
+    for x, mean in zip((p, q), means):
+        x -= mean
+    return means + [
+        torch.mul(x, y, out=spare).sum(axes, True)
+        for x, y in ((p, p), (q, q), (p, q))
+    ]
 
 
 def _merged(parts: Tensor, counts: Sequence[int]) -> Tensor:
@@ -181,7 +166,7 @@ def _forward(table: Table, rule: Rule) -> Tuple[Tensor, Tensor]:
                                                   table.teacher):
         rows = _rows(student, teacher, buffers, table.axis, rule, numbers)
         similarities.append(rows.rho.sum())
-        moments += _column_moments(rows, table.axes)
+        moments += _column_moments(*buffers, table.axes)
         counts.append(rows.rho.numel())
     moments = torch.cat(moments).double().view(-1, 5, table.num_classes)
     similarity = torch.stack(similarities).double().sum()
@@ -208,36 +193,41 @@ def _gradient(of_rows: Tensor, of_columns: Tensor, student: Tensor,
     for *logits, out, buffers in table.blocks(table.student, table.teacher,
                                               table.view(gradient)):
         rows = _rows(*logits, buffers, table.axis, rule, numbers)
-        of_p = _gradient_of_p(rows, of_rows, columns, numbers)
-        _through(of_p, rows, table.axis, numbers, out)
+        # Of another dtype, or where its rows are not in one piece, the
+        # gradient cannot be added up in its place.
+        here = out.dtype == buffers[0].dtype and out.stride(2) == 1
+        sums = out if here else torch.empty_like(buffers[0])
+        _gradient_of_p(rows, of_rows, columns, numbers, buffers[2], sums)
+        _through(rule.student, rows.p, table.axis, buffers[2], sums)
+        if not here:
+            out.copy_(sums)
     return gradient
 
 
 def _gradient_of_p(rows: Rows, of_rows: Tensor, columns: Sequence[Tensor],
-                   numbers: Numbers) -> Tensor:
-    """The gradient of the student's probabilities, up to a number a row
-    where these sum to 1."""
+                   numbers: Numbers, spare: Tensor, out: Tensor) -> None:
+    """Write the gradient of the student's probabilities, up to a number a
+    row where these sum to 1."""
     of_s, of_t, added = columns
-    of_b = rows.inverse * of_rows
-    ratio = rows.squares_b / torch.maximum(rows.squares_a, numbers.least)
-    of_a = ratio.sqrt_().mul_(rows.rho).mul_(of_b)
-    total = torch.addcmul(added, rows.b, of_b, out=rows.spare)
-    total.addcmul_(rows.a, of_a, value=-1)
-    total.addcmul_(_whole(rows.b, rows.mean_b), of_t)
-    return total.addcmul_(_whole(rows.a, rows.mean_a), of_s)
+    of_q = rows.inverse * of_rows
+    ratio = rows.squares_q / torch.maximum(rows.squares_p, numbers.tiny)
+    of_p = ratio.sqrt_().mul_(rows.rho).mul_(of_q)
+    torch.sub(rows.q, rows.mean_q, out=spare)
+    torch.addcmul(added, spare, of_q, out=out)
+    torch.sub(rows.p, rows.mean_p, out=spare)
+    out.addcmul_(spare, of_p, value=-1)
+    out.addcmul_(rows.q, of_t).addcmul_(rows.p, of_s)
 
 
-def _through(of_p: Tensor, rows: Rows, axis: int, numbers: Numbers,
+def _through(activation: str, p: Tensor, axis: int, spare: Tensor,
              out: Tensor) -> None:
-    """Backward through the activation."""
-    p = rows.a
-    if rows.mean_a is None:
-        p -= numbers.minus_mean
-        of_p -= torch.mul(of_p, p, out=rows.b).sum(axis, True)
-        torch.mul(of_p, p, out=out)
+    """Backward through the activation, in place."""
+    if activation == 'softmax':
+        out -= torch.mul(out, p, out=spare).sum(axis, True)
+        out *= p
     else:
-        of_p *= p
-        torch.addcmul(of_p, of_p, p, value=-1, out=out)
+        out *= p
+        out.addcmul_(out, p, value=-1)
 
 
 class _Distances(torch.autograd.Function):
@@ -324,9 +314,8 @@ def relations(student: Tensor, teacher: Tensor,
     Returns:
         tuple[Tensor, Tensor]: The sum of the rows' correlations, float64; and
         ``(5, C)`` float64: the means of the student's and the teacher's
-        columns, less ``1 / C`` where the activation is a softmax, their
-        centred sums of squares, and those of products. They can be
-        differentiated once.
+        columns, their centred sums of squares, and those of products. They
+        can be differentiated once.
     """
     return _operator(student, teacher, *rule)
 
@@ -388,12 +377,10 @@ def _correlations(moments: Tensor, num_rows: Union[int, Tensor], rule: Rule,
                   dtype: torch.dtype) -> Tuple[Tensor, Tensor]:
     """1 by the product of the columns' norms and eps, and their
     correlations; both are 0 for constant columns."""
-    shift = [[1 / moments.shape[1] if activation == 'softmax' else 0.]
-             for activation in (rule.student, rule.teacher)]
-    means = moments[:SQUARES_S] + moments.new_tensor(shift)
+    means = moments[:SQUARES_S]
     rounding = ROUNDINGS * torch.finfo(dtype).eps * num_rows**0.5
     squares = moments[SQUARES_S:PRODUCTS]
-    varies = (squares > means.mul_(rounding).square_()).all(0)
+    varies = (squares > (means * rounding).square_()).all(0)
     inverse = squares.prod(0).sqrt_().add_(rule.eps).reciprocal_()
     inverse = torch.where(varies, inverse, moments.new_zeros(()))
     return inverse, moments[PRODUCTS] * inverse

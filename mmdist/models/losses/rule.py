@@ -24,6 +24,20 @@ class Rule(NamedTuple):
     eps: float
 
 
+def activate(rows: Tensor, activation: str, dim: int = 1) -> Tensor:
+    """Turn logits into probabilities.
+
+    Args:
+        rows (Tensor): ``(R, C)`` logits, already divided by the temperature.
+        activation (str): 'softmax' over the classes, or 'sigmoid'.
+        dim (int): The dimension of the classes.
+
+    Returns:
+        Tensor: ``(R, C)`` probabilities.
+    """
+    return rows.softmax(dim) if activation == 'softmax' else rows.sigmoid()
+
+
 class _Derived(torch.autograd.Function):
     """A gradient that cannot be differentiated again."""
 

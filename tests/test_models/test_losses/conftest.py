@@ -10,4 +10,5 @@ def way(request, monkeypatch):
     if request.param == 'in blocks':
         monkeypatch.setattr(direct, 'SMALL', 0)
         monkeypatch.setattr(blocks, 'BLOCKS', dict(cpu=(24, 24)))
+        monkeypatch.setattr(blocks, 'LANES', 1)
     return request.param

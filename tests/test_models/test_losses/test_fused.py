@@ -7,8 +7,9 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from mmdist.models.losses import blocks, direct
-from mmdist.models.losses.functional import (activate, dist_terms, kd_terms,
+from mmdist.models.losses.functional import (dist_terms, kd_terms,
                                              pearson_distance, to_rows)
+from mmdist.models.losses.rule import activate
 
 TOOLS = Path(__file__).resolve().parents[3] / 'tools'
 ACTIVATIONS = [('softmax', 'softmax'), ('sigmoid', 'sigmoid'),
@@ -22,6 +23,7 @@ def way(monkeypatch):
     """The other way is the reference here."""
     monkeypatch.setattr(direct, 'SMALL', 0)
     monkeypatch.setattr(blocks, 'BLOCKS', dict(cpu=(24, 24)))
+    monkeypatch.setattr(blocks, 'LANES', 1)
 
 
 def logits(shape, dtype=torch.float64, seed=0, scale=3.):

