@@ -35,7 +35,7 @@ def test_it_writes_what_it_measured(tmp_path):
                                            first['milliseconds']['mmdist'])
     # The formula keeps and makes several tables.
     extra = first['extra_mib']
-    assert extra['mmdist'] < 0.7 * first['logits_mib'] < extra['formula']
+    assert extra['mmdist'] < 0.5 * first['logits_mib'] < extra['formula']
 
 
 def test_an_unknown_activation_is_refused():

@@ -39,13 +39,14 @@ class Table:
         teacher (Tensor): The same.
         axis (int): That of the classes, 1 or 2.
         axes (tuple[int, int]): The others.
+        last (bool): Whether a row's classes lie side by side in memory.
         num_classes (int): ``C``.
         num_rows (int): ``R``, or ``N * prod(spatial)``.
     """
 
     def __init__(self, student: Tensor, teacher: Tensor) -> None:
         table = _three_axes(student)
-        # As they lie in memory: of channels_last logits, and of (R, C).
+        # As channels_last logits do, and (R, C).
         self.last = student.dim() == 2 or 0 < table.stride(1) < table.stride(2)
         self.axis = 2 if self.last and student.shape[1] >= WIDE else 1
         self.axes = (0, 3 - self.axis)
@@ -89,9 +90,7 @@ class Table:
         one size."""
         on_cpu = self.student.device.type == 'cpu'
         low, high = BLOCKS['cpu' if on_cpu else 'other']
-        size = self.student.numel() // PARTS
-        # Of a table this small a tenth is not worth the calls.
-        size = min(2 * low if size < low else size, high)
+        size = min(max(self.student.numel() // PARTS, low), high)
         length = self.student.shape[self.axes[1]]
         step = max(size // self.num_classes, 1)
         if step >= length:

@@ -10,10 +10,12 @@ import torch
 from torch import Tensor
 
 from .blocks import compute_dtype
-from .rule import ROUNDINGS, Rule, activate, differentiated_once
+from .rule import Rule, activate, differentiated_once, rounded_squares
 
 # Logits of a table up to which this is the faster way.
 SMALL = 2**17
+# Up to which float64 takes no longer than float32.
+TINY = 2**13
 
 
 class Relation(NamedTuple):
@@ -32,15 +34,15 @@ class Relation(NamedTuple):
     rho: Tensor
 
 
-def _relate(p: Tensor, dim: int, eps: float) -> Relation:
-    """Correlate the probabilities of student and teacher, ``(2, R, C)``."""
-    info = torch.finfo(p.dtype)
+def _relate(p: Tensor, dim: int, eps: float, dtype: torch.dtype) -> Relation:
+    """Correlate the probabilities of student and teacher, ``(2, R, C)``.
+
+    Those that vary no more than ``dtype`` tells apart are constant.
+    """
     mean = p.mean(dim, True)
     centred = p - mean
     squares = centred.square().sum(dim, True)
-    rounding = ROUNDINGS * info.eps * p.shape[dim]**0.5
-    # Smaller squares have no product in the floating point format.
-    least = (mean * rounding).square_().clamp_(min=info.tiny**0.5)
+    least = rounded_squares(mean, p.shape[dim], dtype)
     varies = (squares > least).all(0)
     inverse = squares.prod(0).sqrt_().add_(eps).reciprocal_()
     inverse = torch.where(varies, inverse, inverse.new_zeros(()))
@@ -76,7 +78,8 @@ def _from_rows(rows: Tensor, like: Tensor) -> Tensor:
 
 def _activate(student: Tensor, teacher: Tensor, rule: Rule) -> Tensor:
     """Probabilities of both, ``(2, R, C)``."""
-    dtype = compute_dtype(student)
+    tiny = student.numel() < TINY
+    dtype = torch.float64 if tiny else compute_dtype(student)
     rows = torch.stack([_to_rows(x, dtype) for x in (student, teacher)])
     if rule.tau != 1:
         rows /= rule.tau
@@ -94,10 +97,12 @@ class SmallDistances(torch.autograd.Function):
     def forward(ctx, student: Tensor, teacher: Tensor,
                 rule: Rule) -> Tuple[Tensor, Tensor]:
         p = _activate(student, teacher, rule)
-        rows, columns = (_relate(p, dim, rule.eps) for dim in (2, 1))
+        dtype = compute_dtype(student)
+        rows, columns = (_relate(p, dim, rule.eps, dtype) for dim in (2, 1))
         ctx.rule = rule
         ctx.save_for_backward(student, p[0], *rows, *columns)
-        return 1 - rows.rho.mean(), 1 - columns.rho.mean()
+        return ((1 - rows.rho.mean()).to(dtype),
+                (1 - columns.rho.mean()).to(dtype))
 
     @staticmethod
     @differentiated_once

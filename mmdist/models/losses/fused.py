@@ -18,7 +18,7 @@ from torch import Tensor
 
 from . import direct
 from .blocks import Table, compute_dtype
-from .rule import ROUNDINGS, Rule, differentiated_once
+from .rule import ROUNDINGS, Rule, differentiated_once, rounded_squares
 
 LOG2_E = 1 / math.log(2)
 MEAN_S, MEAN_T, SQUARES_S, SQUARES_T, PRODUCTS = range(5)
@@ -125,7 +125,7 @@ def _rows(student: Tensor, teacher: Tensor, buffers: Sequence[Tensor],
 
 
 def _varies(squares: Tensor, mean: Tensor, numbers: Numbers) -> Tensor:
-    """Whether deviations are more than the rounding of their mean."""
+    """As :func:`rounded_squares`, with numbers that calls take faster."""
     least = mean.square().mul_(numbers.rounding)
     return squares > torch.maximum(least, numbers.tiny)
 
@@ -304,12 +304,7 @@ _operator.register_autograd(_backward, setup_context=_setup_context)
 
 def relations(student: Tensor, teacher: Tensor,
               rule: Rule) -> Tuple[Tensor, Tensor]:
-    """What the distances of rows and columns are made of.
-
-    Args:
-        student (Tensor): Logits, ``(R, C)`` or ``(N, C, *spatial)``, R > 0.
-        teacher (Tensor): The same shape; gets no gradient.
-        rule (Rule): How they become relations.
+    """What :func:`distances` are made of, which takes the same.
 
     Returns:
         tuple[Tensor, Tensor]: The sum of the rows' correlations, float64; and
@@ -377,10 +372,9 @@ def _correlations(moments: Tensor, num_rows: Union[int, Tensor], rule: Rule,
                   dtype: torch.dtype) -> Tuple[Tensor, Tensor]:
     """1 by the product of the columns' norms and eps, and their
     correlations; both are 0 for constant columns."""
-    means = moments[:SQUARES_S]
-    rounding = ROUNDINGS * torch.finfo(dtype).eps * num_rows**0.5
     squares = moments[SQUARES_S:PRODUCTS]
-    varies = (squares > (means * rounding).square_()).all(0)
+    least = rounded_squares(moments[:SQUARES_S], num_rows, dtype)
+    varies = (squares > least).all(0)
     inverse = squares.prod(0).sqrt_().add_(rule.eps).reciprocal_()
     inverse = torch.where(varies, inverse, moments.new_zeros(()))
     return inverse, moments[PRODUCTS] * inverse

@@ -1,6 +1,6 @@
 """What the two ways of computing DIST's relations have in common."""
 from functools import wraps
-from typing import Callable, NamedTuple
+from typing import Callable, NamedTuple, Union
 
 import torch
 from torch import Tensor
@@ -36,6 +36,24 @@ def activate(rows: Tensor, activation: str, dim: int = 1) -> Tensor:
         Tensor: ``(R, C)`` probabilities.
     """
     return rows.softmax(dim) if activation == 'softmax' else rows.sigmoid()
+
+
+def rounded_squares(mean: Tensor, number: Union[int, Tensor],
+                    dtype: torch.dtype) -> Tensor:
+    """Squared deviations that are only the rounding of their mean.
+
+    Args:
+        mean (Tensor): Of numbers.
+        number (int | Tensor): How many they are.
+        dtype (torch.dtype): Of the numbers.
+
+    Returns:
+        Tensor: The sum of squares of what counts as constant; no less than
+        what can be multiplied in the floating point format.
+    """
+    info = torch.finfo(dtype)
+    least = mean * (ROUNDINGS * info.eps * number**0.5)
+    return least.square_().clamp_(min=info.tiny**0.5)
 
 
 class _Derived(torch.autograd.Function):

@@ -410,3 +410,10 @@ def test_a_variance_too_small_for_float32_counts_as_none(eps):
     assert terms['inter'] == terms['intra'] == 1
     sum(terms.values()).backward()
     assert student.grad.eq(0).all()
+
+
+@pytest.mark.parametrize('terms', [dist_terms, kd_terms])
+def test_a_vector_is_refused(terms):
+    """By the shape that logits have."""
+    with pytest.raises(ValueError, match=r'logits must be \(R, C\) or'):
+        terms(torch.zeros(5), torch.zeros(5))

@@ -97,6 +97,46 @@ def test_a_certain_background_keeps_its_digits():
     assert error(gradient, expected) < 1e-4
 
 
+@pytest.mark.parametrize('logit', [-18., -20., -1e4])
+def test_an_absent_class_counts_as_the_formula_says(logit, monkeypatch):
+    """Its column is constant or nearly so, whatever ``1 / C`` rounds to."""
+    monkeypatch.undo()
+    student, teacher = logits((1, 3, 256, 512), torch.float32)
+    student[:, 2] = teacher[:, 2] = logit
+    student[:, 2] += 0.1 * student[:, 0] if logit > -100 else 0
+    terms, gradient = in_blocks(student, teacher, ACTIVATIONS[0])
+    expected, expected_gradient = reference(student, teacher, ACTIVATIONS[0])
+    assert terms == pytest.approx(expected, abs=1e-5)
+    assert error(gradient, expected_gradient) < 1e-6
+
+
+def test_rare_classes_keep_their_digits(monkeypatch):
+    """Logits with a bias of their own for each class."""
+    monkeypatch.undo()
+    student, teacher = logits((1, 19, 128, 128), torch.float32)
+    bias = 5 * torch.randn(
+        19, 1, 1, generator=torch.Generator().manual_seed(5))
+    student, teacher = student + bias, teacher + bias
+    terms, gradient = in_blocks(student, teacher, ACTIVATIONS[0])
+    expected, expected_gradient = reference(student, teacher, ACTIVATIONS[0])
+    assert terms == pytest.approx(expected, abs=1e-6)
+    assert error(gradient, expected_gradient) < 1e-6
+
+
+@pytest.mark.parametrize('classes, mean', [(2, -12.), (3, -14.), (20, -18.)])
+def test_confident_misses_of_sigmoids_have_a_gradient(classes, mean,
+                                                      monkeypatch):
+    """Their deviations are small beside 1, not beside their mean."""
+    monkeypatch.undo()
+    monkeypatch.setattr(direct, 'SMALL', 0)
+    rng = torch.Generator().manual_seed(0)
+    student, teacher = torch.randn(2, 4000, classes, generator=rng)
+    student, teacher = student + mean, 2 * teacher
+    gradient = in_blocks(student, teacher, ACTIVATIONS[1])[1]
+    expected = reference(student, teacher, ACTIVATIONS[1])[1]
+    assert error(gradient, expected) < 1e-4
+
+
 @pytest.mark.parametrize('layout', [
     lambda t: t.to(memory_format=torch.channels_last),
     lambda t: torch.cat([t, t], dim=3)[..., :t.shape[3]],

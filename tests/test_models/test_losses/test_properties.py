@@ -75,11 +75,8 @@ def with_gradient(function, student, *args):
 
 
 @given(logits(), ACTIVATIONS, ACTIVATIONS, st.sampled_from([1., 4.]))
-def test_dist_is_its_formula(way, pair, of_student, of_teacher, tau):
-    """To 1e-5 with float32 inside, 1e-7 with float64; always finite.
-
-    In blocks, small probabilities lose digits to ``1 / C``.
-    """
+def test_dist_is_its_formula(pair, of_student, of_teacher, tau):
+    """To 1e-5 with float32 inside, 1e-7 with float64; always finite."""
     student, teacher = pair
     terms, gradient = with_gradient(dist_terms, student, teacher, tau,
                                     of_student, of_teacher)
@@ -91,9 +88,7 @@ def test_dist_is_its_formula(way, pair, of_student, of_teacher, tau):
     functions = dict(softmax=lambda rows: softmax(rows, 1), sigmoid=expit)
     p = functions[of_student](table(student) / tau)
     q = functions[of_teacher](table(teacher) / tau)
-    bound = 1e-5 if way == 'whole' else 1e-4
-    if student.dtype == torch.float64:
-        bound = 1e-7
+    bound = 1e-7 if student.dtype == torch.float64 else 1e-5
     expected = [distance(p, q), distance(p.T, q.T)]
     assert [term / tau**2 for term in terms] == pytest.approx(
         expected, abs=bound)
@@ -147,8 +142,9 @@ TABLES = st.one_of(
 @given(TABLES, ACTIVATIONS, ACTIVATIONS, st.sampled_from([1., 4.]),
        st.sampled_from([0.3, 1., 4.]), st.integers(0, 2**20),
        st.sampled_from([torch.float32, torch.float64]))
-def test_the_gradient_is_that_of_the_formula(shape, of_student, of_teacher,
-                                             tau, scale, seed, dtype):
+def test_the_gradient_is_that_of_the_formula(way, shape, of_student,
+                                             of_teacher, tau, scale, seed,
+                                             dtype):
     """Of random logits, which have no rows or columns that nearly vary."""
     rng = torch.Generator().manual_seed(seed)
     student, teacher = (
@@ -161,4 +157,7 @@ def test_the_gradient_is_that_of_the_formula(shape, of_student, of_teacher,
         formula(student, teacher.double(), of_student, of_teacher, tau),
         student)
     error = (ours.double() - expected).norm() / expected.norm()
-    assert error < (1e-10 if dtype == torch.float64 else 4e-6)
+    # Nearly uniform probabilities have few digits of what differs; tables as
+    # small as these are only here computed in blocks, which are float32.
+    bound = 1e-6 if way == 'whole' else 4e-6
+    assert error < (1e-10 if dtype == torch.float64 else bound)
