@@ -192,7 +192,8 @@ class Teacher:
             :func:`mmdist.models.class_names.class_map_of`.
         dtype (str, optional): 'bfloat16' or 'float16' lets the teacher
             compute by autocast, 'float32' in full precision even where the
-            student does not; None as the student.
+            student does not; None as the student. mmcv's operators (RoIs,
+            deformable convolutions) know no bfloat16.
 
     Raises:
         FileNotFoundError: If the config or the checkpoint does not exist.
@@ -216,6 +217,8 @@ class Teacher:
         self.checkpoint = checkpoint
         with preserve_rng():
             self.model, cfg = build_model(config, 'model.teacher.config')
+        if dtype == 'bfloat16':
+            _check_bfloat16(self.model)
         content = read_checkpoint(checkpoint)
         load_strictly(self.model, _weights_in(content, checkpoint), checkpoint)
         self.model.eval()  # returns nothing, with a teacher of its own
@@ -251,6 +254,19 @@ class Teacher:
             return nullcontext()
         return torch.autocast(
             device, self.dtype, enabled=self.dtype != torch.float32)
+
+
+def _check_bfloat16(model: nn.Module) -> None:
+    operators = sorted({
+        type(module).__name__
+        for module in model.modules()
+        if type(module).__module__.startswith('mmcv.ops')
+    })
+    if operators:
+        raise ValueError(
+            "model.teacher.dtype='bfloat16' does not do for a teacher with "
+            f'{", ".join(operators)}, which mmcv has not for it; leave dtype '
+            "out, or choose 'float16' on a GPU")
 
 
 def _weights_in(content: Dict[str, Any], checkpoint: str) -> Dict[str, Tensor]:

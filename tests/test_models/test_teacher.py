@@ -708,6 +708,13 @@ def test_a_teacher_of_full_precision_beside_an_autocast_student(saved):
     assert dtypes == 5 * [torch.bfloat16] + 5 * [torch.float32]
 
 
+def test_operators_without_bfloat16_are_refused(tmp_path):
+    """When the model is built, not in its first iteration."""
+    saved = save_teacher(detector('faster'), tmp_path)
+    with pytest.raises(ValueError, match="dtype='bfloat16' .* RoIAlign"):
+        Teacher(**saved, dtype='bfloat16')
+
+
 def test_an_unknown_precision_is_refused(saved):
     """By the name of the field."""
     with pytest.raises(ValueError, match='model.teacher.dtype must be'):

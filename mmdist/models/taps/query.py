@@ -137,7 +137,8 @@ class QueryTap(LogitTap):
         rows_s, rows_t = (torch.cat([
             logits[index] for logits, index in zip(queries.logits, indices)
         ]) for queries, indices in zip((queries_s, queries_t), zip(*matches)))
-        rows_s, rows_t = _without_padding(rows_s, rows_t)
+        if reads_text(student):
+            rows_s, rows_t = _without_padding(rows_s, rows_t)
         rows_t, activation_t = as_columns_of(columns_s, columns_t, rows_t,
                                              self.class_map)
         return [
@@ -331,8 +332,6 @@ def _without_padding(rows_s: Tensor, rows_t: Tensor) -> Tuple[Tensor, Tensor]:
     Their logits are minus infinity; so are those of tokens that some captions
     have, in the others' rows, where they become a low number.
     """
-    if rows_s.isfinite().all() and rows_t.isfinite().all():
-        return rows_s, rows_t
     check_tokens(rows_s.shape[1], rows_t.shape[1])
     kept = rows_s.isfinite().any(0) & rows_t.isfinite().any(0)
     return (rows_s[:, kept].clamp(min=LEAST_LOGIT),

@@ -3,10 +3,12 @@
 A dense head predicts boxes beside classes, by half of its layers. Distilling
 classes needs none of them, so the teacher need not compute them.
 """
+import logging
 from contextlib import ExitStack, contextmanager
 from typing import Any, Callable, Dict, Iterator, List
 
 import torch
+from mmengine.logging import print_log
 from torch import Tensor, nn
 
 from .teacher_batch import owner_of, replaced
@@ -15,22 +17,26 @@ PROBE_SIZE = 128
 
 
 @contextmanager
-def left_out(head: nn.Module, layers: Dict[str, int]) -> Iterator[None]:
-    """Let layers of a head return zeros at once.
+def left_out(head: nn.Module,
+             layers: Dict[str, int],
+             value: float = 0.) -> Iterator[None]:
+    """Let layers of a head return one value at once.
 
     Args:
         head (nn.Module): The head.
         layers (dict[str, int]): Their paths in the head, and the channels
             that they return.
+        value (float): What stands for their results.
     """
 
-    def zeros(channels: int) -> Callable:
-        return lambda x: x.new_zeros((len(x), channels, *x.shape[2:]))
+    def stand_in(channels: int) -> Callable:
+        return lambda x: x.new_full((len(x), channels, *x.shape[2:]), value)
 
     with ExitStack() as stack:
         for path, channels in layers.items():
             stack.enter_context(
-                replaced(head.get_submodule(path), 'forward', zeros(channels)))
+                replaced(
+                    head.get_submodule(path), 'forward', stand_in(channels)))
         yield
 
 
@@ -39,8 +45,9 @@ def unread_layers(model: nn.Module, path: str,
     """The layers of a head that what is read of its outputs does not need.
 
     They have no part in the gradient of what is read from a small random
-    picture, and it stays the same bit by bit without them. Heads that take
-    more than features are left as they are.
+    picture, and it stays the same bit by bit whatever they return, in the
+    head's training and eval mode. Heads that take more than features are left
+    as they are.
 
     Args:
         model (nn.Module): The teacher, in eval mode.
@@ -52,26 +59,64 @@ def unread_layers(model: nn.Module, path: str,
         dict[str, int]: As :func:`left_out` takes it.
     """
     head = model.get_submodule(path)
-    owner = model.get_submodule(owner_of(model, path) or '')
-    device = next(head.parameters()).device
-    with torch.random.fork_rng(devices=[]):
-        picture = torch.randn(1, 3, PROBE_SIZE, PROBE_SIZE).to(device)
-    # Whatever does not run on these pictures alone only loses this saving.
+    like = next(model.parameters())
+    devices = [like.device] if like.is_cuda else []
+    with torch.random.fork_rng(devices=devices):
+        picture = torch.randn(1, 3, PROBE_SIZE, PROBE_SIZE).to(like)
+        owner = model.get_submodule(owner_of(model, path) or '')
+
+        def outputs() -> Any:
+            return head(features)
+
+        try:
+            with torch.no_grad(), _cannot_say():
+                features = owner.extract_feat(picture)
+            found = [
+                _unread(head, outputs, read, mode) for mode in (True, False)
+            ]
+        except _CannotSay as error:
+            print_log(
+                f"All layers of the teacher's {path} are computed, because "
+                f'it does not run on features alone: {error.__cause__!r}',
+                logger='current',
+                level=logging.DEBUG)
+            return {}
+    return found[0] if found[0] == found[1] else {}
+
+
+class _CannotSay(Exception):
+    """A model that does not run on a picture alone, or not backward."""
+
+
+@contextmanager
+def _cannot_say() -> Iterator[None]:
+    """What a model raises here only loses the saving."""
     try:
-        with torch.no_grad():
-            features = owner.extract_feat(picture)
-        layers = _without_gradient(head, lambda: read(head(features)))
-        with torch.no_grad():
-            whole = read(head(features))
-            with left_out(head, layers):
-                part = read(head(features))
-    except Exception:
-        return {}
-    return layers if all(map(torch.equal, whole, part)) else {}
+        yield
+    except Exception as error:
+        raise _CannotSay from error
 
 
-def _without_gradient(head: nn.Module,
-                      run: Callable[[], List[Tensor]]) -> Dict[str, int]:
+def _unread(head: nn.Module, outputs: Callable[[], Any],
+            read: Callable[[Any], List[Tensor]], mode: bool) -> Dict[str, int]:
+    """:func:`unread_layers` of a head in one mode, its layers in eval."""
+    head.training = mode
+    try:
+        layers = _without_gradient(head, outputs, read)
+        with torch.no_grad():
+            whole = read(outputs())
+            for value in (0., 100., -100.):
+                with left_out(head, layers, value), _cannot_say():
+                    others = outputs()
+                if not all(map(torch.equal, whole, read(others))):
+                    return {}
+        return layers
+    finally:
+        head.training = False
+
+
+def _without_gradient(head: nn.Module, outputs: Callable[[], Any],
+                      read: Callable[[Any], List[Tensor]]) -> Dict[str, int]:
     """The outermost layers of maps that have no part in a gradient."""
     parameters = list(head.parameters())
     learning = [p.requires_grad for p in parameters]
@@ -82,8 +127,12 @@ def _without_gradient(head: nn.Module,
             stack.callback(hook.remove)
         stack.callback(_set_learning, parameters, learning)
         _set_learning(parameters, [True] * len(parameters))
-        total = sum(tensor.float().sum() for tensor in run())
-        gradients = torch.autograd.grad(total, parameters, allow_unused=True)
+        with _cannot_say():
+            predicted = outputs()
+        total = sum(tensor.float().sum() for tensor in read(predicted))
+        with _cannot_say():  # some operators have no backward on a CPU
+            gradients = torch.autograd.grad(
+                total, parameters, allow_unused=True)
     needed = {id(p) for p, g in zip(parameters, gradients) if g is not None}
     found: Dict[str, int] = {}
     for path, layer in head.named_modules():

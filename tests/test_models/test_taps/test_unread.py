@@ -51,12 +51,24 @@ class TwoBranches(nn.Module):
 
     def __init__(self, weigh):
         super().__init__()
+        self.ran = []
         self.cls, self.reg = nn.Conv2d(3, 2, 1), nn.Conv2d(3, 4, 1)
         self.weigh = weigh
 
     def forward(self, features):
         boxes = self.reg(features[0])
+        self.ran.append(float(torch.rand(())))
         return [self.weigh(self.cls(features[0]), boxes)], [boxes]
+
+
+class InTraining(TwoBranches):
+    """One whose classes depend on its boxes only in training mode."""
+
+    def forward(self, features):
+        classes, boxes = super().forward(features)
+        if self.training:
+            classes = [classes[0] * boxes[0][:, :1].sigmoid()]
+        return classes, boxes
 
 
 class Model(nn.Module):
@@ -76,12 +88,27 @@ class Model(nn.Module):
     }),
     (lambda scores, boxes: scores * boxes[:, :1], {}),
     (lambda scores, boxes: scores * boxes[:, :1].detach(), {}),
-    (lambda scores, boxes: scores[boxes[:, 0] > 0], {}),
+    (lambda scores, boxes: scores.permute(0, 2, 3, 1)[boxes[:, 0] > 0], {}),
+    (lambda scores, boxes: scores.masked_fill(boxes[:, :1] > 50., 0), {}),
 ])
 def test_what_classes_depend_on_is_run(weigh, unread):
     """With a gradient, without one, and by a choice."""
     model = Model(TwoBranches(weigh)).eval()
     assert unread_layers(model, 'bbox_head', classes) == unread
+
+
+def test_the_mode_in_which_the_head_is_asked_counts():
+    """Teachers' heads return what they return in training."""
+    model = Model(InTraining(lambda scores, boxes: scores)).eval()
+    assert unread_layers(model, 'bbox_head', classes) == {}
+    assert not model.bbox_head.training
+
+
+def test_a_mistake_in_reading_is_not_hidden():
+    """Only the model may fail on features alone."""
+    model = Model(TwoBranches(lambda scores, boxes: scores)).eval()
+    with pytest.raises(IndexError):
+        unread_layers(model, 'bbox_head', lambda outputs: outputs[7])
 
 
 def test_a_head_that_takes_more_than_features_is_left_alone():
@@ -101,10 +128,10 @@ def test_zeros_stand_for_what_is_left_out():
 
 
 def test_random_numbers_are_left_alone():
-    """A student of a seed stays what it is."""
-    model = build(detector('retina')).eval()
+    """A student of a seed stays what it is, whatever the head draws."""
+    model = Model(TwoBranches(lambda scores, boxes: scores)).eval()
     torch.manual_seed(3)
     expected = torch.rand(4)
     torch.manual_seed(3)
     unread_layers(model, 'bbox_head', classes)
-    assert torch.equal(torch.rand(4), expected)
+    assert model.bbox_head.ran and torch.equal(torch.rand(4), expected)
