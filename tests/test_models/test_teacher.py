@@ -712,7 +712,7 @@ def test_operators_without_bfloat16_are_refused(tmp_path):
     """When the model is built, not in its first iteration."""
     saved = save_teacher(detector('faster'), tmp_path)
     with pytest.raises(ValueError, match="dtype='bfloat16' .* RoIAlign"):
-        Teacher(**saved, dtype='bfloat16')
+        build_distiller(detector('faster'), dict(saved, dtype='bfloat16'))
 
 
 def test_an_unknown_precision_is_refused(saved):

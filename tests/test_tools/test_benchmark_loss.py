@@ -1,28 +1,18 @@
 """The benchmark of the loss, on small logits."""
 import json
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 
-TOOL = Path(
-    __file__).resolve().parents[2] / 'tools/analysis_tools/benchmark_loss.py'
+from tests.test_tools.benchmarks import run
 
-
-def run(*arguments):
-    """Run the tool."""
-    return subprocess.run(
-        [sys.executable, str(TOOL), *map(str, arguments)],
-        capture_output=True,
-        text=True)
+TOOL = 'benchmark_loss.py'
 
 
 @pytest.mark.slow
 def test_it_writes_what_it_measured(tmp_path):
     """A table, JSON and a plot; both ways of both activations."""
     files = tmp_path / 'times.json', tmp_path / 'times.png'
-    done = run('--shapes', '2,19,128,128:softmax', '64,80:sigmoid',
+    done = run(TOOL, '--shapes', '2,19,128,128:softmax', '64,80:sigmoid',
                '--repeats', 3, '--threads', 1, '--json', files[0], '--plot',
                files[1])
     assert done.returncode == 0, done.stderr[-2000:]
@@ -40,6 +30,6 @@ def test_it_writes_what_it_measured(tmp_path):
 
 def test_an_unknown_activation_is_refused():
     """In one line that says what a shape looks like."""
-    done = run('--shapes', '4,3:relu')
+    done = run(TOOL, '--shapes', '4,3:relu')
     assert done.returncode == 2
     assert "'4,3:relu' must end with :softmax or :sigmoid" in done.stderr

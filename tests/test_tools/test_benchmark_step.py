@@ -1,28 +1,19 @@
 """The benchmark of a step, on small pictures."""
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
-TOOL = Path(
-    __file__).resolve().parents[2] / 'tools/analysis_tools/benchmark_step.py'
+from tests.test_tools.benchmarks import run
 
-
-def run(*arguments):
-    """Run the tool."""
-    return subprocess.run(
-        [sys.executable, str(TOOL), *map(str, arguments)],
-        capture_output=True,
-        text=True)
+TOOL = 'benchmark_step.py'
 
 
 @pytest.mark.slow
 def test_it_writes_what_it_measured(tmp_path):
     """A table, JSON and a plot, of a dense head, RoIs and pixels."""
     files = tmp_path / 'times.json', tmp_path / 'times.png'
-    done = run('--size', 128, '--repeats', 1, '--threads', 1, '--json',
+    done = run(TOOL, '--size', 128, '--repeats', 1, '--threads', 1, '--json',
                files[0], '--plot', files[1])
     assert done.returncode == 0, done.stderr[-2000:]
     assert files[1].stat().st_size > 1000
@@ -44,6 +35,6 @@ def test_it_writes_what_it_measured(tmp_path):
 
 def test_something_else_than_two_configs_is_refused():
     """In one line that says what a pair looks like."""
-    done = run('--pairs', 'mmdet::a.py')
+    done = run(TOOL, '--pairs', 'mmdet::a.py')
     assert done.returncode == 2
     assert "'mmdet::a.py' must be two configs such as" in done.stderr

@@ -5,13 +5,9 @@ else the machine does meets both; the ratio of medians is what counts.
 Started by torchrun, it measures the intra term of the rows of all processes.
 """
 import argparse
-import json
 import math
 import os
-import time
-from itertools import accumulate
 from pathlib import Path
-from statistics import median
 from typing import Any, Callable, Dict, List, Tuple
 
 import matplotlib
@@ -22,8 +18,8 @@ from mmengine.dist import (get_world_size, init_dist, is_distributed,
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
+from timing import MIB, add_arguments, in_turns, peak_memory, save
 from torch import Tensor
-from torch.profiler import profile
 
 from mmdist.models.losses.functional import dist_terms, to_rows
 from mmdist.models.losses.rule import activate
@@ -33,7 +29,6 @@ from mmdist.models.losses.rule import activate
 SHAPES = ('4,19,128,256:softmax', '2,150,128,128:softmax',
           '2,720,100,152:sigmoid', '1024,81:softmax', '256,1000:softmax',
           '8,4:softmax')
-MIB = 2**20
 
 
 def formula(student: Tensor, teacher: Tensor, activation: str) -> Tensor:
@@ -76,35 +71,6 @@ def step_of(way: Callable, student: Tensor, teacher: Tensor,
         return gradient
 
     return step
-
-
-def in_turns(steps: Dict[str, Callable], repeats: int,
-             device: str) -> Dict[str, float]:
-    """Medians in milliseconds of steps that are run in turns."""
-    times: Dict[str, List[float]] = {name: [] for name in steps}
-    for repeat in range(repeats + 1):
-        for name, step in steps.items():
-            begun = time.perf_counter()
-            step()
-            if device != 'cpu':
-                torch.cuda.synchronize(device)
-            if repeat:  # the first warms up
-                times[name].append(1000 * (time.perf_counter() - begun))
-    return {name: median(values) for name, values in times.items()}
-
-
-def peak_memory(step: Callable, device: str) -> int:
-    """The most bytes that a step has allocated at a time."""
-    if device != 'cpu':
-        before = torch.cuda.memory_allocated(device)
-        torch.cuda.reset_peak_memory_stats(device)
-        step()
-        return torch.cuda.max_memory_allocated(device) - before
-    with profile(profile_memory=True) as run:
-        step()
-    events = run.profiler.kineto_results.events()
-    return max(
-        accumulate(e.nbytes() for e in events if e.name() == '[memory]'))
 
 
 def measure(shape: List[int], activation: str, repeats: int, device: str,
@@ -199,15 +165,11 @@ def parse_args() -> argparse.Namespace:
         type=parse_shape,
         default=[parse_shape(s) for s in SHAPES],
         help='e.g. 4,19,128,256:softmax (classes second)')
-    parser.add_argument('--repeats', type=int, default=20)
-    parser.add_argument('--threads', type=int, default=torch.get_num_threads())
-    parser.add_argument('--device', default='cpu')
     parser.add_argument(
         '--dtype',
         choices=['float32', 'float16', 'bfloat16', 'float64'],
         default='float32')
-    parser.add_argument('--json', type=Path, help='write all figures there')
-    parser.add_argument('--plot', type=Path, help='draw the ratios there')
+    add_arguments(parser, repeats=20)
     return parser.parse_args()
 
 
@@ -232,10 +194,7 @@ def main() -> None:
         f'{get_world_size()} processes, {args.threads} threads, '
         f'torch {torch.__version__}')
     print(*growth(results), sep='\n')
-    if args.json:
-        args.json.write_text(json.dumps(results, indent=1))
-    if args.plot:
-        plot(results, args.plot)
+    save(results, args, plot)
 
 
 if __name__ == '__main__':

@@ -9,25 +9,24 @@ meets all; ratios of medians are what counts. Weights are random.
 """
 import argparse
 import copy
-import json
 import tempfile
 from pathlib import Path
 from typing import Any, Callable, Dict, List, Tuple
 
 import matplotlib
 import torch
-from benchmark_loss import MIB, in_turns, peak_memory
 from mmengine.config import Config
 from mmengine.logging import MMLogger
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
+from timing import MIB, add_arguments, in_turns, peak_memory, save
 from torch import Tensor, nn
-from zoo_models import ZooConfig, batch_for, build, load
+from zoo_models import (PACKAGES, ZooConfig, batch_for, build, build_wrapper,
+                        load)
 
 from mmdist.utils.config import find_config
 
-WRAPPERS = dict(mmdet='DistillDetector', mmseg='DistillSegmentor')
 PAIRS = (('mmdet::retinanet/retinanet_r50_fpn_1x_coco.py',
           'mmdet::retinanet/retinanet_r101_fpn_1x_coco.py'),
          ('mmdet::faster_rcnn/faster-rcnn_r50_fpn_1x_coco.py',
@@ -63,19 +62,13 @@ class Pair:
 
     def _wrap(self, student: Config, teacher: Config) -> nn.Module:
         with tempfile.TemporaryDirectory() as folder:
-            checkpoint = Path(folder, 'teacher.pth')
-            torch.save(dict(state_dict=self.teacher.state_dict()), checkpoint)
-            return build(
-                dict(
-                    type=f'mmdist.{WRAPPERS[self.package]}',
-                    student=student.model,
-                    teacher=dict(
-                        config=teacher.model,
-                        checkpoint=str(checkpoint),
-                        **self.options),
-                    distill_loss=dict(type='mmdist.DISTLoss')),
+            return build_wrapper(
+                student.model,
+                teacher.model,
+                self.teacher.state_dict(),
                 self.package,
-                seed=0)
+                Path(folder),
+                options=self.options)
 
     def ways(self) -> Dict[str, Callable]:
         """What is measured, each a function without arguments."""
@@ -217,7 +210,7 @@ def parse_pair(text: str) -> Tuple[str, str]:
     """``'STUDENT,TEACHER'`` -> both configs."""
     student, _, teacher = text.partition(',')
     for name in (student, teacher):
-        if name.partition('::')[0] not in WRAPPERS:
+        if name.partition('::')[0] not in PACKAGES:
             raise argparse.ArgumentTypeError(
                 f'{text!r} must be two configs such as mmdet::retinanet/….py '
                 'or mmseg::pspnet/….py, with a comma between')
@@ -236,11 +229,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         '--teacher-dtype', choices=['float32', 'float16', 'bfloat16'])
     parser.add_argument('--size', type=int, default=320, help='of pictures')
-    parser.add_argument('--repeats', type=int, default=10)
-    parser.add_argument('--threads', type=int, default=torch.get_num_threads())
-    parser.add_argument('--device', default='cpu')
-    parser.add_argument('--json', type=Path, help='write all figures there')
-    parser.add_argument('--plot', type=Path, help='draw the ratios there')
+    add_arguments(parser, repeats=10)
     return parser.parse_args()
 
 
@@ -256,10 +245,7 @@ def main() -> None:
     show(
         results, f'Two pictures of {args.size} pixels, {args.device}, '
         f'{args.threads} threads, torch {torch.__version__}')
-    if args.json:
-        args.json.write_text(json.dumps(results, indent=1))
-    if args.plot:
-        plot(results, args.plot)
+    save(results, args, plot)
 
 
 if __name__ == '__main__':

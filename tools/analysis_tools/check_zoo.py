@@ -29,7 +29,8 @@ from rich.progress import track
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from zoo_models import (PACKAGES, SIZES, ZooConfig, batch_for, build,
-                        last_line, load, mim_folder, zoo_configs)
+                        build_wrapper, last_line, load, mim_folder,
+                        zoo_configs)
 
 from mmdist.models.taps import build_tap
 from mmdist.models.taps.base import watch_method
@@ -47,7 +48,6 @@ CHECKS = dict(
 KL_TOLERANCE = 1e-6
 # Configs of a family that are tried until one can be checked here.
 MAX_TRIES = 6
-WRAPPERS = dict(mmdet='DistillDetector', mmseg='DistillSegmentor')
 
 
 class PlainModelFails(Exception):
@@ -158,17 +158,8 @@ class Check:
 
     def wrapper(self, teacher: Dict[str, Tensor], loss: str) -> nn.Module:
         """A wrapper whose student has the plain model's weights."""
-        checkpoint = self.folder / 'teacher.pth'
-        torch.save(dict(state_dict=teacher), checkpoint)
-        wrapper = build(
-            dict(
-                type=f'mmdist.{WRAPPERS[self.package]}',
-                student=self.cfg.model,
-                teacher=dict(
-                    config=self.cfg.model, checkpoint=str(checkpoint)),
-                distill_loss=dict(type=f'mmdist.{loss}')),
-            self.package,
-            seed=0)
+        wrapper = build_wrapper(self.cfg.model, self.cfg.model, teacher,
+                                self.package, self.folder, loss)
         # DDQ's weights have more names once it has computed a loss.
         wrapper.load_state_dict(self.weights, strict=False)
         return wrapper

@@ -19,6 +19,7 @@ from mmengine.structures import InstanceData, PixelData
 from torch import nn
 
 PACKAGES = dict(mmdet='MMDetection', mmseg='MMSegmentation')
+WRAPPERS = dict(mmdet='DistillDetector', mmseg='DistillSegmentor')
 # Sides of square pictures, from the smallest; some models need larger ones.
 SIZES = (128, 256, 512)
 NUM_PROPOSALS = 20
@@ -162,6 +163,40 @@ def build(model: dict, package: str, seed: int) -> nn.Module:
         if weight.isnan().any():
             nn.init.normal_(weight, std=0.02)
     return built
+
+
+def build_wrapper(student: dict,
+                  teacher: dict,
+                  weights: Dict[str, Any],
+                  package: str,
+                  folder: Path,
+                  loss: str = 'DISTLoss',
+                  options: Optional[dict] = None) -> nn.Module:
+    """Build the wrapper of a student, from a seed.
+
+    Args:
+        student (dict): The model.
+        teacher (dict): The model.
+        weights (dict): The teacher's; written to a checkpoint.
+        package (str): 'mmdet' or 'mmseg'.
+        folder (Path): For the checkpoint.
+        loss (str): A loss of mmdist.
+        options (dict, optional): Further fields of ``model.teacher``.
+    """
+    checkpoint = folder / 'teacher.pth'
+    torch.save(dict(state_dict=weights), checkpoint)
+    source = dict(config=teacher, checkpoint=str(checkpoint))
+    return build(
+        dict(
+            type=f'mmdist.{WRAPPERS[package]}',
+            student=student,
+            teacher={
+                **source,
+                **(options or {})
+            },
+            distill_loss=dict(type=f'mmdist.{loss}')),
+        package,
+        seed=0)
 
 
 @contextmanager

@@ -211,7 +211,7 @@ def test_a_part_of_the_logits_is_enough_memory(shape, activation, terms, part,
                                                monkeypatch):
     """Beside the logits and the gradient that is returned."""
     monkeypatch.undo()
-    tool = TOOLS / 'analysis_tools' / 'benchmark_loss.py'
+    tool = TOOLS / 'analysis_tools' / 'timing.py'
     peak_memory = runpy.run_path(str(tool))['peak_memory']
     student, teacher = logits(shape, torch.float32)
     student.requires_grad_()

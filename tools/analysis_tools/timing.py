@@ -1,0 +1,60 @@
+"""What the benchmarks have in common: time, memory, and where figures go."""
+import argparse
+import json
+import time
+from itertools import accumulate
+from pathlib import Path
+from statistics import median
+from typing import Any, Callable, Dict, List
+
+import torch
+from torch.profiler import profile
+
+MIB = 2**20
+
+
+def in_turns(steps: Dict[str, Callable], repeats: int,
+             device: str) -> Dict[str, float]:
+    """Medians in milliseconds of steps that are run in turns."""
+    times: Dict[str, List[float]] = {name: [] for name in steps}
+    for repeat in range(repeats + 1):
+        for name, step in steps.items():
+            begun = time.perf_counter()
+            step()
+            if device != 'cpu':
+                torch.cuda.synchronize(device)
+            if repeat:  # the first warms up
+                times[name].append(1000 * (time.perf_counter() - begun))
+    return {name: median(values) for name, values in times.items()}
+
+
+def peak_memory(step: Callable, device: str) -> int:
+    """The most bytes that a step has allocated at a time."""
+    if device != 'cpu':
+        before = torch.cuda.memory_allocated(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        step()
+        return torch.cuda.max_memory_allocated(device) - before
+    with profile(profile_memory=True) as run:
+        step()
+    events = run.profiler.kineto_results.events()
+    return max(
+        accumulate(e.nbytes() for e in events if e.name() == '[memory]'))
+
+
+def add_arguments(parser: argparse.ArgumentParser, repeats: int) -> None:
+    """The options of every benchmark."""
+    parser.add_argument('--repeats', type=int, default=repeats)
+    parser.add_argument('--threads', type=int, default=torch.get_num_threads())
+    parser.add_argument('--device', default='cpu')
+    parser.add_argument('--json', type=Path, help='write all figures there')
+    parser.add_argument('--plot', type=Path, help='draw the ratios there')
+
+
+def save(results: List[Dict[str, Any]], args: argparse.Namespace,
+         plot: Callable) -> None:
+    """Write figures and their plot where they were asked for."""
+    if args.json:
+        args.json.write_text(json.dumps(results, indent=1))
+    if args.plot:
+        plot(results, args.plot)
