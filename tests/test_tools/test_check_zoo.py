@@ -87,6 +87,19 @@ def test_models_without_classes_are_listed_as_such(tmp_path):
     assert again == reports and 'as written down' in table
 
 
+@pytest.mark.slow
+def test_what_is_cut_off_is_checked_again_alone(tools, capsys):
+    """A check that another left no time or memory gets a second chance."""
+    check_zoo, zoo_models = tools
+    rpn = [
+        config for config in zoo_models.zoo_configs('mmdet')['rpn']
+        if config.path.name == 'rpn_r50_fpn_1x_coco.py'
+    ]
+    reports = list(check_zoo.check_all([rpn], 2, 0.01, []))
+    assert [r['reason'] for r in reports] == ['not ready after 0.01 s']
+    assert capsys.readouterr().out.count('not ready after') == 2
+
+
 def test_every_family_is_there(tools):
     """All folders of the installed packages but those without models."""
     for package in ('mmdet', 'mmseg'):

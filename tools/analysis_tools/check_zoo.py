@@ -48,6 +48,8 @@ CHECKS = dict(
 KL_TOLERANCE = 1e-6
 # Configs of a family that are tried until one can be checked here.
 MAX_TRIES = 6
+# What a machine that is short of time or memory does to a check.
+CUT_OFF, ENDED = 'not ready after', 'the process ended with'
 
 
 class PlainModelFails(Exception):
@@ -315,11 +317,10 @@ def check_in_child(config: ZooConfig, seconds: float) -> Dict[str, Any]:
     sender.close()
     try:
         report = receiver.recv() if receiver.poll(seconds) else dict(
-            status=FAILS, reason=f'not ready after {seconds:g} s')
+            status=FAILS, reason=f'{CUT_OFF} {seconds:g} s')
     except EOFError:
         child.join()
-        report = dict(
-            status=FAILS, reason=f'the process ended with {child.exitcode}')
+        report = dict(status=FAILS, reason=f'{ENDED} {child.exitcode}')
     child.kill()
     child.join()
     return dict(
@@ -345,6 +346,9 @@ def check_all(groups: List[List[ZooConfig]], jobs: int, seconds: float,
               done: List[Dict[str, Any]]) -> Iterator[Dict[str, Any]]:
     """Check groups of configs side by side, with progress.
 
+    One that is cut off or killed (the largest take 16 GB) is checked again
+    when the others are done, alone.
+
     Args:
         groups (list[list[ZooConfig]]): Of each, one config is enough.
         jobs (int): Processes at a time.
@@ -358,14 +362,23 @@ def check_all(groups: List[List[ZooConfig]], jobs: int, seconds: float,
         ['torch', 'mmdet.models', 'mmseg.models', 'mmdist'])
     known = {report['config'] for report in done}
     left = [g for g in groups if not known & {config.name for config in g}]
+    again = []
     with ThreadPoolExecutor(jobs) as pool:
-        futures = [pool.submit(check_one_of, group, seconds) for group in left]
+        groups = {pool.submit(check_one_of, g, seconds): g for g in left}
         for future in track(
-                as_completed(futures), 'Checking', total=len(futures)):
-            report = future.result()
-            print(f'{report["config"]}: {report["status"]} '
-                  f'{report.get("reason", "")}')
-            yield report
+                as_completed(groups), 'Checking', total=len(groups)):
+            report = _shown(future.result())
+            if report['reason'].startswith((CUT_OFF, ENDED)):
+                again.append(groups[future])
+            else:
+                yield report
+    for group in track(again, 'Checking again, alone', disable=not again):
+        yield _shown(check_one_of(group, seconds))
+
+
+def _shown(report: Dict[str, Any]) -> Dict[str, Any]:
+    print(f'{report["config"]}: {report["status"]} {report["reason"]}')
+    return report
 
 
 def write(path: Path, text: str) -> None:
