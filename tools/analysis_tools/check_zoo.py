@@ -16,10 +16,12 @@ import time
 import traceback
 from collections import Counter, defaultdict
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import contextmanager
 from fnmatch import fnmatch
+from functools import partial
 from importlib import metadata
 from pathlib import Path
-from typing import Any, Dict, Iterator, List, Optional, Tuple
+from typing import Any, Callable, Dict, Iterator, List, Optional, Tuple
 
 import numpy as np
 import torch
@@ -249,8 +251,9 @@ def _kl(wrapper: nn.Module, batch: Dict[str, Any]) -> float:
     ask = wrapper.kd_teacher.batch
 
     def asked_from_seed(*args):  # LightHamHead draws numbers in eval mode
-        seed_everything()
-        return ask(*args)
+        batch = ask(*args)
+        batch.computing = partial(_from_seed, batch.computing)
+        return batch
 
     with replaced(wrapper.kd_teacher, 'batch',
                   asked_from_seed), watch_method(wrapper.tap, 'pairs',
@@ -264,6 +267,13 @@ def _kl(wrapper: nn.Module, batch: Dict[str, Any]) -> float:
                                            pair.teacher_activation)
         divergences[pair.teacher.data_ptr()].append(float(terms['kl']))
     return max(min(values) for values in divergences.values())
+
+
+@contextmanager
+def _from_seed(computing: Callable) -> Iterator[None]:
+    with computing():
+        seed_everything()
+        yield
 
 
 def _equal(ours: Dict[str, Tensor], theirs: Dict[str, Tensor]) -> bool:

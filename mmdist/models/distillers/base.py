@@ -9,6 +9,7 @@ from mmengine.logging import MessageHub, print_log
 from mmengine.model import BaseModel
 from torch import Tensor, nn
 
+from mmdist.engine import TeacherMonitor
 from mmdist.registry import MODELS
 from ..class_names import (check_class_names, check_enough_names,
                            check_named_map, class_map_of)
@@ -46,6 +47,8 @@ class BaseDistiller(BaseModel):
             the necks; its channels are found by a forward of both models.
         tap (dict, optional): Options of the tap, e.g.
             ``dict(anchors_as_rows=True)``.
+        strict_teacher (bool): Stop where the monitor of the teacher would
+            warn, see :class:`mmdist.engine.TeacherMonitor`.
         data_preprocessor (dict, optional): For a student that names none.
             MMEngine's runner gives every model that of the config's top
             level, where MMSegmentation's configs have one.
@@ -64,6 +67,7 @@ class BaseDistiller(BaseModel):
                  alpha: float = 1.0,
                  mimic_loss: Optional[dict] = None,
                  tap: Optional[dict] = None,
+                 strict_teacher: bool = False,
                  data_preprocessor: Optional[dict] = None,
                  **unknown: Any) -> None:
         _refuse_unknown(unknown, type(self).__name__)
@@ -81,6 +85,7 @@ class BaseDistiller(BaseModel):
         if mimic_loss is not None:
             self.distiller = nn.ModuleDict(
                 dict(mimic=self._build_mimic(mimic_loss)))
+        self.monitor = TeacherMonitor(strict_teacher)
         self._announce()
 
     @property
@@ -218,9 +223,10 @@ class BaseDistiller(BaseModel):
             imitated = [(features, batch.features(images))
                         for images, features in extracted]
         losses = self._scale_classification(losses)
-        losses.update(self._distill(pairs))
-        losses.update(self._imitate(imitated))
-        return losses
+        terms = {**self._distill(pairs), **self._imitate(imitated)}
+        logits = [part for call in calls for part in self.tap.logits_in(call)]
+        self.monitor.watch(pairs, logits, terms, losses)
+        return {**losses, **terms}
 
     def _student_losses(self, inputs: Tensor,
                         data_samples: Sequence) -> Tuple[dict, list, list]:
@@ -316,9 +322,9 @@ def _refuse_unknown(fields: Dict[str, Any], name: str) -> None:
     if fields:
         raise ValueError(
             f'{name} has no field {", ".join(map(repr, fields))} but student, '
-            'teacher, distill_loss, alpha, mimic_loss and tap; correct the '
-            'spelling, or write _delete_=True in `model` if a base config '
-            'has the others')
+            'teacher, distill_loss, alpha, mimic_loss, tap and '
+            'strict_teacher; correct the spelling, or write _delete_=True in '
+            '`model` if a base config has the others')
 
 
 def _build_teacher(cfg: dict, student: nn.Module) -> Teacher:

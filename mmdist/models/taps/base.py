@@ -36,6 +36,11 @@ class LogitPair:
         teacher_activation (str): 'softmax' or 'sigmoid'.
         weight (float): The weight that the student's head gives its own loss.
         name (str): The stage, level or head, e.g. 'level 0'.
+        num_classes (int): The columns' classes; beside them there may be a
+            background, and of several anchors each has its own.
+        labels (Callable): Gives the class of every row, int64, in the shape
+            of ``student`` without its columns, -1 where none is labelled; or
+            None if the ground truth does not say.
     """
     student: Tensor
     teacher: Tensor
@@ -43,6 +48,8 @@ class LogitPair:
     teacher_activation: str = 'softmax'
     weight: float = 1.0
     name: str = ''
+    num_classes: int = 0
+    labels: Callable[[], Optional[Tensor]] = lambda: None
 
 
 class BoxLogits(NamedTuple):
@@ -410,6 +417,13 @@ class LogitTap(metaclass=ABCMeta):
         """
         raise ValueError(f"model.tap has align='boxes', but {cls.instances} "
                          'of model.teacher have no boxes')
+
+    def logits_in(self, call: Call) -> List[Tensor]:
+        """The class logits of a call, as the head gave them to its loss."""
+        return [
+            logits for name in self.class_arguments
+            for logits in tensors_in(call.arguments.get(name))
+        ]
 
     def is_classification_loss(self, name: str) -> bool:
         """Whether a loss of the student belongs to the tapped class logits.

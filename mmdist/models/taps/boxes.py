@@ -1,12 +1,14 @@
 """Teachers of another family: a row is a box, whoever predicted it."""
 from contextlib import AbstractContextManager
+from functools import partial
 from typing import List, Optional, Sequence, Type
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from .base import Call, LogitPair, LogitTap, check_classes
 from .columns import as_columns_of
+from .labels import labels_of_boxes, objects_of
 from .teacher_batch import TeacherBatch
 
 
@@ -95,10 +97,24 @@ class BoxTap(LogitTap):
                 student_activation=own.columns.activation,
                 teacher_activation=activation_t,
                 weight=self.own.weight_of(call, student),
-                name=f'boxes of {call.path}')
+                name=f'boxes of {call.path}',
+                num_classes=head.num_classes,
+                labels=partial(_labels, teacher,
+                               [b[i] for b, i in zip(own.boxes, kept)]))
         ]
+
+    def logits_in(self, call: Call) -> List[Tensor]:
+        """As the student's own tap."""
+        return self.own.logits_in(call)
 
     def describe(self, student: nn.Module, teacher: nn.Module) -> str:
         """E.g. ``boxes of bbox_head <- roi_head.bbox_head.0``."""
         return (f'boxes of {", ".join(self.heads)} <- '
                 f'{self.teacher_heads[0]}')
+
+
+def _labels(teacher: TeacherBatch, boxes: List[Tensor]) -> Optional[Tensor]:
+    objects = objects_of(teacher.samples)
+    if objects is None or len(objects) != len(boxes):
+        return None
+    return labels_of_boxes(objects, boxes)

@@ -1,8 +1,9 @@
 """Dense heads: a row is a location of a feature level."""
 import inspect
 from contextlib import contextmanager
-from typing import (Any, Dict, Iterator, List, NamedTuple, Optional, Sequence,
-                    Tuple)
+from functools import partial
+from typing import (Any, Callable, Dict, Iterator, List, NamedTuple, Optional,
+                    Sequence, Tuple)
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +13,7 @@ from .base import (LEAST_LOGIT, BoxLogits, Call, LogitPair, LogitTap,
                    reads_text, tensors_in)
 from .columns import (Columns, as_columns_of, class_log_odds,
                       class_probabilities, logits_of)
+from .labels import labels_at, objects_of
 from .teacher_batch import TeacherBatch
 from .unread import left_out, unread_layers
 
@@ -25,11 +27,14 @@ class Reading(NamedTuple):
         activation (str, optional): Where the head's loss does not say it.
         objectness (int, optional): The channel of an anchor that says
             whether there is an object.
+        place (float): Where an object is, 0.5 for the centre of its box and 0
+            for the left top corner.
     """
     probabilities: bool = False
     first_class: int = 0
     activation: Optional[str] = None
     objectness: Optional[int] = None
+    place: float = 0.5
 
 
 OBJECTNESS = 'objectnesses'  # YOLOX's, an argument by itself
@@ -37,11 +42,15 @@ READINGS = {
     'cls_scores': Reading(),
     'center_heatmap_preds': Reading(probabilities=True,
                                     activation='sigmoid'),  # CenterNet
-    'tl_heats': Reading(activation='sigmoid'),  # corners of CornerNet
-    'br_heats': Reading(activation='sigmoid'),
+    'tl_heats': Reading(activation='sigmoid', place=0.),  # CornerNet
+    'br_heats': Reading(activation='sigmoid', place=1.),
     'pred_maps': Reading(first_class=5, objectness=4),  # YOLOv3
     'mlvl_cls_preds': Reading()  # SOLO
 }
+
+
+def _no_labels(*_: Any) -> None:
+    return None
 
 
 class DenseTap(LogitTap):
@@ -143,7 +152,8 @@ class DenseTap(LogitTap):
             pairs += [
                 self._level_pair(maps, levels_t[level], student, other,
                                  f'level {i} of {name_s}', call.path
-                                 in self.merged)
+                                 in self.merged,
+                                 partial(_labels, student, teacher, i))
                 for i, (maps, level) in enumerate(zip(levels_s, indices))
             ]
         return pairs
@@ -160,8 +170,14 @@ class DenseTap(LogitTap):
             [path], head_s.training,
             lambda _: left_out(head, self.unread[path]))[path]
 
-    def _level_pair(self, maps_s: Tensor, maps_t: Tensor, student: 'Side',
-                    teacher: 'Side', name: str, merged: bool) -> LogitPair:
+    def _level_pair(self,
+                    maps_s: Tensor,
+                    maps_t: Tensor,
+                    student: 'Side',
+                    teacher: 'Side',
+                    name: str,
+                    merged: bool,
+                    labels_of: Callable = _no_labels) -> LogitPair:
         if maps_s.shape[3:] != maps_t.shape[3:]:
             raise ValueError(
                 f'{name} of model.student has {tuple(maps_s.shape[3:])} '
@@ -190,7 +206,9 @@ class DenseTap(LogitTap):
             teacher=maps_t.flatten(*merge),
             student_activation=activation_s,
             teacher_activation=activation_t,
-            name=name)
+            name=name,
+            num_classes=student.columns.num_classes,
+            labels=partial(labels_of, maps_s.shape, merge == (0, 1)))
 
     def _rows_are_anchors(self, columns: Columns) -> bool:
         return self.anchors_as_rows or columns.activation == 'softmax'
@@ -450,6 +468,19 @@ def _spoken(maps_s: Tensor, maps_t: Tensor,
         maps.masked_fill(padding, LEAST_LOGIT)[:, :, spoken.any(0)]
         for maps in (maps_s, maps_t))
     return maps_s, maps_t
+
+
+def _labels(side: Side, teacher: TeacherBatch, level: int,
+            shape: Sequence[int], anchors_are_rows: bool) -> Optional[Tensor]:
+    """Labels of the rows of a level of shape ``(N, A, C, H, W)``."""
+    objects = objects_of(teacher.samples)
+    if objects is None or len(objects) != shape[0] or len(shape) < 5:
+        return None
+    labels = labels_at(objects, tuple(shape[3:]), _strides(side.head), level,
+                       side.reading.place)
+    if anchors_are_rows:
+        labels = labels.repeat_interleave(shape[1], dim=0)
+    return labels
 
 
 @contextmanager

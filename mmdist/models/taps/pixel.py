@@ -1,12 +1,13 @@
 """Decode heads: a row is a pixel of the head's own logits."""
 from functools import lru_cache, partial
-from typing import Any, Dict, List, Sequence, Tuple
+from typing import Any, Callable, Dict, List, Sequence, Tuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .base import Call, LogitPair, LogitTap, check_classes
+from .labels import NONE
 from .teacher_batch import TeacherBatch
 
 AUXILIARY = 'auxiliary_head'
@@ -155,34 +156,21 @@ class PixelTap(LogitTap):
                 logits_t = resize(logits_t, size)
             if self.class_map is not None:
                 logits_t = logits_t[:, self.class_map]
+            labels = partial(_labels, call, head_s, size)
+            if self.ignore_label_pixels and head_s.ignore_index is not None:
+                logits_s, logits_t, labels = _without_ignored(
+                    logits_s, logits_t, labels(), head_s.ignore_index)
             pairs.append(
                 LogitPair(
-                    *self._without_ignored(logits_s, logits_t, call, head_s),
+                    logits_s,
+                    logits_t,
                     student_activation=_activation_of(head_s),
                     teacher_activation=_activation_of(head_t),
                     weight=weight,
-                    name=f'{call.path}, output {i}'))
+                    name=f'{call.path}, output {i}',
+                    num_classes=head_s.out_channels,
+                    labels=partial(_known, labels, head_s)))
         return pairs
-
-    def _without_ignored(self, logits_s: Tensor, logits_t: Tensor, call: Call,
-                         head_s: nn.Module) -> Sequence[Tensor]:
-        """Both logits, as ``(R, C)`` of the labelled pixels if asked for."""
-        if not self.ignore_label_pixels or head_s.ignore_index is None:
-            return logits_s, logits_t
-        labels = torch.stack([
-            sample.gt_sem_seg.data
-            for sample in call.arguments['batch_data_samples']
-        ])
-        if 'points' in call.arguments:
-            labels = _sample(labels.float(), call.arguments['points'],
-                             head_s.align_corners, 'nearest')[:, 0]
-        else:
-            rows, columns = (
-                _nearest(length, count, head_s.align_corners, labels.device)
-                for length, count in zip(labels.shape[2:], logits_s.shape[2:]))
-            labels = labels[:, 0, rows[:, None], columns]
-        kept = labels != head_s.ignore_index
-        return logits_s.movedim(1, -1)[kept], logits_t.movedim(1, -1)[kept]
 
     def is_classification_loss(self, name: str) -> bool:
         """The losses of the tapped heads on classes, e.g. 'decode.loss_ce'."""
@@ -321,6 +309,35 @@ def _loss_weights(head: nn.Module, num_outputs: int) -> List[float]:
         return [loss.loss_weight for loss in losses]
     # … or all losses on each.
     return [getattr(_main_loss(head), 'loss_weight', 1.0)] * num_outputs
+
+
+def _labels(call: Call, head: nn.Module, size: Sequence[int]) -> Tensor:
+    """The label at each logit of a call, ``(N, *size)``."""
+    labels = torch.stack([
+        sample.gt_sem_seg.data
+        for sample in call.arguments['batch_data_samples']
+    ])
+    if 'points' in call.arguments:
+        return _sample(labels.float(), call.arguments['points'],
+                       head.align_corners, 'nearest')[:, 0]
+    rows, columns = (_nearest(length, count, head.align_corners, labels.device)
+                     for length, count in zip(labels.shape[2:], size))
+    return labels[:, 0, rows[:, None], columns]
+
+
+def _without_ignored(logits_s: Tensor, logits_t: Tensor, labels: Tensor,
+                     ignore_index: int) -> Tuple[Tensor, Tensor, Callable]:
+    """Both logits, as ``(R, C)`` of the labelled pixels, and the labels."""
+    kept = labels != ignore_index
+    return (logits_s.movedim(1, -1)[kept], logits_t.movedim(1, -1)[kept],
+            lambda: labels[kept])
+
+
+def _known(labels: Callable[[], Tensor], head: nn.Module) -> Tensor:
+    """Labels of the head's classes, without those to ignore."""
+    found = labels().long()
+    others = (found == head.ignore_index) | (found >= head.out_channels)
+    return found.masked_fill(others, NONE)
 
 
 def _nearest(length: int, count: int, align_corners: bool,

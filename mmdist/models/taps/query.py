@@ -1,5 +1,6 @@
 """Query heads: a row is a query of the student and the teacher's match."""
 from abc import abstractmethod
+from functools import partial
 from typing import Any, List, NamedTuple, Optional, Sequence, Tuple
 
 import torch
@@ -8,6 +9,7 @@ from torch import Tensor, nn
 from .base import (LEAST_LOGIT, BoxLogits, Call, LogitPair, LogitTap,
                    activation_of, check_classes, check_tokens, reads_text)
 from .columns import Columns, as_columns_of, class_probabilities
+from .labels import NONE, Objects, objects_of
 from .teacher_batch import TeacherBatch
 
 # Weights of the costs of a match, those of Deformable DETR and Mask2Former.
@@ -147,7 +149,10 @@ class QueryTap(LogitTap):
                 teacher=rows_t,
                 student_activation=columns_s.activation,
                 teacher_activation=activation_t,
-                name='queries')
+                name='queries',
+                num_classes=0
+                if reads_text(student) else columns_s.num_classes,
+                labels=partial(_labels, queries_t, matches, teacher))
         ]
 
     def describe(self, student: nn.Module, teacher: nn.Module) -> str:
@@ -290,10 +295,7 @@ def _match_picture(student: Queries, columns_s: Columns, teacher: Queries,
         p_t = p_t[:, class_map]
     # half the absolute difference
     cost = CLASS_COST * torch.cdist(p_s, p_t, p=1) / 2
-    if student.boxes is not None and teacher.boxes is not None:
-        cost = cost + _box_cost(student.boxes, teacher.boxes)
-    if student.masks is not None and teacher.masks is not None:
-        cost = cost + _mask_cost(student.masks, teacher.masks)
+    cost = cost + _place_cost(student, teacher)
     # Predictions that overflowed match nothing in particular.
     cost = cost.nan_to_num(1e6, 1e6, 1e6)
     if one_to_one:
@@ -302,6 +304,16 @@ def _match_picture(student: Queries, columns_s: Columns, teacher: Queries,
         own, theirs = range(len(cost)), cost.argmin(dim=1)
     return (torch.as_tensor(own, device=cost.device),
             torch.as_tensor(theirs, device=cost.device))
+
+
+def _place_cost(student: Queries, teacher: Queries) -> Tensor:
+    """How far the boxes and masks of one picture are apart, ``(S, T)``."""
+    cost = teacher.logits.new_zeros(())
+    if student.boxes is not None and teacher.boxes is not None:
+        cost = cost + _box_cost(student.boxes, teacher.boxes)
+    if student.masks is not None and teacher.masks is not None:
+        cost = cost + _mask_cost(student.masks, teacher.masks)
+    return cost
 
 
 def _box_cost(student: Tensor, teacher: Tensor) -> Tensor:
@@ -336,3 +348,36 @@ def _without_padding(rows_s: Tensor, rows_t: Tensor) -> Tuple[Tensor, Tensor]:
     kept = rows_s.isfinite().any(0) & rows_t.isfinite().any(0)
     return (rows_s[:, kept].clamp(min=LEAST_LOGIT),
             rows_t[:, kept].clamp(min=LEAST_LOGIT))
+
+
+@torch.no_grad()
+def _labels(queries: Queries, matches: List[Tuple[Tensor, Tensor]],
+            teacher: TeacherBatch) -> Optional[Tensor]:
+    """Labels of matched rows: an object's has the teacher's nearest query."""
+    objects = objects_of(teacher.samples)
+    if objects is None or len(objects) != len(matches):
+        return None
+    labels = []
+    for i, (truth, (_, match)) in enumerate(zip(objects, matches)):
+        theirs = Queries(*(p if p is None else p[i] for p in queries))
+        row_labels = truth.labels.new_full((len(match), ), NONE)
+        places = _places_of(truth, theirs)
+        if places is not None and len(truth.labels):
+            nearest = _place_cost(places, theirs).argmin(1)
+            found, which = (nearest[:, None] == match).nonzero().T
+            row_labels[which] = truth.labels[found]
+        labels.append(row_labels)
+    return torch.cat(labels)
+
+
+def _places_of(truth: Objects, like: Queries) -> Optional[Queries]:
+    """Objects as queries, with boxes or masks as those of some others."""
+    from mmdet.structures.bbox import bbox_xyxy_to_cxcywh
+    if like.boxes is not None:
+        size = truth.boxes.new_tensor(truth.size).flip(0).repeat(2)
+        return Queries(
+            truth.labels, boxes=bbox_xyxy_to_cxcywh(truth.boxes / size))
+    if truth.masks is None:
+        return None
+    certain = 40 * truth.masks - 20
+    return Queries(truth.labels, masks=certain.unsqueeze(1))

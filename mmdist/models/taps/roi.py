@@ -1,5 +1,6 @@
 """RoI heads: a row is one of the student's sampled boxes."""
 import inspect
+from functools import partial
 from typing import Any, Dict, List, Optional, Sequence, Tuple
 
 import torch
@@ -9,6 +10,7 @@ from torch import Tensor, nn
 from .base import (BoxLogits, Call, LogitPair, LogitTap, activation_of,
                    check_classes, class_logits)
 from .columns import Columns, as_columns_of
+from .labels import NONE
 from .teacher_batch import TeacherBatch, owner_of
 
 
@@ -77,7 +79,9 @@ class RoITap(LogitTap):
                 student_activation=activation_of(head_s),
                 teacher_activation=activation_t,
                 weight=self.weight_of(call, student),
-                name=f'stage {_split(call.path)[1]}')
+                name=f'stage {_split(call.path)[1]}',
+                num_classes=head_s.num_classes,
+                labels=partial(_labels, call, head_s))
         ]
 
     @classmethod
@@ -170,6 +174,15 @@ def _check_width(head: nn.Module, field: str) -> None:
 def _is_custom(head: nn.Module) -> bool:
     """Whether the loss has its own way from logits to probabilities."""
     return getattr(head, 'custom_activation', False)
+
+
+def _labels(call: Call, head: nn.Module) -> Optional[Tensor]:
+    """The labels that the head is trained with, without the background's."""
+    labels = call.arguments.get('labels')
+    rows = len(_table(call.arguments['cls_score'], head))
+    if labels is None or labels.shape != (rows, ):  # CrowdDet's two a RoI
+        return None
+    return labels.masked_fill(labels >= head.num_classes, NONE)
 
 
 def _table(cls_score: Tensor, head: nn.Module) -> Tensor:

@@ -1,0 +1,3 @@
+from .monitor import TeacherMonitor
+
+__all__ = ['TeacherMonitor']

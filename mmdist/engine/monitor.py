@@ -1,0 +1,228 @@
+"""Watches whether a teacher has something to teach, and whether it arrives."""
+from logging import WARNING
+from typing import Any, Dict, List, Optional, Sequence
+
+import torch
+from mmengine.dist import all_reduce
+from mmengine.logging import MessageHub, print_log
+from torch import Tensor
+
+# Fewer labelled instances say nothing about a teacher.
+LEAST_INSTANCES = 30
+# What lies within so much of chance (of the way from chance to 1) is chance.
+MARGIN = 0.1
+# Gradients of half precision's logits would be 0 without a factor.
+SCALE = 2.**12
+CAUSES = ("the teacher's mean, std or channel order are not those that it was "
+          'trained with (data_preprocessor in model.teacher.config), its '
+          "classes are others or in another order (model.teacher.class_map), "
+          'or model.teacher.checkpoint was not trained')
+
+
+class TeacherMonitor:
+    """Judges the teacher in the first iterations, and the loss all along.
+
+    MMEngine has hooks for this, but a hook is a line in every config; the
+    wrapper owns a monitor instead, so that none is without one. It says what
+    it sees in the log, in the scalar ``kd_grad_ratio`` (the norm of the
+    gradient of all terms of distillation by that of the student's own losses,
+    on the tapped logits), and warns
+
+    - if the teacher's class predictions for labelled instances, in the mean
+      over classes, are not better than chance, or worse than the student's;
+    - if the teacher says what is no number;
+    - if a term of distillation stays the same, or has no gradient.
+
+    Args:
+        strict (bool): Stop instead of warning.
+        iters (int): Iterations in which the teacher is judged; ten times as
+            many if few instances are labelled. Also the iterations that a
+            term may stay the same.
+        interval (int): Iterations between two looks at the gradients, after
+            the first ``iters``.
+    """
+
+    def __init__(self,
+                 strict: bool = False,
+                 iters: int = 10,
+                 interval: int = 500) -> None:
+        self.strict, self.iters, self.interval = strict, iters, interval
+        self.iteration = 0
+        self.judged = False
+        # Instances of each class, those that student and teacher know, and
+        # in the last row those for which the teacher says no number.
+        self._counts: Optional[Tensor] = None
+        self._last: Dict[str, Tensor] = {}
+        self._unchanged: Dict[str, Tensor] = {}
+        self._without_gradient = 0
+
+    def watch(self, pairs: Sequence[Any], logits: List[Tensor],
+              terms: Dict[str, Tensor], losses: Dict[str, Any]) -> None:
+        """Look at one iteration.
+
+        Args:
+            pairs (Sequence[LogitPair]): What was compared.
+            logits (list[Tensor]): The student's, as its head gave them to its
+                own loss.
+            terms (dict[str, Tensor]): Of distillation, by name.
+            losses (dict[str, Any]): The student's own.
+
+        Raises:
+            RuntimeError: If there is a reason to warn, and ``strict``.
+        """
+        self.iteration += 1
+        early = self.iteration <= self.iters
+        if not self.judged:
+            self._count(pairs)
+            if self.iteration % self.iters == 0:
+                self._judge()
+        self._compare(terms)
+        if torch.is_grad_enabled() and (early or self.iteration % self.interval
+                                        == 0):
+            self._look_at_gradients(logits, terms, losses)
+
+    @torch.no_grad()
+    def _count(self, pairs: Sequence[Any]) -> None:
+        for pair in pairs:
+            labels = pair.labels() if pair.num_classes > 1 else None
+            if labels is None:
+                continue
+            counts = pair.student.new_zeros(
+                4, pair.num_classes, dtype=torch.float64)
+            known = labels >= 0
+            truth = labels[known]
+            rows = [
+                side.movedim(1, -1)[known]
+                for side in (pair.student, pair.teacher)
+            ]
+            right = [classes_of(r, pair.num_classes) == truth for r in rows]
+            no_number = ~rows[1].isfinite().all(1)
+            facts = torch.ones_like(no_number), *right, no_number
+            for row, fact in zip(counts, facts):
+                row.index_add_(0, truth, fact.double())
+            self._counts = counts if self._counts is None else (self._counts +
+                                                                counts)
+
+    def _judge(self) -> None:
+        """Say how good the teacher is, once enough instances were seen."""
+        if self._counts is None:
+            self.judged = True
+            print_log(
+                'The teacher is not judged: no labels are known for '
+                'what it is compared on',
+                logger='current')
+            return
+        # The same on all processes, so that they stop together.
+        counts = self._counts.clone()
+        all_reduce(counts)
+        number = int(counts[0].sum())
+        if number < LEAST_INSTANCES and self.iteration < 10 * self.iters:
+            return
+        self.judged = True
+        present = counts[0] > 0
+        student, teacher, no_number = (
+            float((row[present] / counts[0][present]).mean())
+            for row in counts[1:])
+        chance = 1 / max(int(present.sum()), 2)
+        print_log(
+            f'On {number} labelled instances of {int(present.sum())} classes, '
+            f'the teacher is right about {teacher:.3f} and the student about '
+            f'{student:.3f} in the mean over classes (chance: {chance:.3f})',
+            logger='current')
+        if number:
+            self._doubt(student, teacher, no_number, chance)
+
+    def _doubt(self, student: float, teacher: float, no_number: float,
+               chance: float) -> None:
+        if no_number:
+            self._warn(
+                'The teacher predicts what is no number (inf or nan): '
+                'its weights are broken, or its dtype is too small; '
+                'check model.teacher.checkpoint and model.teacher.dtype')
+        elif teacher < chance + MARGIN * (1 - chance):
+            self._warn(f'The teacher is right about {teacher:.3f}, which is '
+                       f'chance ({chance:.3f}). Either {CAUSES}')
+        elif teacher + MARGIN * (1 - teacher) < student:
+            self._warn(f'The teacher ({teacher:.3f}) is worse than the '
+                       f'student ({student:.3f}). Either {CAUSES}; or the '
+                       'student is better already')
+
+    def _compare(self, terms: Dict[str, Tensor]) -> None:
+        """Count in how many iterations a term was the same, on the device."""
+        for name, term in terms.items():
+            value = term.detach()
+            if name in self._last:
+                same = value == self._last[name]
+                self._unchanged[name] = (self._unchanged.get(name, 0) +
+                                         1) * same
+            self._last[name] = value
+        # Reading a value makes a GPU wait, so seldom.
+        if self.iteration in (self.iters, ) or (self.iteration % self.interval
+                                                == 0):
+            for name, count in self._unchanged.items():
+                if count >= self.iters - 1:
+                    self._warn(f'{name} has been {float(self._last[name]):g} '
+                               f'for {int(count) + 1} iterations, so the '
+                               'student learns nothing from it: check '
+                               'model.distill_loss and the teacher')
+
+    def _look_at_gradients(self, logits: List[Tensor], terms: Dict[str,
+                                                                   Tensor],
+                           losses: Dict[str, Any]) -> None:
+        logits = [part for part in logits if part.requires_grad]
+        if not logits:
+            return
+        kd = gradient_norm(list(terms.values()), logits)
+        own = gradient_norm([
+            part for name, loss in losses.items() if 'loss' in name
+            for part in (loss if isinstance(loss, (list, tuple)) else [loss])
+        ], logits)
+        MessageHub.get_current_instance().update_scalar(
+            'train/kd_grad_ratio', kd / own if own else 0.)
+        self._without_gradient = 0 if kd else self._without_gradient + 1
+        if self._without_gradient == self.iters:
+            self._warn('No term of distillation has had a gradient in '
+                       f'{self.iters} of the iterations that were looked at: '
+                       'check the weights of model.distill_loss; constant '
+                       'predictions of the teacher have none either')
+
+    def _warn(self, message: str) -> None:
+        if self.strict:
+            raise RuntimeError(
+                f'{message} (a warning, were it not for strict_teacher=True)')
+        print_log(message, logger='current', level=WARNING)
+
+
+def classes_of(logits: Tensor, num_classes: int) -> Tensor:
+    """The class with the highest score of each row.
+
+    Args:
+        logits (Tensor): ``(R, C)``, of classes and perhaps a background, or
+            of the classes of several anchors.
+        num_classes (int): Classes.
+
+    Returns:
+        Tensor: ``(R, )``, int64.
+    """
+    if logits.shape[1] % num_classes:
+        logits = logits[:, :num_classes]
+    return logits.unflatten(1, (-1, num_classes)).amax(1).argmax(1)
+
+
+def gradient_norm(losses: Sequence[Tensor], logits: List[Tensor]) -> float:
+    """The norm of the gradient of a sum of losses with respect to logits.
+
+    Args:
+        losses (Sequence[Tensor]): Scalars, or tensors whose mean is meant.
+        logits (list[Tensor]): Of the graph of the losses.
+
+    Returns:
+        float: 0 if no loss depends on the logits.
+    """
+    losses = [loss.float().mean() for loss in losses if loss.requires_grad]
+    if not losses:
+        return 0.
+    gradients = torch.autograd.grad(
+        SCALE * sum(losses), logits, retain_graph=True, allow_unused=True)
+    squares = [g.float().square().sum() for g in gradients if g is not None]
+    return float(sum(squares))**0.5 / SCALE
