@@ -1,0 +1,177 @@
+"""The monitor of the teacher: what wastes a night is said, or stops."""
+import copy
+import logging
+
+import pytest
+import torch
+from mmengine.logging import MessageHub, MMLogger
+
+from mmdist.engine import TeacherMonitor
+from mmdist.engine.monitor import classes_of, gradient_norm
+from mmdist.models.taps.base import LogitPair
+from tests.segmentors import (IGNORED, NUM_CLASSES, batch, build,
+                              build_distiller, prepared, segmentor)
+
+# BGR; red and blue exchanged, each is the colour of another class.
+COLOURS = torch.tensor([[210, 120, 40], [40, 120, 210], [220, 30, 120],
+                        [120, 30, 220]])
+
+
+def painted(seed):
+    """Pictures whose colours are their classes."""
+    data = batch(seed=seed)
+    generator = torch.Generator().manual_seed(seed)
+    for i, sample in enumerate(data['data_samples']):
+        labels = sample.gt_sem_seg.data[0]
+        # blocks of 32 pixels, four logits wide
+        labels = labels[:16, :16].repeat_interleave(4, 0)
+        labels = labels.repeat_interleave(4, 1)
+        sample.gt_sem_seg.data = labels[None]
+        known = torch.where(labels == IGNORED, 0, labels)
+        noise = torch.randint(-25, 26, (3, *labels.shape), generator=generator)
+        picture = COLOURS[known].permute(2, 0, 1) + noise
+        data['inputs'][i] = picture.clamp(0, 255).to(torch.uint8)
+    return data
+
+
+@pytest.fixture(scope='module')
+def trained(tmp_path_factory):
+    """A teacher that has learnt the colours: its config and weights."""
+    cfg = segmentor('pspnet')
+    model = build(cfg, 1).train()
+    optimizer = torch.optim.Adam(model.parameters(), lr=2e-3)
+    for seed in range(80):
+        losses = model.loss(*prepared(model, painted(seed)))
+        optimizer.zero_grad()
+        sum(v for k, v in losses.items() if 'loss' in k).backward()
+        optimizer.step()
+    return cfg, model.state_dict()
+
+
+def distil(trained,
+           folder,
+           steps=10,
+           change=lambda cfg, weights: None,
+           **options):
+    """Compute the losses of some steps with a teacher that was changed."""
+    cfg, weights = copy.deepcopy(trained)
+    change(cfg, weights)
+    path = str(folder / 'teacher.pth')
+    torch.save(dict(state_dict=weights), path)
+    wrapper = build_distiller(
+        segmentor('pspnet'), dict(config=cfg, checkpoint=path), **options)
+    wrapper.train()
+    for seed in range(steps):
+        wrapper.loss(*prepared(wrapper, painted(1000 + seed)))
+    return wrapper
+
+
+def other_mean(cfg, weights):
+    cfg['data_preprocessor'].update(mean=[0.] * 3, std=[1.] * 3)
+
+
+def swapped(cfg, weights):
+    cfg['data_preprocessor'].update(bgr_to_rgb=False)
+
+
+def permuted(cfg, weights):
+    for name, weight in weights.items():
+        if 'conv_seg' in name:
+            weights[name] = weight.roll(1, 0)
+
+
+def untrained(cfg, weights):
+    weights.update(build(cfg, 5).state_dict())
+
+
+def not_a_number(cfg, weights):
+    weights['decode_head.conv_seg.bias'][0] = float('nan')
+
+
+@pytest.fixture
+def log(caplog):
+    """What is logged as a warning, or said."""
+    logger = MMLogger.get_instance('monitor', logger_name='monitor')
+    logger.addHandler(caplog.handler)
+    caplog.set_level(logging.INFO)
+    yield caplog
+    logger.removeHandler(caplog.handler)
+    MMLogger._instance_dict.pop('monitor', None)
+
+
+def warnings_in(log):
+    return [r.message for r in log.records if r.levelno >= logging.WARNING]
+
+
+def test_a_good_teacher_is_praised(trained, tmp_path, log):
+    """One line with both accuracies, and no warning."""
+    distil(trained, tmp_path, strict_teacher=True)
+    judged, = (r.message for r in log.records if 'is right' in r.message)
+    assert float(judged.split('right about ')[1][:5]) > 0.7
+    assert not warnings_in(log)
+
+
+@pytest.mark.parametrize('change, match', [(other_mean, 'mean, std'),
+                                           (swapped, 'channel order'),
+                                           (permuted, 'class_map'),
+                                           (untrained, 'was not trained'),
+                                           (not_a_number, 'no number')])
+def test_a_bad_teacher_is_noticed(trained, tmp_path, log, change, match):
+    """By a warning that names the causes; strictly, by the end of the run."""
+    distil(trained, tmp_path, change=change)
+    warning, = (w for w in warnings_in(log) if 'teacher' in w)
+    assert match in warning
+    with pytest.raises(RuntimeError, match='strict_teacher'):
+        distil(trained, tmp_path, change=change, strict_teacher=True)
+
+
+def test_a_student_that_is_better_is_noticed(trained, tmp_path, log):
+    """As when the checkpoints of student and teacher were exchanged."""
+    monitor = TeacherMonitor()
+    labels = torch.arange(40) % 2
+    logits = torch.nn.functional.one_hot(labels).float()
+    wrong = logits.clone()
+    wrong[:12] = wrong[:12].flip(1)  # 0.7 are right
+    pair = LogitPair(
+        logits.requires_grad_(), wrong, num_classes=2, labels=lambda: labels)
+    for step in range(10):
+        term = (logits - wrong).square().mean() * (step + 1)
+        monitor.watch([pair], [logits], dict(loss_kd_kl=term), {})
+    assert any('worse than the student' in w for w in warnings_in(log))
+
+
+def test_terms_that_teach_nothing_are_noticed(trained, tmp_path, log):
+    """A weight of 0: the terms stay the same and have no gradient."""
+    distil(
+        trained,
+        tmp_path,
+        distill_loss=dict(type='mmdist.DISTLoss', beta=0., gamma=0.))
+    warned = ' '.join(warnings_in(log))
+    assert 'had a gradient' in warned or 'learns nothing' in warned
+
+
+def test_the_ratio_of_gradients_is_logged(trained, tmp_path):
+    """Of both losses' gradients on the logits, computed by hand."""
+    logits = torch.randn(6, NUM_CLASSES, requires_grad=True)
+    monitor = TeacherMonitor()
+    term, own = logits.square().sum(), 3 * logits.square().sum()
+    monitor.watch([], [logits], dict(loss_kd=term), dict(loss_ce=own))
+    scalar = MessageHub.get_current_instance().get_scalar(
+        'train/kd_grad_ratio')
+    assert scalar.current() == pytest.approx(1 / 3, rel=1e-5)
+
+
+def test_gradients_are_left_as_they_were(trained, tmp_path):
+    """Looking at gradients writes none, and a backward is still possible."""
+    wrapper = distil(trained, tmp_path, steps=1)
+    assert all(p.grad is None for p in wrapper.parameters())
+    losses = wrapper.loss(*prepared(wrapper, painted(7)))
+    sum(v for k, v in losses.items() if 'loss' in k).backward()
+
+
+def test_classes_of_columns():
+    """With a background, and of several anchors."""
+    logits = torch.tensor([[1., 5., 2., 9.], [3., 0., 1., 9.]])
+    assert classes_of(logits, 3).tolist() == [1, 0]  # and a background
+    assert classes_of(logits, 2).tolist() == [1, 1]  # of two anchors
+    assert gradient_norm([], [logits]) == 0

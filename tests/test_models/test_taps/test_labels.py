@@ -1,0 +1,89 @@
+"""The labels of rows, against the ground truth of the pictures."""
+import pytest
+import torch
+from mmengine.structures import InstanceData
+
+from mmdist.models.taps.labels import (Objects, labels_at, labels_of_boxes,
+                                       objects_of)
+from tests.helpers import (NUM_CLASSES, batch, build_distiller, detector,
+                           prepared, save_teacher)
+
+
+def pairs_of(name, tmp_path, **options):
+    """The pairs of a step, and the ground truth."""
+    model = detector(name)
+    wrapper = build_distiller(model, save_teacher(model, tmp_path), **options)
+    wrapper.train()
+    seen = []
+    wrapper.monitor.watch = lambda pairs, *_: seen.extend(pairs)
+    inputs, samples = prepared(wrapper, batch(name))
+    wrapper.loss(inputs, samples)
+    return seen, objects_of(samples)
+
+
+@pytest.mark.parametrize('name', ['faster', 'cascade', 'retina', 'fcos'])
+def test_labels_are_those_of_the_rows(name, tmp_path):
+    """One a row, of classes that the pictures have."""
+    pairs, objects = pairs_of(name, tmp_path)
+    present = set(torch.cat([o.labels for o in objects]).tolist())
+    found = set()
+    for pair in pairs:
+        labels = pair.labels()
+        shape = pair.student.shape
+        assert labels.shape == (shape[0], *shape[2:])
+        assert pair.num_classes == NUM_CLASSES
+        found |= set(labels.unique().tolist())
+    assert found == present | {-1}
+
+
+@pytest.mark.parametrize('name', ['detr', 'deformable', 'maskformer'])
+def test_an_object_has_one_query(name, tmp_path):
+    """The one whose teacher is nearest; two objects may share it."""
+    pairs, objects = pairs_of(name, tmp_path)
+    labels = pairs[0].labels()
+    assert labels.shape == (len(pairs[0].student), )
+    number = sum(len(o.labels) for o in objects)
+    assert 0 < int((labels >= 0).sum()) <= number
+
+
+def test_boxes_have_the_label_of_what_they_overlap(tmp_path):
+    """Half of a box is enough, less is not."""
+    truth = Objects(
+        torch.tensor([[0., 0., 10., 10.], [20., 20., 40., 40.]]),
+        torch.tensor([2, 1]), None, (64, 64))
+    boxes = torch.tensor([[0., 0., 10., 6.], [0., 0., 10., 4.],
+                          [20., 20., 40., 40.], [50., 50., 60., 60.]])
+    assert labels_of_boxes([truth], [boxes]).tolist() == [2, -1, 1, -1]
+    none = truth._replace(boxes=truth.boxes[:0], labels=truth.labels[:0])
+    assert labels_of_boxes([none], [boxes]).tolist() == [-1] * 4
+
+
+def test_objects_are_at_the_level_of_their_size():
+    """45 pixels are 5.6 strides of 8; 180 of 32. The centre is the place."""
+    truth = Objects(
+        torch.tensor([[16., 8., 61., 53.], [64., 64., 244., 244.]]),
+        torch.tensor([0, 1]), None, (256, 512))
+    levels = [
+        labels_at([truth], (256 // s, 512 // s), (8, 16, 32), i, 0.5)[0]
+        for i, s in enumerate((8, 16, 32))
+    ]
+    assert (levels[0] >= 0).nonzero().tolist() == [[3, 4]]
+    assert levels[0][3, 4] == 0
+    assert (levels[1] == -1).all()
+    assert (levels[2] >= 0).nonzero().tolist() == [[4, 4]]
+    assert levels[2][4, 4] == 1
+
+
+def test_corners_are_places_and_stay_within_the_level():
+    """CornerNet's, whose right bottom corner may be that of the picture."""
+    truth = Objects(
+        torch.tensor([[8., 16., 64., 32.]]), torch.tensor([3]), None, (32, 64))
+    for place, spot in ((0., [4, 2]), (1., [7, 15])):
+        labels = labels_at([truth], (8, 16), (), 0, place)[0]
+        assert (labels >= 0).nonzero().tolist() == [spot]
+
+
+def test_pictures_without_boxes_say_nothing():
+    """Those of segmentors, and what is no list of samples."""
+    assert objects_of(dict(sup=[])) is None
+    assert objects_of([InstanceData()]) is None
