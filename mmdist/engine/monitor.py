@@ -157,8 +157,8 @@ class TeacherMonitor:
                                          1) * same
             self._last[name] = value
         # Reading a value makes a GPU wait, so seldom.
-        if self.iteration in (self.iters, ) or (self.iteration % self.interval
-                                                == 0):
+        if (self.iteration == self.iters
+                or self.iteration % self.interval == 0):
             for name, count in self._unchanged.items():
                 if count >= self.iters - 1:
                     self._warn(f'{name} has been {float(self._last[name]):g} '

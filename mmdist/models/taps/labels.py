@@ -18,12 +18,12 @@ class Objects(NamedTuple):
     Attributes:
         boxes (Tensor): ``(K, 4)``, corners in pixels of the input.
         labels (Tensor): ``(K, )``, int64.
-        masks (Tensor, optional): ``(K, H, W)``, float32.
+        masks (Any): Of the data sample; None if there are none.
         size (tuple[int, int]): Height and width of the padded input.
     """
     boxes: Tensor
     labels: Tensor
-    masks: Optional[Tensor]
+    masks: Any
     size: Tuple[int, int]
 
 
@@ -44,19 +44,13 @@ def objects_of(samples: Any) -> Optional[List[Objects]]:
         return None
     return [
         Objects(
-            getattr(i.bboxes, 'tensor', i.bboxes), i.labels, _masks(i),
+            getattr(i.bboxes, 'tensor', i.bboxes), i.labels,
+            getattr(i, 'masks', None),
             tuple(
                 sample.metainfo.get('batch_input_shape',
                                     sample.metainfo['img_shape'])[:2]))
         for sample, i in zip(samples, instances)
     ]
-
-
-def _masks(instances: Any) -> Optional[Tensor]:
-    masks = getattr(instances, 'masks', None)
-    if masks is None:
-        return None
-    return masks.to_tensor(torch.float32, instances.labels.device)
 
 
 def labels_at(objects: Sequence[Objects], grid: Tuple[int, int],

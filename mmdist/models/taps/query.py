@@ -379,5 +379,8 @@ def _places_of(truth: Objects, like: Queries) -> Optional[Queries]:
             truth.labels, boxes=bbox_xyxy_to_cxcywh(truth.boxes / size))
     if truth.masks is None:
         return None
-    certain = 40 * truth.masks - 20
+    masks = truth.masks
+    if not isinstance(masks, Tensor):  # BoxInst's are tensors
+        masks = masks.to_tensor(torch.float32, truth.labels.device)
+    certain = 40 * masks.float() - 20
     return Queries(truth.labels, masks=certain.unsqueeze(1))

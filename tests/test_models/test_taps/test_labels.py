@@ -83,6 +83,14 @@ def test_corners_are_places_and_stay_within_the_level():
         assert (labels >= 0).nonzero().tolist() == [spot]
 
 
+def test_masks_may_be_tensors():
+    """BoxInst's preprocessor leaves such, which dense heads do not need."""
+    sample = batch('mask')['data_samples'][0]
+    masks = torch.zeros(len(sample.gt_instances), 8, 8)
+    sample.gt_instances.masks = masks
+    assert objects_of([sample])[0].masks is masks
+
+
 def test_pictures_without_boxes_say_nothing():
     """Those of segmentors, and what is no list of samples."""
     assert objects_of(dict(sup=[])) is None
