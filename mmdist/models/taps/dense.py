@@ -185,7 +185,7 @@ class DenseTap(LogitTap):
                 'give both heads the same strides or num_grids, and set '
                 "pad_size_divisor of model.student's data_preprocessor to the "
                 'largest stride')
-        maps_s, maps_t = _spoken(maps_s, maps_t, student.head)
+        maps_s, maps_t = _spoken(maps_s, maps_t, student.text_masks)
         activation_s = activation_t = student.columns.activation
         if merged:
             maps_s, maps_t = student.best(maps_s), teacher.best(maps_t)
@@ -207,7 +207,7 @@ class DenseTap(LogitTap):
             student_activation=activation_s,
             teacher_activation=activation_t,
             name=name,
-            num_classes=student.columns.num_classes,
+            num_classes=student.num_classes,
             labels=partial(labels_of, maps_s.shape, merge == (0, 1)))
 
     def _rows_are_anchors(self, columns: Columns) -> bool:
@@ -288,6 +288,16 @@ class Side:
         number = getattr(head, 'cls_out_channels', head.num_classes)
         self.columns = Columns(head.num_classes, activation, number
                                > head.num_classes)
+
+    @property
+    def text_masks(self) -> Optional[Tensor]:
+        """Which tokens a head of a text was given, ``(N, T)``."""
+        return getattr(self.head, 'text_masks', None)
+
+    @property
+    def num_classes(self) -> int:
+        """The classes that columns stand for; 0 if they are of tokens."""
+        return self.columns.num_classes if self.text_masks is None else 0
 
     @property
     def position(self) -> int:
@@ -453,12 +463,11 @@ def _best_overlap(boxes: Tensor, others: Tensor) -> Tensor:
 
 
 def _spoken(maps_s: Tensor, maps_t: Tensor,
-            head: nn.Module) -> Tuple[Tensor, Tensor]:
+            masks: Optional[Tensor]) -> Tuple[Tensor, Tensor]:
     """Logits of the tokens that the captions of a batch have.
 
     What is no head of a text has none to leave out.
     """
-    masks = getattr(head, 'text_masks', None)
     if masks is None:
         return maps_s, maps_t
     check_tokens(maps_s.shape[2], maps_t.shape[2])

@@ -360,6 +360,7 @@ def test_tokens_that_no_caption_has_are_left_out():
         assert torch.equal(logits[1, 0, :, 0], scores[1, :, 0])
         # The second caption has no second token.
         assert (logits[1, 1] == LEAST_LOGIT).all()
+    assert pair.num_classes == 0  # no column is a class
     with pytest.raises(ValueError, match='3 tokens .* model.student 4'):
         build_tap(model)._level_pair(
             side.maps(own), side.maps(theirs[..., :3]), side, side, 'level 0',
