@@ -462,7 +462,7 @@ def parse_args(argv: Optional[List[str]] = None) -> argparse.Namespace:
         help='every config instead of the first of a family that trains')
     parser.add_argument('--jobs', type=int, default=os.cpu_count())
     parser.add_argument(
-        '--timeout', type=float, default=600, help='seconds a config')
+        '--timeout', type=float, default=1800, help='seconds a config')
     parser.add_argument('--json', type=Path, help='write all reports there')
     parser.add_argument(
         '--resume',
