@@ -3,7 +3,8 @@
 A config of a distiller is tested as its student alone: the checkpoint is a
 plain student checkpoint, and no teacher is built.
 """
-from mmdist.utils import load_tool_config, run, student_of, tool_parser
+from mmdist.utils import (load_tool_config, run, run_tool, student_of,
+                          tool_parser)
 
 
 def parse_args():
@@ -86,4 +87,4 @@ def main():
 
 
 if __name__ == '__main__':
-    main()
+    run_tool(main)

@@ -1,6 +1,9 @@
 """Train a model, with or without a teacher; the flags are those of MM."""
+import os.path as osp
+
 import mmdist  # noqa: F401
-from mmdist.utils import load_tool_config, run, tool_parser
+from mmdist.engine import newest_checkpoint
+from mmdist.utils import load_tool_config, run, run_tool, tool_parser
 
 
 def parse_args():
@@ -36,6 +39,20 @@ def enable_auto_scale_lr(cfg):
     cfg.auto_scale_lr.enable = True
 
 
+def resume(cfg, checkpoint):
+    if checkpoint == 'auto':
+        hook = cfg.get('default_hooks', {}).get('checkpoint') or {}
+        checkpoint = newest_checkpoint(cfg.work_dir, hook.get('filename_tmpl'))
+    if checkpoint is None:
+        print(f'{cfg.work_dir} has no checkpoint to resume; starting anew')
+        return
+    if not osp.isfile(checkpoint):
+        raise FileNotFoundError(f'--resume {checkpoint}: there is no such '
+                                'checkpoint')
+    cfg.resume = True
+    cfg.load_from = checkpoint
+
+
 def main():
     args = parse_args()
     cfg = load_tool_config(args)
@@ -44,10 +61,9 @@ def main():
     if args.auto_scale_lr:
         enable_auto_scale_lr(cfg)
     if args.resume is not None:
-        cfg.resume = True
-        cfg.load_from = None if args.resume == 'auto' else args.resume
+        resume(cfg, args.resume)
     run(cfg, 'train')
 
 
 if __name__ == '__main__':
-    main()
+    run_tool(main)

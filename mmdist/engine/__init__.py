@@ -1,3 +1,4 @@
 from .monitor import TeacherMonitor
+from .resuming import SeedHook, WholeFiles, newest_checkpoint
 
-__all__ = ['TeacherMonitor']
+__all__ = ['SeedHook', 'TeacherMonitor', 'WholeFiles', 'newest_checkpoint']

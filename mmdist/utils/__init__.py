@@ -1,4 +1,4 @@
-from .cli import load_tool_config, run, tool_parser
+from .cli import load_tool_config, run, run_tool, tool_parser
 from .config import (class_names_of, find_config, load_config, scope_of,
                      student_of)
 from .setup_env import (allow_mmengine_checkpoints, check_version,
@@ -7,5 +7,5 @@ from .setup_env import (allow_mmengine_checkpoints, check_version,
 __all__ = [
     'allow_mmengine_checkpoints', 'check_version', 'class_names_of',
     'find_config', 'find_forks_configs', 'load_config', 'load_tool_config',
-    'run', 'scope_of', 'student_of', 'tool_parser'
+    'run', 'run_tool', 'scope_of', 'student_of', 'tool_parser'
 ]

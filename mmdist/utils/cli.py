@@ -1,13 +1,24 @@
 """What the command-line tools share."""
 import argparse
+import logging
 import os
 import os.path as osp
+import sys
+import traceback
+from contextlib import contextmanager
+from typing import Callable, Iterator, Optional
 
 import torch
 from mmengine.config import Config, DictAction
 from mmengine.device import get_device
+from mmengine.hooks import CheckpointHook, Hook
+from mmengine.logging import MMLogger
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
+
+from mmdist.engine import SeedHook
+
+TRACEBACK = 'MMDIST_TRACEBACK'
 
 
 def tool_parser(description: str) -> argparse.ArgumentParser:
@@ -78,9 +89,124 @@ def run(cfg: Config, loop: str) -> None:
         cfg: What :func:`load_tool_config` gave.
         loop: The runner's method: ``train`` or ``test``.
     """
-    getattr(_build_runner(cfg), loop)()
+    with _config_kept(cfg) as started:
+        runner = _build_runner(cfg)
+        runner.register_hook(started)
+        if loop == 'train':
+            _make_resumable(runner)
+            _refuse_empty_data(runner)
+        getattr(runner, loop)()
     if torch.distributed.is_initialized():
         # A thread of gloo that outlives Python's own end aborts a process
         # that had done all its work, and the launcher reports a failure.
         torch.distributed.barrier()
         torch.distributed.destroy_process_group()
+
+
+class _Started(Hook):
+    """Knows whether a run has trained."""
+    yes = False
+
+    def after_train_iter(self, *args, **kwargs) -> None:
+        self.yes = True
+
+
+@contextmanager
+def _config_kept(cfg: Config) -> Iterator[_Started]:
+    """Leave the config of an earlier run alone if this one does not start.
+
+    MMEngine writes the config into ``work_dir`` before it reads any data.
+    """
+    path = osp.join(cfg.work_dir, osp.basename(cfg.filename))
+    before = None
+    if osp.isfile(path):
+        with open(path, 'rb') as file:
+            before = file.read()
+    started = _Started()
+    try:
+        yield started
+    except BaseException:
+        if before is not None and not started.yes:
+            with open(path, 'wb') as file:
+                file.write(before)
+        raise
+
+
+def _make_resumable(runner: Runner) -> None:
+    """Write whole checkpoints, and seed what a resumed run draws."""
+    runner.register_hook(SeedHook(), priority='HIGHEST')
+    for hook in runner.hooks:
+        given = getattr(hook, 'backend_args', True) or getattr(
+            hook, 'file_client_args', None)
+        if isinstance(hook, CheckpointHook) and not given:
+            hook.backend_args = dict(backend='mmdist.whole')
+
+
+def _refuse_empty_data(runner: Runner) -> None:
+    """Build the data of training and validation, which must not be empty.
+
+    A sampler of an empty data set never returns, or a training ends at once.
+    """
+    for part in ('train', 'val'):
+        loader = getattr(runner, f'_{part}_dataloader')
+        if isinstance(loader, dict):
+            loader = runner.build_dataloader(
+                loader,
+                seed=runner.seed,
+                diff_rank_seed=runner._randomness_cfg.get(
+                    'diff_rank_seed', False))
+            setattr(runner, f'_{part}_dataloader', loader)
+        if loader is not None and not len(loader.dataset):
+            raise ValueError(
+                f'{part}_dataloader.dataset has no pictures: see whether '
+                'data_root, ann_file and data_prefix name the right files, '
+                'metainfo.classes the right classes, and whether filter_cfg '
+                'leaves any')
+
+
+def run_tool(main: Callable[[], None]) -> None:
+    """Run a tool's ``main``; of an error show the sentence, not the stack.
+
+    The stack goes to the log file of the run, if it has one, and to the
+    terminal if the environment has ``MMDIST_TRACEBACK=1``.
+
+    Raises:
+        SystemExit: If the tool failed (1) or was interrupted (130).
+    """
+    try:
+        main()
+    except KeyboardInterrupt:
+        print('Interrupted', file=sys.stderr)
+        sys.exit(130)
+    except Exception as error:
+        if os.environ.get(TRACEBACK, '0') != '0':
+            raise
+        log = _log_stack(error)
+        where = f'the whole traceback is in {log}' if log else (
+            f'{TRACEBACK}=1 shows the whole traceback')
+        sys.exit(f'{type(error).__name__}: {error}\n'
+                 f'({_last_frame(error)}; {where})')
+
+
+def _last_frame(error: BaseException) -> str:
+    """Where an error was raised for the first time.
+
+    MMEngine's registries raise it again, with the name of the class before.
+    """
+    while str(error.__context__ or '\n') in str(error):
+        error = error.__context__
+    frame = traceback.extract_tb(error.__traceback__)[-1]
+    return f'{frame.filename}, line {frame.lineno}, in {frame.name}'
+
+
+def _log_stack(error: BaseException) -> Optional[str]:
+    """Write the stack of an error into the log files of the run."""
+    path, logger = None, MMLogger.get_current_instance()
+    for handler in logger.handlers:
+        if isinstance(handler, logging.FileHandler):
+            handler.handle(
+                logger.makeRecord(logger.name, logging.ERROR, __file__, 0,
+                                  str(error), (),
+                                  (type(error), error, error.__traceback__)))
+            path = handler.baseFilename
+    return path
