@@ -14,6 +14,7 @@ import torch
 from mmengine.config import ConfigDict
 from mmengine.dist import barrier, is_main_process
 from mmengine.registry import MODELS, DefaultScope
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn.modules.utils import consume_prefix_in_state_dict_if_present
 
@@ -70,11 +71,14 @@ def build_model(
             f'{field} cannot be built: {error.args[0]}') from error
 
 
-def read_checkpoint(checkpoint: str) -> Dict[str, Any]:
-    """Read a checkpoint to the CPU with PyTorch's restricted unpickler.
+def read_checkpoint(checkpoint: str, trusted: bool = False) -> Dict[str, Any]:
+    """Read a checkpoint to the CPU, without running what is in it.
 
     Args:
-        checkpoint (str): A path or a URL.
+        checkpoint (str): A path or a URL, of a file of PyTorch, or a path of
+            one of safetensors.
+        trusted (bool): Let a file of PyTorch name any function, which is
+            called then. Without it, PyTorch's restricted unpickler reads.
 
     Returns:
         dict: The content.
@@ -84,7 +88,7 @@ def read_checkpoint(checkpoint: str) -> Dict[str, Any]:
         ValueError: If the file cannot be read.
     """
     try:
-        content = _read(checkpoint)
+        content = _read(checkpoint, trusted)
     except FileNotFoundError as error:
         raise FileNotFoundError(
             f'model.teacher.checkpoint={checkpoint!r}: {error}') from error
@@ -93,6 +97,13 @@ def read_checkpoint(checkpoint: str) -> Dict[str, Any]:
             f'model.teacher.checkpoint={checkpoint!r} cannot be downloaded '
             f'({error}); download it elsewhere and name the file') from error
     except Exception as error:
+        refused = _refused_name(error)
+        if refused:
+            raise ValueError(
+                f'model.teacher.checkpoint={checkpoint!r} is not loaded: it '
+                f'would run {refused}; keep its weights alone in a file of '
+                'their own, or, if you made it yourself, set '
+                'model.teacher.trust_checkpoint=True') from error
         raise ValueError(
             f'model.teacher.checkpoint={checkpoint!r} cannot be read; it may '
             f'be truncated or no PyTorch checkpoint '
@@ -106,17 +117,24 @@ def read_checkpoint(checkpoint: str) -> Dict[str, Any]:
 
 def _reason(error: Exception) -> str:
     """The sentence that says what is wrong."""
-    # PyTorch refuses a pickle with a page of advice and the cause within.
+    # PyTorch may add a page of advice.
     lines = str(error).strip().splitlines() or ['']
-    cause = next((line for line in lines if 'GLOBAL' in line), lines[0])
-    sentence = re.split(r'\.\s', cause.strip())[0].rstrip('.')
+    sentence = re.split(r'\.\s', lines[0].strip())[0].rstrip('.')
     return ': '.join(filter(None, [type(error).__name__, sentence]))
 
 
-def _read(checkpoint: str) -> Any:
+def _refused_name(error: Exception) -> Optional[str]:
+    """The function or class that the restricted unpickler did not import."""
+    named = re.search(r'GLOBAL ([\w.]+)', str(error))
+    return named and named[1]
+
+
+def _read(checkpoint: str, trusted: bool) -> Any:
     # Loading by the fork of MMEngine takes back what the import allowed.
     allow_mmengine_checkpoints()
     if checkpoint.startswith(('http://', 'https://')):
+        if trusted:
+            raise ValueError('model.teacher.trust_checkpoint is for files')
         return _download(checkpoint)
     if '://' in checkpoint:
         # MMEngine's loaders of these read without the restriction.
@@ -125,7 +143,9 @@ def _read(checkpoint: str) -> Any:
     if not osp.isfile(path):
         raise FileNotFoundError(
             'it is a folder' if osp.isdir(path) else 'there is no such file')
-    return torch.load(path, map_location='cpu', weights_only=True)
+    if path.endswith('.safetensors'):
+        return load_file(path)
+    return torch.load(path, map_location='cpu', weights_only=not trusted)
 
 
 def _download(url: str) -> Any:
@@ -148,14 +168,16 @@ def load_strictly(model: nn.Module, weights: Dict[str, Tensor],
 
     Args:
         model (nn.Module): The teacher.
-        weights (dict[str, Tensor]): Keys may carry DDP's ``module.`` prefix;
-            keys that the model does not have are ignored.
+        weights (dict[str, Tensor]): Keys may carry the ``module.`` prefix
+            of DDP or an EMA; keys that the model does not have are ignored.
         checkpoint (str): Where they are from, for errors.
 
     Raises:
-        ValueError: If a key is missing or has another shape.
+        ValueError: If a key is missing or has another shape, or a weight is
+            no number.
     """
-    if all(key.startswith('module.') for key in weights):
+    # An EMA counts its steps beside.
+    if all(key.startswith('module.') for key in weights if key != 'steps'):
         consume_prefix_in_state_dict_if_present(weights, 'module.')
     try:
         missing = model.load_state_dict(weights, strict=False).missing_keys
@@ -173,6 +195,15 @@ def load_strictly(model: nn.Module, weights: Dict[str, Tensor],
             f'model.teacher.config: {len(missing)} of its '
             f'{len(model.state_dict())} keys are missing, first '
             f'{", ".join(missing[:3])}')
+    broken = [
+        name for name, weight in model.named_parameters()
+        if not weight.isfinite().all()
+    ]
+    if broken:
+        raise ValueError(
+            f'model.teacher.checkpoint={checkpoint!r} has weights that are no '
+            f'numbers (inf or nan): {len(broken)}, first '
+            f'{", ".join(broken[:3])}; choose an earlier checkpoint')
 
 
 class Teacher:
@@ -194,6 +225,8 @@ class Teacher:
             compute by autocast, 'float32' in full precision even where the
             student does not; None as the student. mmcv's operators (RoIs,
             deformable convolutions) know no bfloat16.
+        trust_checkpoint (bool): Let a checkpoint of your own run code, see
+            :func:`read_checkpoint`.
 
     Raises:
         FileNotFoundError: If the config or the checkpoint does not exist.
@@ -205,7 +238,8 @@ class Teacher:
                  checkpoint: str,
                  student_preprocessor: Optional[nn.Module] = None,
                  class_map: Any = None,
-                 dtype: Optional[str] = None) -> None:
+                 dtype: Optional[str] = None,
+                 trust_checkpoint: bool = False) -> None:
         if dtype not in (None, 'float32', 'float16', 'bfloat16'):
             raise ValueError("model.teacher.dtype must be 'float32', "
                              f"'float16' or 'bfloat16', but is {dtype!r}")
@@ -219,7 +253,7 @@ class Teacher:
             self.model, cfg = build_model(config, 'model.teacher.config')
         if dtype == 'bfloat16':
             _check_bfloat16(self.model)
-        content = read_checkpoint(checkpoint)
+        content = read_checkpoint(checkpoint, trust_checkpoint)
         load_strictly(self.model, _weights_in(content, checkpoint), checkpoint)
         self.model.eval()  # returns nothing, with a teacher of its own
         self.model.requires_grad_(False)

@@ -5,7 +5,9 @@ import functools
 import os
 import pickle
 import random
+import subprocess
 import threading
+import zipfile
 from http.server import HTTPServer, SimpleHTTPRequestHandler
 
 import numpy as np
@@ -17,6 +19,7 @@ from mmengine.model import ExponentialMovingAverage
 from mmengine.registry import DefaultScope
 from mmengine.runner import Runner, save_checkpoint
 from mmseg.models import SegDataPreProcessor
+from safetensors.torch import save_file
 from torch import nn
 
 from mmdist.models.teacher import Renormalise, Teacher, preserve_rng
@@ -295,11 +298,15 @@ def test_another_architecture_is_refused(retina, tmp_path, other):
 class Malicious:
     """Runs a command when it is unpickled."""
 
-    def __init__(self, path):
-        self.path = path
+    def __init__(self, path, by='system'):
+        self.path, self.by = path, by
 
     def __reduce__(self):
-        return os.system, (f'touch {self.path}', )
+        return dict(
+            system=(os.system, (f'touch {self.path}', )),
+            eval=(eval, (f'open({str(self.path)!r}, "w")', )),
+            call=(subprocess.call, (['touch', str(self.path)], )),
+            exec=(exec, (f'open({str(self.path)!r}, "w")', )))[self.by]
 
 
 @pytest.mark.parametrize('zipped', [True, False])
@@ -310,10 +317,79 @@ def test_a_malicious_pickle_is_refused(retina, weights, tmp_path, zipped, key):
     content = dict({'state_dict': weights, key: Malicious(mark)})
     path = str(tmp_path / 'malicious.pth')
     torch.save(content, path, _use_new_zipfile_serialization=zipped)
-    assert 'posix.system' in refusal(retina, path)
+    text = refusal(retina, path)
+    assert 'posix.system' in text and 'trust_checkpoint=True' in text
     assert not mark.exists()
     torch.load(path, weights_only=False)  # the trap is real
     assert mark.exists()
+
+
+@pytest.mark.parametrize('by, name', [('eval', 'would run eval'),
+                                      ('call', 'would run commands.call'),
+                                      ('exec', 'would run exec')])
+def test_malice_in_the_state_of_an_optimizer(retina, weights, tmp_path, by,
+                                             name):
+    """Deep inside; pickles say subprocess by its name of Python 2."""
+    mark, path = tmp_path / 'it_ran', str(tmp_path / 'malicious.pth')
+    groups = [dict(lr=0.1, params=[0, Malicious(mark, by)])]
+    state = dict(state={0: dict(momentum_buffer=None)}, param_groups=groups)
+    torch.save(dict(state_dict=weights, optimizer=state), path)
+    assert name in refusal(retina, path)
+    assert not mark.exists()
+
+
+@pytest.mark.parametrize(
+    'name', ['../it_ran', '../../it_ran', '/{}/it_ran', 'a/../../it_ran'])
+def test_a_zip_with_path_tricks(retina, weights, tmp_path, name):
+    """Nothing is unpacked: a file of the archive cannot leave it."""
+    name = name.format(tmp_path)
+    path = save(weights, tmp_path)
+    with zipfile.ZipFile(path, 'a') as archive:
+        archive.writestr(name, 'it ran')
+    before = sorted(tmp_path.parent.rglob('*'))
+    try:
+        assert_loaded(make(retina, path), weights)
+    except ValueError as error:
+        assert 'model.teacher.checkpoint' in str(error)
+    assert sorted(tmp_path.parent.rglob('*')) == before
+
+
+def test_a_checkpoint_of_ones_own_may_be_trusted(retina, weights, tmp_path):
+    """The opt-in: whatever it names is imported, as long as it is a file."""
+    mark, path = tmp_path / 'it_ran', str(tmp_path / 'own.pth')
+    torch.save(dict(state_dict=weights, meta=dict(me=Malicious(mark))), path)
+    with DefaultScope.overwrite_default_scope('mmdet'):
+        teacher = Teacher(retina, path, trust_checkpoint=True)
+    assert mark.exists()
+    assert_loaded(teacher, weights)
+    with DefaultScope.overwrite_default_scope('mmdet'), pytest.raises(
+            ValueError, match='trust_checkpoint is for files'):
+        Teacher(retina, 'https://127.0.0.1/own.pth', trust_checkpoint=True)
+
+
+def test_safetensors(retina, weights, tmp_path):
+    """Weights alone, in a format that cannot hold anything else."""
+    path = tmp_path / 'teacher.safetensors'
+    save_file(weights, path)
+    assert_loaded(make(retina, str(path)), weights)
+    os.truncate(path, path.stat().st_size // 2)
+    assert 'may be truncated' in refusal(retina, str(path))
+
+
+@pytest.mark.parametrize('value', [float('nan'), float('inf')])
+def test_weights_that_are_no_numbers_are_refused(retina, weights, tmp_path,
+                                                 value):
+    """What is left of a training that diverged."""
+    weights['bbox_head.retina_cls.bias'][1] = value
+    text = refusal(retina, save(weights, tmp_path))
+    assert 'inf or nan' in text and 'bbox_head.retina_cls.bias' in text
+
+
+def test_an_ema_is_loaded(retina, weights, tmp_path):
+    """MMEngine's AveragedModel has a prefix, and a number of steps."""
+    own = {f'module.{name}': value for name, value in weights.items()}
+    path = save(dict(own, steps=torch.tensor(3)), tmp_path)
+    assert_loaded(make(retina, path), weights)
 
 
 def test_a_malicious_plain_pickle_is_refused(retina, tmp_path):

@@ -328,7 +328,7 @@ def _refuse_unknown(fields: Dict[str, Any], name: str) -> None:
 
 
 def _build_teacher(cfg: dict, student: nn.Module) -> Teacher:
-    optional = {'class_map', 'dtype'}
+    optional = {'class_map', 'dtype', 'trust_checkpoint'}
     if not isinstance(cfg, dict) or set(cfg) - optional != {
             'config', 'checkpoint'
     }:
