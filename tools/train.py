@@ -1,8 +1,6 @@
 """Train a model, with or without a teacher; the flags are those of MM."""
-import os.path as osp
-
 import mmdist  # noqa: F401
-from mmdist.engine import newest_checkpoint
+from mmdist.engine import is_whole, newest_checkpoint
 from mmdist.utils import load_tool_config, run, run_tool, tool_parser
 
 
@@ -33,7 +31,8 @@ def enable_amp(cfg):
 
 
 def enable_auto_scale_lr(cfg):
-    if not {'enable', 'base_batch_size'} <= set(cfg.get('auto_scale_lr', {})):
+    if not {'enable', 'base_batch_size'} <= set(
+            cfg.get('auto_scale_lr') or {}):
         raise ValueError('--auto-scale-lr needs auto_scale_lr=dict('
                          'enable=..., base_batch_size=...) in the config')
     cfg.auto_scale_lr.enable = True
@@ -46,9 +45,10 @@ def resume(cfg, checkpoint):
     if checkpoint is None:
         print(f'{cfg.work_dir} has no checkpoint to resume; starting anew')
         return
-    if not osp.isfile(checkpoint):
-        raise FileNotFoundError(f'--resume {checkpoint}: there is no such '
-                                'checkpoint')
+    if not is_whole(checkpoint):
+        raise ValueError(
+            f'--resume {checkpoint}: there is no complete checkpoint; without '
+            'a path the newest complete one of the work directory is taken')
     cfg.resume = True
     cfg.load_from = checkpoint
 

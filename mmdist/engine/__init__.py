@@ -1,4 +1,6 @@
 from .monitor import TeacherMonitor
-from .resuming import SeedHook, WholeFiles, newest_checkpoint
+from .resuming import SeedHook, WholeFiles, is_whole, newest_checkpoint
 
-__all__ = ['SeedHook', 'TeacherMonitor', 'WholeFiles', 'newest_checkpoint']
+__all__ = [
+    'SeedHook', 'TeacherMonitor', 'WholeFiles', 'is_whole', 'newest_checkpoint'
+]

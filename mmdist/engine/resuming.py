@@ -101,7 +101,7 @@ def newest_checkpoint(work_dir: str,
     """
     paths = filter(osp.exists, _checkpoints(work_dir, names))
     for path in sorted(paths, key=osp.getmtime, reverse=True):
-        if _is_whole(path):
+        if is_whole(path):
             return path
         print_log(
             f'{path} is not complete and will be skipped', logger='current')
@@ -129,9 +129,17 @@ def _checkpoints(work_dir: str, names: Optional[str]) -> List[str]:
     return sorted(found | ({osp.normpath(last)} if last else set()))
 
 
-def _is_whole(path: str) -> bool:
-    """Whether a file is a complete archive, as torch.save writes them."""
-    if osp.isdir(path):  # of DeepSpeed
+def is_whole(path: str) -> bool:
+    """Whether a checkpoint is complete.
+
+    Args:
+        path (str): A file that ``torch.save`` wrote, which is an archive with
+            checksums, or a folder of DeepSpeed.
+
+    Returns:
+        bool: False also if there is no such file.
+    """
+    if osp.isdir(path):
         return True
     try:
         with zipfile.ZipFile(path) as archive:

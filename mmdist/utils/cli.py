@@ -15,10 +15,14 @@ from mmengine.hooks import CheckpointHook, Hook
 from mmengine.logging import MMLogger
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
+from torch.utils.data import DataLoader
 
 from mmdist.engine import SeedHook
 
 TRACEBACK = 'MMDIST_TRACEBACK'
+LOOK_AT = ('see whether data_root, ann_file and data_prefix name the right '
+           'files, metainfo.classes the right classes, and whether '
+           'filter_cfg leaves any')
 
 
 def tool_parser(description: str) -> argparse.ArgumentParser:
@@ -50,6 +54,9 @@ def load_tool_config(args: argparse.Namespace) -> Config:
     """The config with what the flags of :func:`tool_parser` say."""
     os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
     cfg = Config.fromfile(args.config)
+    if 'model' not in cfg:
+        raise ValueError(f'{args.config} has no `model`: it is no config of '
+                         'MMDetection or MMSegmentation')
     cfg.launcher = args.launcher
     if args.cfg_options is not None:
         cfg.merge_from_dict(args.cfg_options)
@@ -148,20 +155,30 @@ def _refuse_empty_data(runner: Runner) -> None:
     A sampler of an empty data set never returns, or a training ends at once.
     """
     for part in ('train', 'val'):
-        loader = getattr(runner, f'_{part}_dataloader')
+        name = f'{part}_dataloader'
+        loader = getattr(runner, f'_{name}')
         if isinstance(loader, dict):
-            loader = runner.build_dataloader(
-                loader,
-                seed=runner.seed,
-                diff_rank_seed=runner._randomness_cfg.get(
-                    'diff_rank_seed', False))
-            setattr(runner, f'_{part}_dataloader', loader)
-        if loader is not None and not len(loader.dataset):
+            loader = _build_data(runner, loader, name)
+            setattr(runner, f'_{name}', loader)
+        if loader is None:
+            continue
+        if not len(loader.dataset):
+            raise ValueError(f'{name}.dataset has no pictures: {LOOK_AT}')
+        if not len(loader):
             raise ValueError(
-                f'{part}_dataloader.dataset has no pictures: see whether '
-                'data_root, ann_file and data_prefix name the right files, '
-                'metainfo.classes the right classes, and whether filter_cfg '
-                'leaves any')
+                f'{name} has no batch: drop_last leaves none of '
+                f'{len(loader.dataset)} pictures; lower its batch_size')
+
+
+def _build_data(runner: Runner, loader: dict, name: str) -> DataLoader:
+    ranks_differ = runner._randomness_cfg.get('diff_rank_seed', False)
+    try:
+        return runner.build_dataloader(
+            loader, seed=runner.seed, diff_rank_seed=ranks_differ)
+    except Exception as error:  # MMEngine cannot pack an empty list, either
+        raise ValueError(f'{name}.dataset cannot be read or has no pictures '
+                         f'({type(error).__name__}: {error}): '
+                         f'{LOOK_AT}') from error
 
 
 def run_tool(main: Callable[[], None]) -> None:
@@ -184,7 +201,8 @@ def run_tool(main: Callable[[], None]) -> None:
         log = _log_stack(error)
         where = f'the whole traceback is in {log}' if log else (
             f'{TRACEBACK}=1 shows the whole traceback')
-        sys.exit(f'{type(error).__name__}: {error}\n'
+        sentence = ' '.join(f'{type(error).__name__}: {error}'.split())
+        sys.exit(f'{sentence}\n'
                  f'({_last_frame(error)}; {where})')
 
 

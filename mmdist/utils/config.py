@@ -58,6 +58,8 @@ def load_config(source: Union[str, dict], field: str) -> Config:
         ValueError: If it is no config of a model.
     """
     if isinstance(source, (dict, ConfigDict)):
+        if 'type' not in source:
+            raise ValueError(f'{field} has no `type`, the name of its model')
         return Config(dict(model=source))
     if not isinstance(source, str):
         raise ValueError(f'{field} must be a config path, a package::path or '

@@ -85,6 +85,9 @@ class BaseDistiller(BaseModel):
         if mimic_loss is not None:
             self.distiller = nn.ModuleDict(
                 dict(mimic=self._build_mimic(mimic_loss)))
+        if not isinstance(strict_teacher, bool):
+            raise ValueError('model.strict_teacher must be True or False, '
+                             f'but is {strict_teacher!r}')
         self.monitor = TeacherMonitor(strict_teacher)
         self._announce()
 
