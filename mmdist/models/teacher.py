@@ -87,6 +87,7 @@ def read_checkpoint(checkpoint: str, trusted: bool = False) -> Dict[str, Any]:
         FileNotFoundError: If there is no such file.
         ValueError: If the file cannot be read.
     """
+    _check_place(checkpoint, trusted)
     try:
         content = _read(checkpoint, trusted)
     except FileNotFoundError as error:
@@ -115,6 +116,20 @@ def read_checkpoint(checkpoint: str, trusted: bool = False) -> Dict[str, Any]:
     return content
 
 
+def _check_place(checkpoint: str, trusted: bool) -> None:
+    """Raise ValueError for a URL that is not read."""
+    scheme, separator, _ = checkpoint.partition('://')
+    if separator and scheme not in ('http', 'https'):
+        # MMEngine's loaders of these read without the restriction.
+        raise ValueError(
+            f'model.teacher.checkpoint={checkpoint!r}: of URLs only http and '
+            'https are read; download it and name the file')
+    if separator and trusted:
+        raise ValueError(
+            'model.teacher.trust_checkpoint is for files of your own, but '
+            f'model.teacher.checkpoint={checkpoint!r}; download it first')
+
+
 def _reason(error: Exception) -> str:
     """The sentence that says what is wrong."""
     # PyTorch may add a page of advice.
@@ -133,12 +148,7 @@ def _read(checkpoint: str, trusted: bool) -> Any:
     # Loading by the fork of MMEngine takes back what the import allowed.
     allow_mmengine_checkpoints()
     if checkpoint.startswith(('http://', 'https://')):
-        if trusted:
-            raise ValueError('model.teacher.trust_checkpoint is for files')
         return _download(checkpoint)
-    if '://' in checkpoint:
-        # MMEngine's loaders of these read without the restriction.
-        raise ValueError('only files and http(s) URLs are read')
     path = osp.expanduser(checkpoint)
     if not osp.isfile(path):
         raise FileNotFoundError(
@@ -185,8 +195,8 @@ def load_strictly(model: nn.Module, weights: Dict[str, Tensor],
         lines = str(error).strip().split('\n\t')
         raise ValueError(
             f'model.teacher.checkpoint={checkpoint!r} does not fit '
-            f'model.teacher.config: {lines[1] if lines[1:] else lines[0]}'
-        ) from error
+            'model.teacher.config, which must be the one that it was trained '
+            f'with: {lines[1] if lines[1:] else lines[0]}') from error
     # Old batch norms did not count; MMEngine lets this pass, too.
     missing = [key for key in missing if 'num_batches_tracked' not in key]
     if missing:
@@ -194,7 +204,8 @@ def load_strictly(model: nn.Module, weights: Dict[str, Tensor],
             f'model.teacher.checkpoint={checkpoint!r} does not cover '
             f'model.teacher.config: {len(missing)} of its '
             f'{len(model.state_dict())} keys are missing, first '
-            f'{", ".join(missing[:3])}')
+            f'{", ".join(missing[:3])}; name the config that it was trained '
+            'with')
     broken = [
         name for name, weight in model.named_parameters()
         if not weight.isfinite().all()

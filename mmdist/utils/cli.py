@@ -53,7 +53,11 @@ def tool_parser(description: str) -> argparse.ArgumentParser:
 def load_tool_config(args: argparse.Namespace) -> Config:
     """The config with what the flags of :func:`tool_parser` say."""
     os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
-    cfg = Config.fromfile(args.config)
+    try:
+        cfg = Config.fromfile(args.config)
+    except Exception as error:
+        raise ValueError(f'{args.config} cannot be read as a config '
+                         f'({type(error).__name__}: {error})') from error
     if 'model' not in cfg:
         raise ValueError(f'{args.config} has no `model`: it is no config of '
                          'MMDetection or MMSegmentation')
@@ -100,6 +104,7 @@ def run(cfg: Config, loop: str) -> None:
         runner = _build_runner(cfg)
         runner.register_hook(started)
         if loop == 'train':
+            _refuse_no_file(cfg)
             _make_resumable(runner)
             _refuse_empty_data(runner)
         getattr(runner, loop)()
@@ -147,6 +152,14 @@ def _make_resumable(runner: Runner) -> None:
             hook, 'file_client_args', None)
         if isinstance(hook, CheckpointHook) and not given:
             hook.backend_args = dict(backend='mmdist.whole')
+
+
+def _refuse_no_file(cfg: Config) -> None:
+    """Before the data is read, which may take a minute."""
+    path = cfg.get('load_from')
+    if path and '://' not in path and not osp.exists(path):
+        raise FileNotFoundError(
+            f'load_from={path!r}: there is no such checkpoint')
 
 
 def _refuse_empty_data(runner: Runner) -> None:

@@ -268,7 +268,7 @@ def test_a_partial_checkpoint_is_refused(retina, weights, tmp_path):
     missing = [k for k in weights if k not in partial]
     text = refusal(retina, save(dict(state_dict=partial), tmp_path))
     assert f'{len(missing)} of its {len(weights)} keys' in text
-    assert text.endswith(', '.join(missing[:3]))
+    assert ', '.join(missing[:3]) + ';' in text
     assert 'model.teacher.config' in text
 
 
@@ -276,7 +276,7 @@ def test_one_missing_key_is_refused(retina, weights, tmp_path):
     """Every key must be covered."""
     del weights['bbox_head.retina_reg.bias']
     text = refusal(retina, save(weights, tmp_path))
-    assert text.endswith('first bbox_head.retina_reg.bias')
+    assert 'first bbox_head.retina_reg.bias;' in text
 
 
 def test_another_number_of_classes_is_refused(retina, tmp_path):
@@ -468,7 +468,8 @@ def test_a_model_dict_without_type_is_refused(saved):
     """The message names the field."""
     config = dict(saved['config'])
     del config['type']
-    with pytest.raises(ValueError, match='^model.teacher.config .*"type"'):
+    with pytest.raises(
+            ValueError, match='^model.teacher.config has no `type`'):
         make(config, saved['checkpoint'])
 
 

@@ -277,7 +277,7 @@ LOSS, DATA = 'model.distill_loss', 'train_dataloader.dataset'
 # what is wrong: (the change, words of the sentence)
 REFUSED = {
     # the teacher and its files
-    'no teacher': (drop('model.teacher'), ['teacher']),
+    'no teacher': (drop('model.teacher'), ['model.teacher must be given']),
     'teacher is a path': (replace('model.teacher',
                                   'a.pth'), ['model.teacher']),
     'no teacher.config': (drop(CONFIG), ['model.teacher', 'config']),
@@ -373,7 +373,7 @@ REFUSED = {
     'class_map with a class twice': (put('model.teacher.class_map',
                                          [0, 1, 1]), ['class_map', '1']),
     # the student
-    'no student': (drop('model.student'), ['student']),
+    'no student': (drop('model.student'), ['model.student must be given']),
     'student a number': (replace('model.student', 7), ['model.student']),
     'student missing': (replace('model.student',
                                 'no/such.py'), ['model.student',
@@ -389,7 +389,7 @@ REFUSED = {
         'model.student',
         osp.join(ZOO, 'rpn', 'rpn_r50_fpn_1x_coco.py')), ['model.student']),
     # the losses
-    'no loss': (drop(LOSS), ['distill_loss']),
+    'no loss': (drop(LOSS), [LOSS, 'must be given']),
     'loss is a name': (replace(LOSS, 'mmdist.DISTLoss'), [LOSS]),
     'loss of an unknown type': (put(f'{LOSS}.type',
                                     'mmdist.DisLoss'), [LOSS, 'DisLoss']),
@@ -440,7 +440,8 @@ REFUSED = {
     'no model': (drop('model'), ['toy.py has no `model`']),
     'no data': (drop('train_dataloader'), ['train_dataloader']),
     'no optimizer': (drop('optim_wrapper'), ['optim_wrapper']),
-    'load_from missing': (put('load_from', 'no/such.pth'), ['no/such.pth']),
+    'load_from missing': (put('load_from',
+                              'no/such.pth'), ['load_from', 'no/such.pth']),
 }
 WORKS = {
     'nothing':
@@ -478,10 +479,10 @@ def test_one_sentence_before_training(cfg, train, tmp_path, case):
 
 @pytest.mark.parametrize('content, words', [
     (None, ['no/such.py']),
-    ('model = dict(', ['never closed']),
+    ('model = dict(', ['theirs.py', 'never closed']),
     ('import detectron2_of_another_library', ['theirs.py', 'no `model`']),
     ("_base_ = './no_base.py'", ['no_base.py']),
-    ("_BASE_: Base-RetinaNet.yaml", []),
+    ('_BASE_: Base-RetinaNet.yaml', ['theirs.py']),
     ('', ['theirs.py', 'no `model`']),
 ])
 def test_no_config_of_ours(train, tmp_path, content, words):

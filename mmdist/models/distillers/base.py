@@ -61,9 +61,9 @@ class BaseDistiller(BaseModel):
     """
 
     def __init__(self,
-                 student: Union[str, dict],
-                 teacher: dict,
-                 distill_loss: dict,
+                 student: Union[str, dict, None] = None,
+                 teacher: Optional[dict] = None,
+                 distill_loss: Optional[dict] = None,
                  alpha: float = 1.0,
                  mimic_loss: Optional[dict] = None,
                  tap: Optional[dict] = None,
@@ -71,6 +71,8 @@ class BaseDistiller(BaseModel):
                  data_preprocessor: Optional[dict] = None,
                  **unknown: Any) -> None:
         _refuse_unknown(unknown, type(self).__name__)
+        _refuse_missing(
+            dict(student=student, teacher=teacher, distill_loss=distill_loss))
         model = build_model(student, 'model.student', data_preprocessor)[0]
         self._check_kind(model, 'model.student')
         super().__init__(data_preprocessor=model.data_preprocessor)
@@ -330,15 +332,23 @@ def _refuse_unknown(fields: Dict[str, Any], name: str) -> None:
             '`model` if a base config has the others')
 
 
+def _refuse_missing(fields: Dict[str, Any]) -> None:
+    missing = [f'model.{name}' for name, value in fields.items() if not value]
+    if missing:
+        raise ValueError(f'{" and ".join(missing)} must be given: a config, a '
+                         'dict(config=…, checkpoint=…) and a loss')
+
+
 def _build_teacher(cfg: dict, student: nn.Module) -> Teacher:
     optional = {'class_map', 'dtype', 'trust_checkpoint'}
     if not isinstance(cfg, dict) or set(cfg) - optional != {
             'config', 'checkpoint'
     }:
-        keys = f'has {sorted(cfg)}' if isinstance(
+        keys = f'has {", ".join(sorted(cfg))}' if isinstance(
             cfg, dict) else f'is a {type(cfg).__name__}'
         raise ValueError('model.teacher must be dict(config=…, checkpoint=…), '
-                         f'both required, but {keys}')
+                         f'besides only {", ".join(sorted(optional))}, but '
+                         f'{keys}')
     return Teacher(**cfg, student_preprocessor=student.data_preprocessor)
 
 
@@ -353,7 +363,8 @@ def _build_logit_loss(cfg: dict) -> LogitLoss:
     loss = _build_loss(cfg, 'distill_loss')
     if not isinstance(loss, LogitLoss):
         raise ValueError(f'model.distill_loss is a {type(loss).__name__}, '
-                         'which is no loss on logits (a mmdist LogitLoss)')
+                         'which is no loss on logits; choose mmdist.DISTLoss '
+                         'or mmdist.KDLoss')
     return loss
 
 
