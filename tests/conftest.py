@@ -31,6 +31,12 @@ def no_traces():
         manager._instance_dict.clear()
 
 
+@pytest.fixture(autouse=True)
+def errors_themselves(monkeypatch):
+    """Tests of a tool want its error, not the sentence that users see."""
+    monkeypatch.setenv('MMDIST_TRACEBACK', '1')
+
+
 @pytest.fixture(scope='session')
 def repo():
     """The folder of the checkout."""

@@ -28,6 +28,7 @@ from mmengine.config import Config
 from rich.console import Console
 
 from mmdist.datasets import write_digit_scenes
+from mmdist.utils import run_tool
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIGS = ROOT / 'configs' / 'demo'
@@ -522,4 +523,4 @@ def main() -> None:
 
 
 if __name__ == '__main__':
-    main()
+    run_tool(main)

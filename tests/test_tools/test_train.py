@@ -40,7 +40,6 @@ def run(monkeypatch, tmp_path):
         calls.append(arguments)
         monkeypatch.setattr('time.strftime', _numbered(tmp_path, len(calls)))
         monkeypatch.setattr(sys, 'argv', [TRAIN, *map(str, arguments)])
-        monkeypatch.setenv('MMDIST_TRACEBACK', '1')
         with quick():
             runpy.run_path(TRAIN, run_name='__main__')
 

@@ -23,6 +23,7 @@ from torch import Tensor
 
 from mmdist.models.losses.functional import dist_terms, to_rows
 from mmdist.models.losses.rule import activate
+from mmdist.utils import run_tool
 
 # What is usual: PSPNet on Cityscapes and ADE20K, a level of RetinaNet, the
 # RoIs of Faster R-CNN, a batch of ImageNet, and next to nothing.
@@ -198,4 +199,4 @@ def main() -> None:
 
 
 if __name__ == '__main__':
-    main()
+    run_tool(main)

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from zoo_models import (PACKAGES, ZooConfig, batch_for, build, build_wrapper,
                         load)
 
+from mmdist.utils import run_tool
 from mmdist.utils.config import find_config
 
 PAIRS = (('mmdet::retinanet/retinanet_r50_fpn_1x_coco.py',
@@ -249,4 +250,4 @@ def main() -> None:
 
 
 if __name__ == '__main__':
-    main()
+    run_tool(main)

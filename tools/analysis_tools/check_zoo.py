@@ -37,6 +37,7 @@ from zoo_models import (PACKAGES, SIZES, ZooConfig, batch_for, build,
 from mmdist.models.taps import build_tap
 from mmdist.models.taps.base import watch_method
 from mmdist.models.taps.teacher_batch import replaced
+from mmdist.utils import run_tool
 
 PASSES, NO_CLASSES, PLAIN, FAILS = ('passes', 'no class predictions',
                                     'plain model does not train here', 'fails')
@@ -513,4 +514,4 @@ def main() -> None:
 
 
 if __name__ == '__main__':
-    main()
+    run_tool(main)

@@ -2,6 +2,7 @@
 import argparse
 
 from mmdist.datasets import write_digit_scenes
+from mmdist.utils import run_tool
 
 
 def parse_args():
@@ -30,4 +31,4 @@ def main():
 
 
 if __name__ == '__main__':
-    main()
+    run_tool(main)
