@@ -1,16 +1,22 @@
 """Watches whether a teacher has something to teach, and whether it arrives."""
+import math
+from contextlib import contextmanager
 from logging import WARNING
-from typing import Any, Dict, List, Optional, Sequence
+from typing import Any, Dict, Iterator, List, Optional, Sequence
 
 import torch
 from mmengine.dist import all_reduce
 from mmengine.logging import MessageHub, print_log
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 # Fewer labelled instances say nothing about a teacher.
 LEAST_INSTANCES = 30
 # What lies within so much of chance (of the way from chance to 1) is chance.
 MARGIN = 0.1
+# The logarithm of a ratio of variances: std of 1 for 58 is beyond 8, pictures
+# of another place or time of day are not.
+LARGEST_SCALE = math.log(30)
 # Gradients of half precision's logits would be 0 without a factor.
 SCALE = 2.**12
 CAUSES = ("the teacher's mean, std or channel order are not those that it was "
@@ -29,7 +35,10 @@ class TeacherMonitor:
     on the tapped logits), and warns
 
     - if the teacher's class predictions for labelled instances, in the mean
-      over classes, are not better than chance, or worse than the student's;
+      over classes, are not better than chance, worse than the student's, or
+      worse than if red and blue of the pictures were exchanged;
+    - if the teacher's first batch norm sees another variance than it did in
+      training;
     - if the teacher says what is no number;
     - if a term of distillation stays the same, or has no gradient.
 
@@ -49,15 +58,41 @@ class TeacherMonitor:
         self.strict, self.iters, self.interval = strict, iters, interval
         self.iteration = 0
         self.judged = False
-        # Instances of each class, those that student and teacher know, and
-        # in the last row those for which the teacher says no number.
+        # Instances of each class, those for which the teacher says no number,
+        # and those that the student knows, the teacher, and it if it saw red
+        # as blue.
         self._counts: Optional[Tensor] = None
+        self._scales: List[Tensor] = []
         self._last: Dict[str, Tensor] = {}
         self._unchanged: Dict[str, Tensor] = {}
         self._without_gradient = 0
 
-    def watch(self, pairs: Sequence[Any], logits: List[Tensor],
-              terms: Dict[str, Tensor], losses: Dict[str, Any]) -> None:
+    @contextmanager
+    def listening(self, teacher: nn.Module) -> Iterator[None]:
+        """Look at what a teacher's first batch norm is given within.
+
+        Args:
+            teacher (nn.Module): In eval mode.
+        """
+        norm = next((m for m in teacher.modules()
+                     if isinstance(m, _BatchNorm) and m.track_running_stats),
+                    None)
+        if self.judged or norm is None:
+            yield
+            return
+        handle = norm.register_forward_pre_hook(
+            lambda _, inputs: self._scales.append(scale_of(norm, inputs[0])))
+        try:
+            yield
+        finally:
+            handle.remove()
+
+    def watch(self,
+              pairs: Sequence[Any],
+              logits: List[Tensor],
+              terms: Dict[str, Tensor],
+              losses: Dict[str, Any],
+              swapped: Sequence[Any] = ()) -> None:
         """Look at one iteration.
 
         Args:
@@ -66,6 +101,8 @@ class TeacherMonitor:
                 own loss.
             terms (dict[str, Tensor]): Of distillation, by name.
             losses (dict[str, Any]): The student's own.
+            swapped (Sequence[LogitPair]): As ``pairs``, of a teacher that
+                sees red as blue. Not needed when ``judged``.
 
         Raises:
             RuntimeError: If there is a reason to warn, and ``strict``.
@@ -73,7 +110,7 @@ class TeacherMonitor:
         self.iteration += 1
         early = self.iteration <= self.iters
         if not self.judged:
-            self._count(pairs)
+            self._count(pairs, swapped)
             if self.iteration % self.iters == 0:
                 self._judge()
         self._compare(terms)
@@ -82,22 +119,23 @@ class TeacherMonitor:
             self._look_at_gradients(logits, terms, losses)
 
     @torch.no_grad()
-    def _count(self, pairs: Sequence[Any]) -> None:
-        for pair in pairs:
+    def _count(self, pairs: Sequence[Any], swapped: Sequence[Any]) -> None:
+        for i, pair in enumerate(pairs):
             labels = pair.labels() if pair.num_classes > 1 else None
             if labels is None:
                 continue
             counts = pair.student.new_zeros(
-                4, pair.num_classes, dtype=torch.float64)
+                5, pair.num_classes, dtype=torch.float64)
             known = labels >= 0
             truth = labels[known]
             rows = [
                 side.movedim(1, -1)[known]
-                for side in (pair.student, pair.teacher)
+                for side in (pair.student, pair.teacher,
+                             *(other.teacher for other in swapped[i:i + 1]))
             ]
             right = [classes_of(r, pair.num_classes) == truth for r in rows]
             no_number = ~rows[1].isfinite().all(1)
-            facts = torch.ones_like(no_number), *right, no_number
+            facts = torch.ones_like(no_number), no_number, *right
             for row, fact in zip(counts, facts):
                 row.index_add_(0, truth, fact.double())
             self._counts = counts if self._counts is None else (self._counts +
@@ -105,6 +143,7 @@ class TeacherMonitor:
 
     def _judge(self) -> None:
         """Say how good the teacher is, once enough instances were seen."""
+        scale_is_wrong = self._doubt_scale()
         if self._counts is None:
             self.judged = True
             print_log(
@@ -119,8 +158,14 @@ class TeacherMonitor:
         if number < LEAST_INSTANCES and self.iteration < 10 * self.iters:
             return
         self.judged = True
+        if not number:
+            print_log(
+                f'The teacher is not judged: none of {self.iteration} '
+                'iterations had a labelled instance',
+                logger='current')
+            return
         present = counts[0] > 0
-        student, teacher, no_number = (
+        no_number, student, teacher, swapped = (
             float((row[present] / counts[0][present]).mean())
             for row in counts[1:])
         chance = 1 / max(int(present.sum()), 2)
@@ -129,20 +174,44 @@ class TeacherMonitor:
             f'the teacher is right about {teacher:.3f} and the student about '
             f'{student:.3f} in the mean over classes (chance: {chance:.3f})',
             logger='current')
-        if number:
-            self._doubt(student, teacher, no_number, chance)
+        if not scale_is_wrong:  # which explains the rest
+            self._doubt(student, teacher, no_number, chance, swapped,
+                        1.5 / number**0.5)
+
+    def _doubt_scale(self) -> bool:
+        if not self._scales:
+            return False
+        scale = torch.stack(self._scales).mean()
+        self._scales.clear()
+        all_reduce(scale, 'mean')
+        wrong = bool(scale.abs() > LARGEST_SCALE)
+        if wrong:
+            ratio = float(scale.exp())
+            self._warn(
+                f"The teacher's first batch norm sees {ratio:.3g} "
+                'times the variance that it was trained on: correct mean and '
+                'std of data_preprocessor in model.teacher.config')
+        return wrong
 
     def _doubt(self, student: float, teacher: float, no_number: float,
-               chance: float) -> None:
+               chance: float, swapped: float, luck: float) -> None:
+        """Warn of the first thing that is wrong."""
         if no_number:
             self._warn(
                 'The teacher predicts what is no number (inf or nan): '
                 'its weights are broken, or its dtype is too small; '
                 'check model.teacher.checkpoint and model.teacher.dtype')
-        elif teacher < chance + MARGIN * (1 - chance):
+        elif swapped > max(
+                _clearly_above(teacher), _clearly_above(chance),
+                teacher + luck):
+            self._warn(
+                f'The teacher is right about {teacher:.3f}, but about '
+                f'{swapped:.3f} if red and blue are exchanged: correct '
+                'bgr_to_rgb of data_preprocessor in model.teacher.config')
+        elif teacher < _clearly_above(chance):
             self._warn(f'The teacher is right about {teacher:.3f}, which is '
                        f'chance ({chance:.3f}). Either {CAUSES}')
-        elif teacher + MARGIN * (1 - teacher) < student:
+        elif student > _clearly_above(teacher):
             self._warn(f'The teacher ({teacher:.3f}) is worse than the '
                        f'student ({student:.3f}). Either {CAUSES}; or the '
                        'student is better already')
@@ -191,6 +260,27 @@ class TeacherMonitor:
             raise RuntimeError(
                 f'{message} (a warning, were it not for strict_teacher=True)')
         print_log(message, logger='current', level=WARNING)
+
+
+@torch.no_grad()
+def scale_of(norm: nn.Module, inputs: Tensor) -> Tensor:
+    """The variance of a batch norm's input by that of its training.
+
+    Args:
+        norm (nn.Module): A batch norm with running statistics.
+        inputs (Tensor): ``(N, C, *)``.
+
+    Returns:
+        Tensor: A scalar, the logarithm of the ratio, in the median over
+        channels.
+    """
+    variance = inputs.float().transpose(0, 1).flatten(1).var(1)
+    trained = norm.running_var.float()
+    return ((variance + norm.eps) / (trained + norm.eps)).log().median()
+
+
+def _clearly_above(accuracy: float) -> float:
+    return accuracy + MARGIN * (1 - accuracy)
 
 
 def classes_of(logits: Tensor, num_classes: int) -> Tensor:

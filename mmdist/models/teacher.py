@@ -276,13 +276,17 @@ class Teacher:
     def __deepcopy__(self, memo: dict) -> 'Teacher':
         return self
 
-    def batch(self, inputs: Any, data_samples: Any) -> TeacherBatch:
+    def batch(self,
+              inputs: Any,
+              data_samples: Any,
+              swapped: bool = False) -> TeacherBatch:
         """A batch of the student's, for the taps to ask the teacher about.
 
         Args:
             inputs (Tensor | dict): ``(N, 3, H, W)`` or what else the student
                 takes, normalised for the student.
             data_samples (Sequence | dict): The data samples that go with it.
+            swapped (bool): Exchange red and blue of what the teacher sees.
 
         Returns:
             TeacherBatch: Nothing is computed yet.
@@ -291,8 +295,11 @@ class Teacher:
         if next(self.model.parameters()).device != device:
             self.model.to(device)
         return TeacherBatch(self.model, inputs, data_samples,
-                            self._renormalise,
+                            self._swapped if swapped else self._renormalise,
                             partial(self._precision, device.type))
+
+    def _swapped(self, images: Tensor, shapes: Any) -> Tensor:
+        return self._renormalise(images, shapes).flip(-3)
 
     def _precision(self, device: str) -> ContextManager:
         if self.dtype is None:

@@ -77,7 +77,7 @@ def swapped(cfg, weights):
 def permuted(cfg, weights):
     for name, weight in weights.items():
         if 'conv_seg' in name:
-            weights[name] = weight.roll(1, 0)
+            weights[name] = weight.roll(2, 0)
 
 
 def untrained(cfg, weights):
@@ -85,7 +85,7 @@ def untrained(cfg, weights):
 
 
 def not_a_number(cfg, weights):
-    weights['decode_head.conv_seg.bias'][0] = float('nan')
+    weights['decode_head.conv_seg.weight'] *= 1e38
 
 
 @pytest.fixture
@@ -111,11 +111,12 @@ def test_a_good_teacher_is_praised(trained, tmp_path, log):
     assert not warnings_in(log)
 
 
-@pytest.mark.parametrize('change, match', [(other_mean, 'mean, std'),
-                                           (swapped, 'channel order'),
-                                           (permuted, 'class_map'),
-                                           (untrained, 'was not trained'),
-                                           (not_a_number, 'no number')])
+@pytest.mark.parametrize('change, match',
+                         [(other_mean, 'correct mean and std'),
+                          (swapped, 'correct bgr_to_rgb'),
+                          (permuted, 'class_map'),
+                          (untrained, 'was not trained'),
+                          (not_a_number, 'no number')])
 def test_a_bad_teacher_is_noticed(trained, tmp_path, log, change, match):
     """By a warning that names the causes; strictly, by the end of the run."""
     distil(trained, tmp_path, change=change)

@@ -14,7 +14,7 @@ from mmdist.registry import MODELS
 from ..class_names import (check_class_names, check_enough_names,
                            check_named_map, class_map_of)
 from ..losses.base import LogitLoss, check_weight
-from ..taps import LogitPair, build_tap, tensors_in, watch_method
+from ..taps import LogitPair, TeacherBatch, build_tap, tensors_in, watch_method
 from ..teacher import Teacher, build_model, preserve_rng
 
 # Side of the picture that shows the shapes of features; the largest stride.
@@ -218,20 +218,33 @@ class BaseDistiller(BaseModel):
         if not self._saw_classes:
             self._compare_classes()
             self._saw_classes = True
-        batch = self.kd_teacher.batch(inputs, data_samples)
-        with _fork_rng(inputs):
-            self.tap.foresee(self.kd_student, batch, inputs)
+        batch, *swapped = self._teacher_batches(inputs, data_samples)
+        teacher = self.kd_teacher.model
+        with _fork_rng(inputs), self.monitor.listening(teacher):
+            for each in (batch, *swapped):
+                self.tap.foresee(self.kd_student, each, inputs)
         losses, calls, extracted = self._student_losses(inputs, data_samples)
-        with _fork_rng(inputs):
+        with _fork_rng(inputs), self.monitor.listening(teacher):
             self.tap.check_batch(calls, inputs)
-            pairs = self.tap.pairs(calls, self.kd_student, batch)
+            pairs, *others = [
+                self.tap.pairs(calls, self.kd_student, each)
+                for each in (batch, *swapped)
+            ]
             imitated = [(features, batch.features(images))
                         for images, features in extracted]
         losses = self._scale_classification(losses)
         terms = {**self._distill(pairs), **self._imitate(imitated)}
         logits = [part for call in calls for part in self.tap.logits_in(call)]
-        self.monitor.watch(pairs, logits, terms, losses)
+        self.monitor.watch(pairs, logits, terms, losses, *others)
         return {**losses, **terms}
+
+    def _teacher_batches(self, inputs: Any,
+                         data_samples: Any) -> List[TeacherBatch]:
+        """The batch, and until the teacher is judged one of red for blue."""
+        return [
+            self.kd_teacher.batch(inputs, data_samples, swapped)
+            for swapped in (False, True)[:1 + (not self.monitor.judged)]
+        ]
 
     def _student_losses(self, inputs: Tensor,
                         data_samples: Sequence) -> Tuple[dict, list, list]:
