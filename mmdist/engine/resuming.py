@@ -12,6 +12,8 @@ from mmengine.logging import print_log
 from mmengine.runner import set_random_seed
 from numpy.random import SeedSequence
 
+from mmdist.registry import HOOKS
+
 PARTIAL = '.partial'
 
 
@@ -59,6 +61,7 @@ class WholeFiles(LocalBackend):
         self._outdated.append(str(filepath))
 
 
+@HOOKS.register_module()
 class SeedHook(Hook):
     """Seeds every iteration by its number.
 

@@ -4,8 +4,9 @@ import os
 import pytest
 import torch
 from mmengine.fileio import get_file_backend
+from mmengine.registry import HOOKS, DefaultScope
 
-from mmdist.engine import newest_checkpoint
+from mmdist.engine import SeedHook, newest_checkpoint
 
 
 @pytest.fixture
@@ -48,6 +49,14 @@ def test_a_file_that_cannot_be_written_changes_nothing(files, tmp_path):
         files().put(b'new', str(new))
     assert sorted(os.listdir(tmp_path)) == ['epoch_1.pth', 'epoch_2.pth']
     assert old.read_bytes() == b'old'
+
+
+@pytest.mark.parametrize('scope', ['mmengine', 'mmdet', 'mmseg'])
+def test_a_config_may_name_the_hook(scope):
+    """For other tools than ours; MMEngine's runner builds hooks so."""
+    with DefaultScope.overwrite_default_scope(scope):
+        hook = HOOKS.build(dict(type='mmdist.SeedHook'))
+    assert isinstance(hook, SeedHook)
 
 
 def test_newest_checkpoint(tmp_path):
