@@ -1,0 +1,92 @@
+"""tools/make_config.py: a config that trains, or a sentence."""
+import os.path as osp
+import runpy
+import sys
+
+import pytest
+from mmengine.config import Config
+
+from tests import helpers, segmentors
+
+ROOT = osp.dirname(osp.dirname(osp.dirname(osp.abspath(__file__))))
+TOOL = osp.join(ROOT, 'tools', 'make_config.py')
+TRAIN = osp.join(ROOT, 'tools', 'train.py')
+TASKS = dict(
+    mmdet=(helpers, lambda: helpers.detector('retina'), helpers.write_coco),
+    mmseg=(segmentors, lambda: segmentors.segmentor('pspnet'),
+           segmentors.write_masks))
+
+
+def run(tool, monkeypatch, *arguments):
+    """Run a tool in this process."""
+    monkeypatch.setattr(sys, 'argv', [tool, *map(str, arguments)])
+    monkeypatch.setattr('time.strftime', lambda *_: '20260101')
+    with helpers.quick():
+        runpy.run_path(tool, run_name='__main__')
+
+
+def prepare(scope, root):
+    """A plain config of a student, and the teacher's."""
+    task, model, write = TASKS[scope]
+    cfg = task.run_cfg(model(), write(root / 'data'), root, 1)
+    for key in ('custom_imports', 'work_dir', 'experiment_name'):
+        cfg.pop(key)
+    cfg.dump(str(root / 'student.py'))
+    return root / 'student.py', task.save_teacher(model(), root)['checkpoint']
+
+
+@pytest.mark.parametrize('scope, wrapper',
+                         [('mmdet', 'mmdist.DistillDetector'),
+                          ('mmseg', 'mmdist.DistillSegmentor')])
+def test_it_writes_a_config_that_trains(scope, wrapper, tmp_path, monkeypatch):
+    """From the folder of the tool's user, with a path relative to the file."""
+    student, weights = prepare(scope, tmp_path)
+    (tmp_path / 'configs').mkdir()
+    monkeypatch.chdir(tmp_path)
+    out = tmp_path / 'configs/mine.py'
+    run(TOOL, monkeypatch, 'student.py', student, weights, '--out', out)
+    assert "_base_ = '../student.py'" in out.read_text()
+    assert len(out.read_text().splitlines()) <= 12
+    cfg = Config.fromfile(str(out))
+    assert cfg.model.type == wrapper
+    assert cfg.model.student == Config.fromfile(str(student)).model
+    run(TRAIN, monkeypatch, out, '--work-dir', tmp_path / 'run')
+    log, = (tmp_path / 'run').glob('*/vis_data/scalars.json')
+    assert 'loss_kd_inter' in log.read_text()
+
+
+def test_a_name_of_the_zoo(tmp_path, monkeypatch):
+    """The file is called after the student, here, in the folder."""
+    zoo = 'mmdet::retinanet/retinanet_r18_fpn_1x_coco.py'
+    cfg = helpers.merged(
+        Config.fromfile(osp.join(helpers.ZOO, zoo[7:])).model.to_dict(),
+        dict(backbone=dict(init_cfg=None)))
+    teacher = helpers.save_teacher(cfg, tmp_path)
+    monkeypatch.chdir(tmp_path)
+    run(TOOL, monkeypatch, zoo, zoo, teacher['checkpoint'], '--class-map',
+        'names')
+    cfg = Config.fromfile('dist_retinanet_r18_fpn_1x_coco.py')
+    assert cfg.model.teacher.class_map == 'names'
+    assert cfg.model.student.backbone.depth == 18
+
+
+def test_what_does_not_fit_is_not_written(tmp_path, monkeypatch):
+    """The sentence of a training, without a file; nothing is overwritten."""
+    student, weights = prepare('mmdet', tmp_path)
+    out = tmp_path / 'mine.py'
+    faster = helpers.run_cfg(helpers.detector('faster'), tmp_path, tmp_path)
+    faster.dump(str(tmp_path / 'faster.py'))
+    for teacher, match in ((tmp_path / 'faster.py', 'does not'),
+                           (tmp_path / 'no.py', 'model.teacher.config')):
+        with pytest.raises(Exception, match=match):
+            run(TOOL, monkeypatch, student, teacher, weights, '--out', out)
+    assert not list(tmp_path.glob('*mine.py'))
+    out.write_text('mine')
+    with pytest.raises(FileExistsError, match='--force'):
+        run(TOOL, monkeypatch, student, student, weights, '--out', out)
+    assert out.read_text() == 'mine'
+    (tmp_path / 'other.py').write_text("model = dict(type='ResNet18')\n"
+                                       "default_scope = 'mmaction'")
+    with pytest.raises(ValueError, match='mmaction'):
+        run(TOOL, monkeypatch, tmp_path / 'other.py', student, weights,
+            '--out', tmp_path / 'x.py')

@@ -1,0 +1,98 @@
+"""Write the config that distils a teacher into a student, and check it.
+
+The check builds both models, loads the teacher and pairs their class logits,
+as the first seconds of a training do.
+"""
+import argparse
+import os
+from pathlib import Path
+
+from mmengine.config import Config
+from mmengine.registry import MODELS, DefaultScope
+
+import mmdist  # noqa: F401
+from mmdist.utils import find_config, load_config, run_tool, scope_of
+
+WRAPPERS = dict(mmdet='DistillDetector', mmseg='DistillSegmentor')
+TEMPLATE = '''_base_ = {base!r}
+custom_imports = dict(imports=['mmdist'])
+model = dict(
+    _delete_=True,
+    type='mmdist.{wrapper}',
+    student={{{{_base_.model}}}},
+    teacher=dict(
+        config={teacher!r},
+        checkpoint={checkpoint!r}{more}),
+    distill_loss=dict(type='mmdist.DISTLoss', beta=1.0, gamma=1.0, tau=1.0))
+'''
+
+
+def parse_args():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument(
+        'student', help="config to train: a path, or 'mmdet::…', 'mmseg::…'")
+    parser.add_argument('teacher', help="the teacher's config, likewise")
+    parser.add_argument(
+        'checkpoint', help="the teacher's weights: path or URL")
+    parser.add_argument(
+        '--class-map',
+        choices=['names'],
+        help='the teacher knows more classes; those of the training set are '
+        'found by their names')
+    parser.add_argument(
+        '--out', type=Path, help='default: ./dist_<name of the student>')
+    parser.add_argument(
+        '--force', action='store_true', help='overwrite an existing file')
+    return parser.parse_args()
+
+
+def wrapper_for(student):
+    """The wrapper for the library of a config."""
+    scope = scope_of(load_config(student, 'STUDENT'))
+    if scope not in WRAPPERS:
+        raise ValueError(f'{student} has default_scope={scope!r}; mmdist '
+                         f'distils models of {" and ".join(WRAPPERS)}')
+    return WRAPPERS[scope]
+
+
+def base_of(student, folder):
+    """What `_base_` says: MMEngine looks for paths from the file's folder."""
+    if '::' in student:
+        return student
+    return os.path.relpath(find_config(student, 'STUDENT'), folder)
+
+
+def check(path):
+    """Build what a config describes, as a runner would."""
+    cfg = Config.fromfile(str(path))
+    if cfg.get('data_preprocessor'):
+        cfg.model.setdefault('data_preprocessor', cfg.data_preprocessor)
+    with DefaultScope.overwrite_default_scope(cfg.default_scope):
+        MODELS.build(cfg.model)
+
+
+def main():
+    args = parse_args()
+    name = os.path.basename(args.student.partition('::')[2] or args.student)
+    out = args.out or Path(f'dist_{name}')
+    if out.exists() and not args.force:
+        raise FileExistsError(f'{out} exists; --force overwrites it')
+    text = TEMPLATE.format(
+        base=base_of(args.student, out.parent),
+        wrapper=wrapper_for(args.student),
+        teacher=args.teacher,
+        checkpoint=args.checkpoint,
+        more=f',\n        class_map={args.class_map!r}'
+        if args.class_map else '')
+    part = out.with_name(f'_partial_{out.name}')
+    part.write_text(text)
+    try:
+        check(part)
+        part.replace(out)
+    finally:
+        part.unlink(missing_ok=True)
+    print(f'{out} is ready: python tools/train.py {out}')
+
+
+if __name__ == '__main__':
+    run_tool(main)
