@@ -44,6 +44,7 @@ def resume(cfg, checkpoint):
         checkpoint = newest_checkpoint(cfg.work_dir, hook.get('filename_tmpl'))
     if checkpoint is None:
         print(f'{cfg.work_dir} has no checkpoint to resume; starting anew')
+        cfg.resume = False
         return
     if not is_whole(checkpoint):
         raise ValueError(
@@ -62,6 +63,8 @@ def main():
         enable_auto_scale_lr(cfg)
     if args.resume is not None:
         resume(cfg, args.resume)
+    elif cfg.get('resume') and not cfg.get('load_from'):
+        resume(cfg, 'auto')
     run(cfg, 'train')
 
 

@@ -11,6 +11,7 @@ from typing import Callable, Iterator, Optional
 import torch
 from mmengine.config import Config, DictAction
 from mmengine.device import get_device
+from mmengine.dist import is_main_process
 from mmengine.hooks import CheckpointHook, Hook
 from mmengine.logging import MMLogger
 from mmengine.registry import RUNNERS
@@ -138,7 +139,7 @@ def _config_kept(cfg: Config) -> Iterator[_Started]:
     try:
         yield started
     except BaseException:
-        if before is not None and not started.yes:
+        if before is not None and not started.yes and is_main_process():
             with open(path, 'wb') as file:
                 file.write(before)
         raise

@@ -97,6 +97,22 @@ def test_resume_in_an_empty_work_dir_starts(config, run, tmp_path):
     assert checkpoint(tmp_path, 1)['meta']['iter'] == 3
 
 
+def test_resume_in_the_config(config, run, tmp_path):
+    """It skips half a checkpoint, too, and starts if there is no other."""
+    two = ('--cfg-options', 'train_cfg.max_epochs=2', 'resume=True')
+    run(config, '--work-dir', tmp_path, *two)
+    whole = checkpoint(tmp_path, 2)['state_dict']
+    (tmp_path / 'epoch_2.pth').write_bytes(b'PK')
+    run(config, '--work-dir', tmp_path, *two)
+    again = checkpoint(tmp_path, 2)
+    assert again['meta']['iter'] == 6
+    assert all(torch.equal(again['state_dict'][k], whole[k]) for k in whole)
+    for epoch in (1, 2):
+        (tmp_path / f'epoch_{epoch}.pth').write_bytes(b'PK')
+    run(config, '--work-dir', tmp_path, *two)
+    assert checkpoint(tmp_path, 1)['meta']['iter'] == 3
+
+
 def test_default_work_dir_is_named_after_the_config(config, run, tmp_path,
                                                     monkeypatch):
     """./work_dirs/<config name>, as in MMDetection."""
