@@ -238,6 +238,9 @@ def mimic_terms(student: Sequence[Tensor],
     total = 0.
     for feat_s, feat_t in zip(student, teacher):
         _check_shapes(feat_s, feat_t, 'features')
+        if not feat_s.numel():
+            total = total + _connected_zero(feat_s)
+            continue
         with torch.autocast(feat_s.device.type, enabled=False):
             total = total + F.mse_loss(
                 _at_least_float32(feat_s), _at_least_float32(feat_t.detach()))

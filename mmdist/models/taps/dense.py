@@ -445,6 +445,8 @@ def _decoding(head: nn.Module) -> Iterator[None]:
     """Say so if a head predicts its boxes in a way of its own."""
     try:
         yield
+    except torch.cuda.OutOfMemoryError:
+        raise
     except Exception as error:
         raise ValueError(
             f"model.tap has align='boxes', but the boxes of a "
