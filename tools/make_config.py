@@ -75,6 +75,8 @@ def main():
     args = parse_args()
     name = os.path.basename(args.student.partition('::')[2] or args.student)
     out = args.out or Path(f'dist_{name}')
+    if out.suffix != '.py':
+        raise ValueError(f'--out {out} must end with .py')
     if out.exists() and not args.force:
         raise FileExistsError(f'{out} exists; --force overwrites it')
     text = TEMPLATE.format(
@@ -84,6 +86,7 @@ def main():
         checkpoint=args.checkpoint,
         more=f',\n        class_map={args.class_map!r}'
         if args.class_map else '')
+    out.parent.mkdir(parents=True, exist_ok=True)
     part = out.with_name(f'_partial_{out.name}')
     part.write_text(text)
     try:

@@ -46,7 +46,7 @@ def resume(cfg, checkpoint):
         print(f'{cfg.work_dir} has no checkpoint to resume; starting anew')
         cfg.resume = False
         return
-    if not is_whole(checkpoint):
+    if '://' not in checkpoint and not is_whole(checkpoint):
         raise ValueError(
             f'--resume {checkpoint}: there is no complete checkpoint; without '
             'a path the newest complete one of the work directory is taken')

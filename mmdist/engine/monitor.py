@@ -58,6 +58,7 @@ class TeacherMonitor:
         self.strict, self.iters, self.interval = strict, iters, interval
         self.iteration = 0
         self.judged = False
+        self._resumed = False
         # Instances of each class, those for which the teacher says no number,
         # and those that the student knows, the teacher, and it if it saw red
         # as blue.
@@ -69,23 +70,30 @@ class TeacherMonitor:
 
     @contextmanager
     def listening(self, teacher: nn.Module) -> Iterator[None]:
-        """Look at what a teacher's first batch norm is given within.
+        """Look at what the first batch norm of a backbone is given within.
 
         Args:
             teacher (nn.Module): In eval mode.
         """
-        norm = next((m for m in teacher.modules()
+        # Those of a head may see one number a channel, or what a transformer
+        # has normalised.
+        trunk = getattr(teacher, 'backbone', teacher)
+        norm = next((m for m in trunk.modules()
                      if isinstance(m, _BatchNorm) and m.track_running_stats),
                     None)
         if self.judged or norm is None:
             yield
             return
         handle = norm.register_forward_pre_hook(
-            lambda _, inputs: self._scales.append(scale_of(norm, inputs[0])))
+            lambda _, inputs: self._look_at_scale(norm, inputs[0]))
         try:
             yield
         finally:
             handle.remove()
+
+    def _look_at_scale(self, norm: nn.Module, inputs: Tensor) -> None:
+        if inputs.numel() > inputs.shape[1]:  # one number has no variance
+            self._scales.append(scale_of(norm, inputs))
 
     def watch(self,
               pairs: Sequence[Any],
@@ -107,6 +115,9 @@ class TeacherMonitor:
         Raises:
             RuntimeError: If there is a reason to warn, and ``strict``.
         """
+        if not self.iteration:  # then a student may well be the better one
+            self._resumed = bool(MessageHub.get_current_instance().get_info(
+                'iter', 0))
         self.iteration += 1
         early = self.iteration <= self.iters
         if not self.judged:
@@ -143,9 +154,9 @@ class TeacherMonitor:
 
     def _judge(self) -> None:
         """Say how good the teacher is, once enough instances were seen."""
-        scale_is_wrong = self._doubt_scale()
         if self._counts is None:
             self.judged = True
+            self._doubt_scale()
             print_log(
                 'The teacher is not judged: no labels are known for '
                 'what it is compared on',
@@ -159,6 +170,7 @@ class TeacherMonitor:
             return
         self.judged = True
         if not number:
+            self._doubt_scale()
             print_log(
                 f'The teacher is not judged: none of {self.iteration} '
                 'iterations had a labelled instance',
@@ -174,7 +186,7 @@ class TeacherMonitor:
             f'the teacher is right about {teacher:.3f} and the student about '
             f'{student:.3f} in the mean over classes (chance: {chance:.3f})',
             logger='current')
-        if not scale_is_wrong:  # which explains the rest
+        if not self._doubt_scale():  # which would explain the rest
             self._doubt(student, teacher, no_number, chance, swapped,
                         1.5 / number**0.5)
 
@@ -211,7 +223,7 @@ class TeacherMonitor:
         elif teacher < _clearly_above(chance):
             self._warn(f'The teacher is right about {teacher:.3f}, which is '
                        f'chance ({chance:.3f}). Either {CAUSES}')
-        elif student > _clearly_above(teacher):
+        elif student > _clearly_above(teacher) and not self._resumed:
             self._warn(f'The teacher ({teacher:.3f}) is worse than the '
                        f'student ({student:.3f}). Either {CAUSES}; or the '
                        'student is better already')

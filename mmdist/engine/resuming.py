@@ -1,9 +1,10 @@
 """What lets a run that was killed go on as if it had not been."""
-import glob
 import os
 import os.path as osp
+import re
 import zipfile
-from typing import List, Optional, Union
+from logging import WARNING
+from typing import Dict, Iterable, List, Optional, Union
 
 from mmengine.dist import get_rank
 from mmengine.fileio import LocalBackend, register_backend
@@ -53,12 +54,15 @@ class WholeFiles(LocalBackend):
                 error.errno, f'{filepath} could not be written '
                 f'({error.strerror}); the checkpoints before it were kept, '
                 'so make room and go on with --resume') from error
-        while self._outdated:
-            super().remove(self._outdated.pop())
+        outdated, self._outdated[:] = set(self._outdated), []
+        # The best checkpoint may follow one of the same name.
+        for path in outdated - {osp.abspath(filepath)}:
+            if osp.exists(path):
+                super().remove(path)
 
     def remove(self, filepath: Union[str, os.PathLike]) -> None:
         """Remove a file as soon as the next one is written."""
-        self._outdated.append(str(filepath))
+        self._outdated.append(osp.abspath(filepath))
 
 
 @HOOKS.register_module()
@@ -85,8 +89,9 @@ class SeedHook(Hook):
         self._seed(runner)
 
     def _seed(self, runner) -> None:
-        ranks_differ = runner._randomness_cfg.get('diff_rank_seed', False)
-        numbers = runner.seed, runner.iter, get_rank() * ranks_differ
+        # All ranks drop other activations, as they do once they have drawn
+        # other numbers of RoIs.
+        numbers = runner.seed, runner.iter, get_rank()
         seed, = SeedSequence(numbers).generate_state(1)
         set_random_seed(int(seed))
 
@@ -95,41 +100,66 @@ def newest_checkpoint(work_dir: str,
                       names: Optional[str] = None) -> Optional[str]:
     """The newest checkpoint of a run that can be read.
 
+    It is the one that MMEngine has noted as the last, unless that is not
+    complete or a later one is: a run may be killed before it takes note.
+
     Args:
         work_dir (str): The run's.
         names (str, optional): ``filename_tmpl`` of its checkpoint hook.
 
     Returns:
-        str | None: A path; None if there is none.
+        str | None: A path, or the URL that is noted; None if there is none.
     """
-    paths = filter(osp.exists, _checkpoints(work_dir, names))
-    for path in sorted(paths, key=osp.getmtime, reverse=True):
+    noted = _noted(work_dir)
+    if '://' in noted:
+        return noted
+    steps = _checkpoints({work_dir, osp.dirname(noted) or work_dir}, names)
+    if osp.isfile(noted):
+        steps.setdefault(noted, -1)
+    paths = sorted(
+        steps, key=lambda p: (osp.getmtime(p), steps[p]), reverse=True)
+    if noted in steps:  # times are lost when a folder is copied
+        later = [p for p in paths if steps[p] > steps[noted]]
+        paths = [
+            *(p for p in later if osp.getmtime(p) >= osp.getmtime(noted)),
+            noted, *(p for p in paths if p != noted)
+        ]
+    for path in paths:
         if is_whole(path):
             return path
         print_log(
-            f'{path} is not complete and will be skipped', logger='current')
+            f'{path} is not complete and will be skipped',
+            logger='current',
+            level=WARNING)
     return None
 
 
-def _checkpoints(work_dir: str, names: Optional[str]) -> List[str]:
-    """Those that the hook wrote, and the one MMEngine has noted as last."""
-    folders, noted = {work_dir}, osp.join(work_dir, 'last_checkpoint')
-    last = ''
-    if osp.isfile(noted):
-        with open(noted) as file:
-            last = file.read().strip()
-    if last:
-        folders.add(osp.dirname(last))  # out_dir of the hook
-    patterns = ['epoch_*.pth', 'iter_*.pth']
-    if names:
-        patterns = [names.replace('{}', '*')]
-    found = {
-        osp.normpath(path)
-        for folder in folders
-        for pattern in patterns
-        for path in glob.glob(osp.join(glob.escape(folder), pattern))
-    }
-    return sorted(found | ({osp.normpath(last)} if last else set()))
+def _noted(work_dir: str) -> str:
+    """The last checkpoint by MMEngine's note; '' if there is no note."""
+    note = osp.join(work_dir, 'last_checkpoint')
+    if not osp.isfile(note):
+        return ''
+    with open(note) as file:
+        path = file.read().strip()
+    if not path or '://' in path:
+        return path
+    moved = osp.join(work_dir, osp.basename(path))
+    return osp.normpath(path if osp.exists(path) else moved)
+
+
+def _checkpoints(folders: Iterable[str],
+                 names: Optional[str]) -> Dict[str, int]:
+    """The checkpoints that a hook wrote, and their epochs or iterations."""
+    found = {}
+    for template in [names] if names else ['epoch_{}.pth', 'iter_{}.pth']:
+        # Not what was published or exported of them: epoch_12-1a2b3c4d.pth
+        name = re.compile(r'(\d+)'.join(
+            re.escape(part) for part in re.split(r'{[^}]*}', template)))
+        for folder in filter(osp.isdir, folders):
+            for match in filter(None, map(name.fullmatch, os.listdir(folder))):
+                path = osp.normpath(osp.join(folder, match[0]))
+                found[path] = int(match[1]) if match.groups() else 0
+    return found
 
 
 def is_whole(path: str) -> bool:
@@ -142,10 +172,11 @@ def is_whole(path: str) -> bool:
     Returns:
         bool: False also if there is no such file.
     """
+    path = osp.expanduser(path)
     if osp.isdir(path):
         return True
     try:
         with zipfile.ZipFile(path) as archive:
             return archive.testzip() is None
-    except (zipfile.BadZipFile, EOFError, OSError):
+    except Exception:  # zipfile has many words for a broken archive
         return False

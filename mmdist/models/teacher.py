@@ -206,9 +206,12 @@ def load_strictly(model: nn.Module, weights: Dict[str, Tensor],
             f'{len(model.state_dict())} keys are missing, first '
             f'{", ".join(missing[:3])}; name the config that it was trained '
             'with')
+    parameters = dict(model.named_parameters())
     broken = [
-        name for name, weight in model.named_parameters()
-        if not weight.isfinite().all()
+        name for name, weight in model.state_dict().items()
+        # Other buffers may be infinite on purpose, as masks are.
+        if (name in parameters or 'running_' in name)
+        and not weight.isfinite().all()
     ]
     if broken:
         raise ValueError(
@@ -262,6 +265,10 @@ class Teacher:
         self.checkpoint = checkpoint
         with preserve_rng():
             self.model, cfg = build_model(config, 'model.teacher.config')
+        if next(self.model.parameters()).is_meta:
+            raise ValueError(
+                'model.teacher cannot be built without memory for its '
+                'weights; leave skip_init_weights=True out of the strategy')
         if dtype == 'bfloat16':
             _check_bfloat16(self.model)
         content = read_checkpoint(checkpoint, trust_checkpoint)

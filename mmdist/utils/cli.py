@@ -3,15 +3,17 @@ import argparse
 import logging
 import os
 import os.path as osp
+import re
 import sys
+import tempfile
 import traceback
 from contextlib import contextmanager
-from typing import Callable, Iterator, Optional
+from typing import Callable, Iterator, Optional, Sized
 
 import torch
 from mmengine.config import Config, DictAction
 from mmengine.device import get_device
-from mmengine.dist import is_main_process
+from mmengine.dist import get_rank, is_main_process
 from mmengine.hooks import CheckpointHook, Hook
 from mmengine.logging import MMLogger
 from mmengine.registry import RUNNERS
@@ -21,6 +23,8 @@ from torch.utils.data import DataLoader
 from mmdist.engine import SeedHook
 
 TRACEBACK = 'MMDIST_TRACEBACK'
+# How PyTorch sends an error of a data loader's worker.
+WORKER_STACK = '\nOriginal Traceback (most recent call last):\n'
 LOOK_AT = ('see whether data_root, ann_file and data_prefix name the right '
            'files, metainfo.classes the right classes, and whether '
            'filter_cfg leaves any')
@@ -101,17 +105,19 @@ def run(cfg: Config, loop: str) -> None:
         cfg: What :func:`load_tool_config` gave.
         loop: The runner's method: ``train`` or ``test``.
     """
+    if loop == 'train':
+        _refuse_no_file(cfg)
+        _refuse_resumed_fsdp(cfg)
     with _config_kept(cfg) as started:
         runner = _build_runner(cfg)
         runner.register_hook(started)
         if loop == 'train':
-            _refuse_no_file(cfg)
             _make_resumable(runner)
             _refuse_empty_data(runner)
         getattr(runner, loop)()
     if torch.distributed.is_initialized():
-        # A thread of gloo that outlives Python's own end aborts a process
-        # that had done all its work, and the launcher reports a failure.
+        # A thread of gloo that is still busy at Python's own end aborts a
+        # process that had done all its work; after DDP some stay, but idle.
         torch.distributed.barrier()
         torch.distributed.destroy_process_group()
 
@@ -148,17 +154,31 @@ def _config_kept(cfg: Config) -> Iterator[_Started]:
 def _make_resumable(runner: Runner) -> None:
     """Write whole checkpoints, and seed what a resumed run draws."""
     runner.register_hook(SeedHook(), priority='HIGHEST')
+    if not isinstance(runner, Runner):  # FlexibleRunner asks no backend
+        return
     for hook in runner.hooks:
         given = getattr(hook, 'backend_args', True) or getattr(
             hook, 'file_client_args', None)
-        if isinstance(hook, CheckpointHook) and not given:
+        here = '://' not in str(getattr(hook, 'out_dir', ''))
+        if isinstance(hook, CheckpointHook) and here and not given:
             hook.backend_args = dict(backend='mmdist.whole')
 
 
+def _refuse_resumed_fsdp(cfg: Config) -> None:
+    """MMEngine hands PyTorch's loader of the optimizer's state its arguments
+    in another order, and PyTorch reads no shards without running code."""
+    strategy = cfg.get('strategy') or {}
+    if cfg.get('resume') and strategy.get('type') == 'FSDPStrategy':
+        raise ValueError(
+            'FSDPStrategy cannot resume a run with this PyTorch; train on '
+            'from the weights alone: load_from=<checkpoint> without resume, '
+            "with the strategy's state_dict_type='FULL_STATE_DICT'")
+
+
 def _refuse_no_file(cfg: Config) -> None:
-    """Before the data is read, which may take a minute."""
+    """Before models are built and data is read, which takes its time."""
     path = cfg.get('load_from')
-    if path and '://' not in path and not osp.exists(path):
+    if path and '://' not in path and not osp.exists(osp.expanduser(path)):
         raise FileNotFoundError(
             f'load_from={path!r}: there is no such checkpoint')
 
@@ -174,11 +194,11 @@ def _refuse_empty_data(runner: Runner) -> None:
         if isinstance(loader, dict):
             loader = _build_data(runner, loader, name)
             setattr(runner, f'_{name}', loader)
-        if loader is None:
+        if not isinstance(getattr(loader, 'dataset', None), Sized):
             continue
         if not len(loader.dataset):
             raise ValueError(f'{name}.dataset has no pictures: {LOOK_AT}')
-        if not len(loader):
+        if isinstance(loader.sampler, Sized) and not len(loader):
             raise ValueError(
                 f'{name} has no batch: drop_last leaves none of '
                 f'{len(loader.dataset)} pictures; lower its batch_size')
@@ -215,9 +235,17 @@ def run_tool(main: Callable[[], None]) -> None:
         log = _log_stack(error)
         where = f'the whole traceback is in {log}' if log else (
             f'{TRACEBACK}=1 shows the whole traceback')
-        sentence = ' '.join(f'{type(error).__name__}: {error}'.split())
-        sys.exit(f'{sentence}\n'
+        sys.exit(f'{_sentence(error)}\n'
                  f'({_last_frame(error)}; {where})')
+
+
+def _sentence(error: BaseException) -> str:
+    """The error in one line; that of a data loader's worker without the
+    stack that PyTorch writes before it."""
+    text = f'{type(error).__name__}: {error}'.rstrip()
+    if WORKER_STACK in text:
+        text = re.split(r'\n(?! )', text)[-1]
+    return ' '.join(text.split())
 
 
 def _last_frame(error: BaseException) -> str:
@@ -225,10 +253,16 @@ def _last_frame(error: BaseException) -> str:
 
     MMEngine's registries raise it again, with the name of the class before.
     """
-    while str(error.__context__ or '\n') in str(error):
+    while _says_again(error, error.__context__):
         error = error.__context__
     frame = traceback.extract_tb(error.__traceback__)[-1]
     return f'{frame.filename}, line {frame.lineno}, in {frame.name}'
+
+
+def _says_again(error: BaseException, cause: Optional[BaseException]) -> bool:
+    return bool(
+        cause and cause.__traceback__ and str(cause)
+        and str(cause) in str(error))
 
 
 def _log_stack(error: BaseException) -> Optional[str]:
@@ -241,4 +275,9 @@ def _log_stack(error: BaseException) -> Optional[str]:
                                   str(error), (),
                                   (type(error), error, error.__traceback__)))
             path = handler.baseFilename
+    if path is None and not is_main_process():  # MMEngine logs the main one's
+        path = osp.join(tempfile.mkdtemp(), f'mmdist_rank_{get_rank()}.txt')
+        with open(path, 'w') as file:
+            traceback.print_exception(
+                type(error), error, error.__traceback__, file=file)
     return path

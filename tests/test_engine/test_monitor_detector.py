@@ -120,7 +120,6 @@ def test_a_good_teacher_is_praised(trained, tmp_path, log):
     """Well above chance, and no warning."""
     distil(trained, tmp_path, strict_teacher=True)
     judged, = (r.message for r in log.records if 'is right' in r.message)
-    print(judged)
     assert float(judged.split('right about ')[1][:5]) > 0.7
     assert not [r for r in log.records if r.levelno >= logging.WARNING]
 

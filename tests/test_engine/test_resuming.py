@@ -39,6 +39,20 @@ def test_what_is_outdated_stays_until_the_next_file_is_whole(files, tmp_path):
     assert os.listdir(tmp_path / 'new') == ['epoch_2.pth']
 
 
+def test_the_same_name_again(files, tmp_path):
+    """MMEngine removes the best checkpoint, and may write its name anew."""
+    path = str(tmp_path / 'best_epoch_0.pth')
+    files().put(b'old', path)
+    for _ in range(2):
+        files().remove(path)
+    files().put(b'new', path)
+    assert files().get(path) == b'new'
+    for _ in range(2):
+        files().remove(path)
+    files().put(b'other', str(tmp_path / 'other.pth'))
+    assert os.listdir(tmp_path) == ['other.pth']
+
+
 def test_a_file_that_cannot_be_written_changes_nothing(files, tmp_path):
     """Here a folder is in its way."""
     old, new = tmp_path / 'epoch_1.pth', tmp_path / 'epoch_2.pth'
@@ -74,6 +88,51 @@ def test_newest_checkpoint(tmp_path):
     assert newest_checkpoint(str(tmp_path)) == second
 
 
+def test_what_was_made_of_checkpoints_is_no_state(tmp_path):
+    """Published by MMEngine or MMDetection, or exported, and newer."""
+    state = write(tmp_path / 'epoch_12.pth', age=9)
+    for name in ('epoch_12-deadbeef.pth', 'epoch_12_student.pth'):
+        write(tmp_path / name)
+    assert newest_checkpoint(str(tmp_path)) == state
+
+
+def test_times_may_be_lost(tmp_path):
+    """As in a copy of the folder; then the note says which is the last."""
+    for epoch in (3, 11, 12):
+        write(tmp_path / f'epoch_{epoch}.pth', age=epoch)
+    (tmp_path / 'last_checkpoint').write_text('/elsewhere/epoch_12.pth')
+    newest = str(tmp_path / 'epoch_12.pth')
+    assert newest_checkpoint(str(tmp_path)) == newest
+    os.truncate(newest, 10)
+    assert newest_checkpoint(str(tmp_path)) == str(tmp_path / 'epoch_3.pth')
+
+
+def test_a_run_that_was_started_anew(tmp_path):
+    """Its first epochs are newer than the last ones of the run before."""
+    write(tmp_path / 'epoch_12.pth', age=9)
+    new = write(tmp_path / 'epoch_3.pth')
+    (tmp_path / 'last_checkpoint').write_text(new)
+    assert newest_checkpoint(str(tmp_path)) == new
+
+
+def test_checkpoints_on_a_server(tmp_path):
+    """MMEngine finds out whether they are there."""
+    (tmp_path / 'last_checkpoint').write_text('s3://bucket/epoch_3.pth')
+    assert newest_checkpoint(str(tmp_path)) == 's3://bucket/epoch_3.pth'
+
+
+def test_damaged_checkpoints_are_skipped(tmp_path):
+    """Whichever byte is wrong, none is an error."""
+    whole = write(tmp_path / 'epoch_1.pth', age=5)
+    path = tmp_path / 'epoch_2.pth'
+    content = open(write(path), 'rb').read()
+    for i in range(0, len(content), 7):
+        damaged = bytearray(content)
+        damaged[i] ^= 0xff
+        path.write_bytes(damaged)
+        assert newest_checkpoint(str(tmp_path)) in (whole, str(path))
+
+
 @pytest.mark.parametrize('left', [0., 0.1, 0.5, 0.99])
 def test_half_a_checkpoint_is_not_the_newest(tmp_path, left):
     """Whatever part of it was written."""
@@ -100,5 +159,6 @@ def test_checkpoints_elsewhere_and_of_other_names(tmp_path):
     older = write(tmp_path / 'out/step-3.pth', age=9)
     newer = write(tmp_path / 'out/step-4.pth')
     (tmp_path / 'last_checkpoint').write_text(older)
-    assert newest_checkpoint(str(tmp_path), 'step-{}.pth') == newer
+    for template in ('step-{}.pth', 'step-{:03d}.pth'):
+        assert newest_checkpoint(str(tmp_path), template) == newer
     assert newest_checkpoint(str(tmp_path)) == older

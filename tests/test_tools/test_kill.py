@@ -157,12 +157,16 @@ def test_resumed_runs_equal_the_uninterrupted_one(run, tmp_path):
     """Killed at random moments, from its start to its end."""
     config, whole, seconds = run
     assert len(losses(whole)) == ITERS
-    moments = random.Random(0)
+    moments, killed, begun = random.Random(0), 0, 0
     for i in range(MOMENTS):
         work_dir = tmp_path / str(i)
-        train(config, work_dir, seconds=moments.uniform(0, seconds))
+        end = train(config, work_dir, seconds=moments.uniform(0, seconds))
+        killed += end == -signal.SIGKILL
+        begun += newest_checkpoint(str(work_dir)) is not None
         assert train(config, work_dir, '--resume') == 0
         assert_equal(work_dir, whole)
+    print(f'{killed} of {MOMENTS} killed, {begun} after a checkpoint')
+    assert killed >= MOMENTS / 2 and begun >= MOMENTS / 5
 
 
 @pytest.mark.slow

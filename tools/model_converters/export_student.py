@@ -38,6 +38,9 @@ def parse_args():
 
 def weights_of(checkpoint, last):
     """The student's weights, by the names of the plain model."""
+    if 'state_dict' not in checkpoint:
+        raise ValueError('the checkpoint has no `state_dict`: it is none of '
+                         "MMEngine's")
     if not last:
         return checkpoint['state_dict']
     # MMEngine's EMAHook exchanges both when it writes a checkpoint.
@@ -66,7 +69,8 @@ def verify(weights, cfg):
 
 def write(path, weights, meta):
     """A file of PyTorch or safetensors, by the suffix."""
-    weights = {name: weight.contiguous() for name, weight in weights.items()}
+    # Heads of one module share their memory, which safetensors refuses.
+    weights = {n: w.clone().contiguous() for n, w in weights.items()}
     part = path.with_name(f'{path.name}.partial')
     if path.suffix == '.safetensors':
         save_file(weights, part)
