@@ -2,7 +2,8 @@
 
 A step of the student alone, and the teacher's features and class predictions
 without gradients, are what nobody can save; their sum is compared with a step
-of mmdist, and with the way of toolkits that record what they need while the
+of mmdist, with one of the first steps, in which the teacher is judged, and
+with the way of toolkits that record what they need while the
 teacher computes its whole loss (here without their distillation loss). All
 are run in turns on one synthetic batch, so that what else the machine does
 meets all; ratios of medians are what counts. Weights are random.
@@ -81,10 +82,22 @@ class Pair:
                 self.teacher.loss(self.inputs, copy.deepcopy(self.samples))
             plain()
 
+        monitor = self.wrapper.monitor
+
+        def usual() -> None:
+            # Of 500 steps all but one.
+            monitor.iteration, monitor.judged = monitor.iters, True
+            distilled()
+
+        def judging() -> None:
+            monitor.iteration, monitor.judged = 0, False
+            distilled()
+
         return dict(
             student=plain,
             teacher=self._teacher_step(),
-            mmdist=distilled,
+            mmdist=usual,
+            judging=judging,
             recorded=recorded)
 
     def _training_step(self, model: nn.Module) -> Callable:
@@ -159,10 +172,11 @@ def measure(pair: Pair, repeats: int) -> Dict[str, Any]:
         shape=list(pair.inputs.shape),
         milliseconds=medians,
         ratio=medians['mmdist'] / least,
+        judging_ratio=medians['judging'] / least,
         recorded_ratio=medians['recorded'] / least,
         peak_mib={
             name: peak_memory(ways[name], pair.device) / MIB
-            for name in ('student', 'mmdist')
+            for name in ('student', 'mmdist', 'judging')
         })
 
 
@@ -170,8 +184,9 @@ def show(results: List[Dict[str, Any]], title: str) -> None:
     """Print a table."""
     table = Table(title=title)
     for column in ('student', 'its step', 'teacher forward', 'sum',
-                   'with mmdist', 'by the sum', 'recorded, by the sum',
-                   'memory alone', 'with mmdist'):
+                   'with mmdist', 'by the sum', 'judging, by the sum',
+                   'recorded, by the sum', 'memory alone', 'with mmdist',
+                   'judging'):
         table.add_column(column, justify='right')
     for r in results:
         times = r['milliseconds']
@@ -180,7 +195,8 @@ def show(results: List[Dict[str, Any]], title: str) -> None:
             *(f'{t:.0f} ms'
               for t in (times['student'], times['teacher'],
                         times['student'] + times['teacher'], times['mmdist'])),
-            f'{r["ratio"]:.3f}', f'{r["recorded_ratio"]:.3f}',
+            *(f'{r[key]:.3f}'
+              for key in ('ratio', 'judging_ratio', 'recorded_ratio')),
             *(f'{m:.0f} MiB' for m in r['peak_mib'].values()))
     Console(width=160).print(table)
 
@@ -191,12 +207,13 @@ def plot(results: List[Dict[str, Any]], path: Path) -> None:
     from matplotlib import pyplot as plt
     figure, axes = plt.subplots(figsize=(8, 4), layout='constrained')
     places = range(len(results))
-    for offset, key, label in ((-0.2, 'ratio', 'mmdist'),
-                               (0.2, 'recorded_ratio',
+    for offset, key, label in ((-0.25, 'ratio', 'mmdist'),
+                               (0, 'judging_ratio', 'mmdist, first steps'),
+                               (0.25, 'recorded_ratio',
                                 "the teacher's whole loss, recorded")):
         bars = axes.bar([place + offset for place in places],
                         [r[key] for r in results],
-                        width=0.38,
+                        width=0.24,
                         label=label)
         axes.bar_label(bars, fmt='%.2f')
     axes.set_xticks(places, [Path(r['name']).stem for r in results])
