@@ -1,5 +1,6 @@
 """Runs that are killed, by tools/train.py and processes of their own."""
 import json
+import math
 import multiprocessing
 import os
 import os.path as osp
@@ -64,7 +65,7 @@ TASKS = dict(detection=detection, segmentation=segmentation)
 
 @pytest.fixture(scope='module', params=list(TASKS))
 def run(request, tmp_path_factory):
-    """A config's path, and the work directory and time of a whole run."""
+    """A config's path, and the folder and seconds of a whole run."""
     root = tmp_path_factory.mktemp(request.param)
     cfg = TASKS[request.param](root)
     cfg.train_dataloader.num_workers = 1
@@ -73,27 +74,47 @@ def run(request, tmp_path_factory):
         cfg.pop(key)
     config = str(root / 'toy.py')
     cfg.dump(config)
-    started = time.monotonic()
-    assert train(config, root / 'whole') == 0
-    return config, root / 'whole', time.monotonic() - started
+    end, seconds = timed(config, root / 'whole')
+    assert end == 0
+    return config, root / 'whole', seconds
 
 
-def train(config, work_dir, *arguments, seconds=None, **limits):
-    """Train in a new process, and kill it after some seconds.
+def train(config, work_dir, *arguments, **limits):
+    """Train in a new process, and return how it ended."""
+    return timed(config, work_dir, *arguments, **limits)[0]
+
+
+def timed(config, work_dir, *arguments, seconds=math.inf, **limits):
+    """Train in a new process, and kill it when it has computed so long.
+
+    Time of the processor, so that it does not matter what else runs.
 
     Returns:
-        int: How the process ended.
+        tuple[int, float]: How the process ended, and the seconds.
     """
     process = processes.Process(
         target=_train,
         args=([config, '--work-dir',
                str(work_dir), *arguments], limits))
     process.start()
-    process.join(seconds)
-    if process.exitcode is None:
-        os.kill(process.pid, signal.SIGKILL)
-        process.join()
-    return process.exitcode
+    spent = 0.
+    while process.is_alive():
+        spent = processor_time(process.pid) or spent
+        if spent >= seconds:
+            os.kill(process.pid, signal.SIGKILL)
+            process.join()
+        time.sleep(0.003)
+    return process.exitcode, spent
+
+
+def processor_time(pid):
+    """Seconds; None if the process has ended."""
+    try:
+        with open(f'/proc/{pid}/stat') as file:
+            fields = file.read().rpartition(')')[2].split()
+    except OSError:
+        return None
+    return (int(fields[11]) + int(fields[12])) / os.sysconf('SC_CLK_TCK')
 
 
 def _train(arguments, limits):
