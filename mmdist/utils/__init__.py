@@ -1,6 +1,7 @@
-from .cli import load_tool_config, run, run_tool, tool_parser
+from .cli import load_tool_config, run_tool, tool_parser
 from .config import (class_names_of, find_config, load_config, scope_of,
                      student_of)
+from .running import run
 from .setup_env import (allow_mmengine_checkpoints, check_version,
                         find_forks_configs)
 
