@@ -49,8 +49,8 @@ def run(cfg: Config, loop: str) -> None:
         loop: The runner's method: ``train`` or ``test``.
     """
     if loop == 'train':
-        _refuse_no_file(cfg)
         _refuse_resumed_fsdp(cfg)
+        _refuse_no_file(cfg)
     with _config_kept(cfg) as started:
         runner = _build_runner(cfg)
         runner.register_hook(started)
