@@ -29,8 +29,8 @@ def test_it_writes_what_it_measured(tmp_path):
         assert result['ratio'] == pytest.approx(times['mmdist'] / least)
         # Far less than a step of the teacher: nothing runs twice.
         assert times['teacher'] < times['mmdist']
-        assert result['judging_ratio'] == pytest.approx(
-            times['judging'] / least)
+        assert result['judging_ratio'] == pytest.approx(times['judging'] /
+                                                        least)
         memory = result['peak_mib']
         assert memory['student'] < memory['mmdist']
 

@@ -198,7 +198,7 @@ def show(results: List[Dict[str, Any]], title: str) -> None:
             *(f'{r[key]:.3f}'
               for key in ('ratio', 'judging_ratio', 'recorded_ratio')),
             *(f'{m:.0f} MiB' for m in r['peak_mib'].values()))
-    Console(width=160).print(table)
+    Console(width=200).print(table)
 
 
 def plot(results: List[Dict[str, Any]], path: Path) -> None:
