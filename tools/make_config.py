@@ -7,10 +7,7 @@ import argparse
 import os
 from pathlib import Path
 
-from mmengine.config import Config
-from mmengine.registry import MODELS, DefaultScope
-
-import mmdist  # noqa: F401
+from mmdist.models.teacher import build_model
 from mmdist.utils import find_config, load_config, run_tool, scope_of
 
 WRAPPERS = dict(mmdet='DistillDetector', mmseg='DistillSegmentor')
@@ -62,15 +59,6 @@ def base_of(student, folder):
     return os.path.relpath(find_config(student, 'STUDENT'), folder)
 
 
-def check(path):
-    """Build what a config describes, as a runner would."""
-    cfg = Config.fromfile(str(path))
-    if cfg.get('data_preprocessor'):
-        cfg.model.setdefault('data_preprocessor', cfg.data_preprocessor)
-    with DefaultScope.overwrite_default_scope(cfg.default_scope):
-        MODELS.build(cfg.model)
-
-
 def main():
     args = parse_args()
     name = os.path.basename(args.student.partition('::')[2] or args.student)
@@ -90,7 +78,7 @@ def main():
     part = out.with_name(f'_partial_{out.name}')
     part.write_text(text)
     try:
-        check(part)
+        build_model(str(part), 'model')
         part.replace(out)
     finally:
         part.unlink(missing_ok=True)

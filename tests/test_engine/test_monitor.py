@@ -4,7 +4,7 @@ import logging
 
 import pytest
 import torch
-from mmengine.logging import MessageHub, MMLogger
+from mmengine.logging import MessageHub
 
 from mmdist.engine import TeacherMonitor
 from mmdist.engine.monitor import classes_of, gradient_norm
@@ -86,17 +86,6 @@ def untrained(cfg, weights):
 
 def not_a_number(cfg, weights):
     weights['decode_head.conv_seg.weight'] *= 1e38
-
-
-@pytest.fixture
-def log(caplog):
-    """What is logged as a warning, or said."""
-    logger = MMLogger.get_instance('monitor', logger_name='monitor')
-    logger.addHandler(caplog.handler)
-    caplog.set_level(logging.INFO)
-    yield caplog
-    logger.removeHandler(caplog.handler)
-    MMLogger._instance_dict.pop('monitor', None)
 
 
 def warnings_in(log):

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 import torch
 from mmdet.structures import DetDataSample
-from mmengine.logging import MMLogger
 from mmengine.structures import InstanceData
 
 from tests.helpers import (NUM_CLASSES, build, build_distiller, detector,
@@ -102,17 +101,6 @@ def permuted(cfg, weights):
 def untrained(cfg, weights):
     """What is random was saved."""
     weights.update(build(cfg, 5).state_dict())
-
-
-@pytest.fixture
-def log(caplog):
-    """What is logged as a warning, or said."""
-    logger = MMLogger.get_instance('monitor', logger_name='monitor')
-    logger.addHandler(caplog.handler)
-    caplog.set_level(logging.INFO)
-    yield caplog
-    logger.removeHandler(caplog.handler)
-    MMLogger._instance_dict.pop('monitor', None)
 
 
 @pytest.mark.slow

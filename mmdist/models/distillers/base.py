@@ -241,9 +241,10 @@ class BaseDistiller(BaseModel):
     def _teacher_batches(self, inputs: Any,
                          data_samples: Any) -> List[TeacherBatch]:
         """The batch, and until the teacher is judged one of red for blue."""
+        ways = [False] if self.monitor.judged else [False, True]
         return [
             self.kd_teacher.batch(inputs, data_samples, swapped)
-            for swapped in (False, True)[:1 + (not self.monitor.judged)]
+            for swapped in ways
         ]
 
     def _student_losses(self, inputs: Tensor,
