@@ -5,7 +5,8 @@ taken once and shared by all blocks, because memory that is new for every
 call costs as much as what is computed in it.
 """
 import math
-from typing import Iterator, List, Sequence, Tuple
+from typing import (Iterable, Iterator, List, NamedTuple, Optional, Sequence,
+                    Tuple)
 
 import torch
 from torch import Tensor
@@ -13,8 +14,11 @@ from torch import Tensor
 # Elements of a block, at least and at most: small ones stay in the cache,
 # large ones are worth the calls. (For GPUs they are chosen, not measured.)
 BLOCKS = dict(cpu=(2**16, 3 * 2**17), other=(2**19, 2**22))
-# A block is held in three buffers: together less than a tenth of the logits.
-PARTS = 34
+# Parts of the logits that a block is: of those with buffers of their own,
+# which are less than a tenth of the logits then, ...
+SMALL_SHARE = 40
+# ... and of others.
+LARGE_SHARE = 12
 # The rows of a part of a picture are a multiple: the widest vectors, twice.
 LANES = 32
 # Classes from which rows that lie in one piece are computed as they lie: calls
@@ -25,6 +29,33 @@ WIDE = 40
 def compute_dtype(logits: Tensor) -> torch.dtype:
     """float32, or float64 for float64."""
     return torch.float64 if logits.dtype == torch.float64 else torch.float32
+
+
+class Block(NamedTuple):
+    """A block of logits.
+
+    Attributes:
+        student (Tensor): Logits.
+        teacher (Tensor): Logits.
+        buffers (list[Tensor]): Three, of its size.
+        keeps (bool): Whether the block of the gradient keeps what is written
+            there until the block comes again.
+        gradient (Tensor, optional): Its block; may be the third buffer.
+    """
+    student: Tensor
+    teacher: Tensor
+    buffers: List[Tensor]
+    keeps: bool
+    gradient: Optional[Tensor] = None
+
+    def kept(self, axis: int, number: int) -> Tensor:
+        """Where numbers a row are kept in the block of the gradient.
+
+        Args:
+            axis (int): That of the classes.
+            number (int): How many.
+        """
+        return self.gradient.narrow(axis, 0, number)
 
 
 class Table:
@@ -46,6 +77,7 @@ class Table:
 
     def __init__(self, student: Tensor, teacher: Tensor) -> None:
         table = _three_axes(student)
+        self.logits = student
         # As channels_last logits do, and (R, C).
         self.last = student.dim() == 2 or 0 < table.stride(1) < table.stride(2)
         self.axis = 2 if self.last and student.shape[1] >= WIDE else 1
@@ -59,8 +91,9 @@ class Table:
         table = _three_axes(logits)
         return table.transpose(1, 2) if self.axis == 2 else table
 
-    def empty(self, logits: Tensor) -> Tensor:
+    def empty(self) -> Tensor:
         """For a gradient of the logits, in a layout that has a view."""
+        logits = self.logits
         if not self.last or logits.dim() == 2:
             return torch.empty_like(
                 logits, memory_format=torch.contiguous_format)
@@ -68,30 +101,61 @@ class Table:
             logits.movedim(1, -1),
             memory_format=torch.contiguous_format).movedim(-1, 1)
 
-    def blocks(self, *tables: Tensor) -> Iterator[Sequence]:
-        """:meth:`parts` of tables, and a list of three buffers of their
-        size."""
-        whole = buffers = None
-        for blocks in self.parts(*tables):
-            whole = whole or _buffers(blocks[0])
-            if buffers is None or buffers[0].shape != blocks[0].shape:
-                buffers = [_part(buffer, blocks[0]) for buffer in whole]
-            yield (*blocks, buffers)
+    def blocks(self, gradient: Optional[Tensor] = None) -> Iterator[Block]:
+        """The logits block by block.
+
+        Buffers are parts of the gradient where it can hold them: its own for
+        a block, and others that come last. These have new ones, of a small
+        part of the logits.
+        """
+        if gradient is None:
+            return self._with_buffers([self.student, self.teacher])
+        table = self.view(gradient)
+        tables = [self.student, self.teacher, table]
+        dtype = compute_dtype(table)
+        if gradient.dtype != dtype or table.stride(2) != 1:
+            return self._with_buffers(tables)
+        return self._within(tables)
+
+    def _with_buffers(self, tables: Sequence[Tensor]) -> Iterator[Block]:
+        blocks = _largest_last(self.parts(*tables))
+        buffers = _buffers(blocks, 3)
+        for student, teacher, *out in blocks:
+            own = [_start(buffer, student) for buffer in buffers]
+            yield Block(student, teacher, own, False, *out)
+
+    def _within(self, tables: Sequence[Tensor]) -> Iterator[Block]:
+        """Blocks of tables of which the last is the gradient."""
+        blocks = _largest_last(self._split(tables, LARGE_SHARE))
+        last = blocks[-2:]
+        for student, teacher, out in blocks[:-2]:
+            buffers = [_start(block[-1], out) for block in last]
+            yield Block(student, teacher, [*buffers, out], True, out)
+        parts = [p for block in last for p in self._split(block, SMALL_SHARE)]
+        buffers = _buffers(parts, 2)
+        for student, teacher, out in parts:
+            own = [_start(buffer, out) for buffer in buffers]
+            yield Block(student, teacher, [*own, out], False, out)
 
     def parts(self, *tables: Tensor) -> Iterator[Sequence[Tensor]]:
-        """The blocks of tables of this shape, the first one the largest."""
-        step, pictures = self._steps()
+        """The small blocks of tables of this shape."""
+        return self._split(tables, SMALL_SHARE)
+
+    def _split(self, tables: Sequence[Tensor],
+               share: int) -> Iterator[Sequence[Tensor]]:
+        """Blocks of one part of the logits, if that is neither too little nor
+        too much; the first is the largest."""
+        step, pictures = self._steps(tables[0], share)
         for group in zip(*(table.split(pictures) for table in tables)):
             yield from zip(*(table.split(step, self.axes[1])
                              for table in group))
 
-    def _steps(self) -> Tuple[int, int]:
+    def _steps(self, table: Tensor, share: int) -> Tuple[int, int]:
         """Rows and pictures of a block; the parts of a picture have about
         one size."""
-        on_cpu = self.student.device.type == 'cpu'
-        low, high = BLOCKS['cpu' if on_cpu else 'other']
-        size = min(max(self.student.numel() // PARTS, low), high)
-        length = self.student.shape[self.axes[1]]
+        low, high = BLOCKS['cpu' if table.device.type == 'cpu' else 'other']
+        size = min(max(self.student.numel() // share, low), high)
+        length = table.shape[self.axes[1]]
         step = max(size // self.num_classes, 1)
         if step >= length:
             return length, step // length
@@ -105,13 +169,26 @@ def _three_axes(logits: Tensor) -> Tensor:
     return logits.t()[None] if logits.dim() == 2 else logits.flatten(2)
 
 
-def _buffers(block: Tensor) -> List[Tensor]:
+def _buffers(blocks: List[Sequence[Tensor]], number: int) -> List[Tensor]:
+    """New ones, of which each can hold every block."""
+    first = blocks[0][0]
+    shape = map(max, zip(*(block[0].shape for block in blocks)))
     return list(
-        torch.empty((3, *block.shape),
-                    dtype=compute_dtype(block),
-                    device=block.device))
+        torch.empty((number, *shape),
+                    dtype=compute_dtype(first),
+                    device=first.device))
 
 
-def _part(buffer: Tensor, block: Tensor) -> Tensor:
-    """The start of a buffer in the shape of a smaller block."""
-    return buffer.view(-1)[:block.numel()].view(block.shape)
+def _start(buffer: Tensor, block: Tensor) -> Tensor:
+    """The part of a buffer with the shape of a smaller block."""
+    number, height, width = block.shape
+    return buffer[:number, :height, :width]
+
+
+def _largest_last(parts: Iterable[Sequence[Tensor]]) -> List[Sequence[Tensor]]:
+    """Blocks in their order, but for the two largest."""
+    parts = list(parts)
+    sizes = [part[0].numel() for part in parts]
+    largest = sorted(range(len(parts)), key=sizes.__getitem__)[-2:]
+    return [parts[i] for i in range(len(parts)) if i not in largest
+            ] + [parts[i] for i in largest]

@@ -87,7 +87,7 @@ class _Divergence(torch.autograd.Function):
         student, teacher = ctx.saved_tensors
         rule, table = ctx.rule, Table(student, teacher)
         scale = grad / (rule.tau * table.num_rows)
-        gradient = table.empty(student)
+        gradient = table.empty()
         for *blocks, out in table.parts(table.student, table.teacher,
                                         table.view(gradient)):
             blocks = (_scaled(x, rule.tau) for x in blocks)

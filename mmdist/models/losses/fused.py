@@ -3,25 +3,28 @@
 Written as tensor operations, the formula makes ten tables of the logits'
 size. Here a block of the logits that fits a processor's cache is read once
 forward and once backward; what is kept between the two are five numbers a
-class. Rows need nothing but themselves; columns need the moments of all
-rows, to which the blocks add up.
+class, and up to six a row in the memory of the gradient. Rows need nothing but
+themselves; columns need the moments of all rows, to which the blocks add up.
 
 Probabilities are centred before they are squared, rows by ``1 / C`` or the
 mean of their sigmoids, columns by their mean within the block; they are kept
 as they are, because centred ones have few digits where they are small.
 """
 import math
-from typing import List, NamedTuple, Sequence, Tuple, Union
+from typing import List, NamedTuple, Optional, Sequence, Tuple, Union
 
 import torch
 from torch import Tensor
 
 from . import direct
-from .blocks import Table, compute_dtype
+from .blocks import Block, Table, compute_dtype
 from .rule import ROUNDINGS, Rule, differentiated_once, rounded_squares
 
+Tensors = Sequence[Tensor]
 LOG2_E = 1 / math.log(2)
 MEAN_S, MEAN_T, SQUARES_S, SQUARES_T, PRODUCTS = range(5)
+# Numbers a row that forward keeps for backward, at most.
+MOST_KEPT = 6
 
 
 class Numbers(NamedTuple):
@@ -55,71 +58,140 @@ class Numbers(NamedTuple):
 
 
 class Rows(NamedTuple):
-    """A block's probabilities and what its rows have in common.
+    """A block's probabilities, and the gradient of its rows' correlations:
+    ``of_q`` times the teacher's centred probabilities, less ``of_p`` times
+    the student's.
 
     Attributes:
-        p (Tensor): The student's, three dimensions.
+        p (Tensor): The student's probabilities, three dimensions.
         q (Tensor): The teacher's.
         mean_p (Tensor): Of the rows, or ``1 / C``.
         mean_q (Tensor): The same of the teacher.
-        squares_p (Tensor): Sum of the squares without the mean.
-        squares_q (Tensor): The same of the teacher.
-        inverse (Tensor): 1 by the product of the rows' norms and eps; 0 for
-            constant rows.
-        rho (Tensor): Their correlation; 0 for constant rows.
+        of_p (Tensor): 0 for constant rows.
+        of_q (Tensor): 0 for constant rows.
     """
     p: Tensor
     q: Tensor
     mean_p: Tensor
     mean_q: Tensor
-    squares_p: Tensor
-    squares_q: Tensor
-    inverse: Tensor
-    rho: Tensor
+    of_p: Tensor
+    of_q: Tensor
 
 
-def _activate(logits: Tensor, tau: float, activation: str, axis: int,
-              numbers: Numbers, out: Tensor) -> Tensor:
-    """Write probabilities, and return the mean of their rows."""
-    if logits.dtype != out.dtype or logits.stride(2) != 1:
-        logits = out.copy_(logits)
-    if activation == 'softmax':
-        _softmax(logits, tau, axis, out)
-        return numbers.mean
-    if tau == 1:
-        torch.sigmoid(logits, out=out)
-    else:
-        torch.div(logits, tau, out=out).sigmoid_()
-    return out.mean(axis, True)
+class Way(NamedTuple):
+    """How the logits of a block become probabilities.
+
+    Attributes:
+        tau (float): Temperature.
+        activation (str): 'softmax' or 'sigmoid'.
+        axis (int): That of the classes.
+        numbers (Numbers): Of the table.
+    """
+    tau: float
+    activation: str
+    axis: int
+    numbers: Numbers
+
+    def probabilities(self, logits: Tensor, out: Tensor,
+                      kept: Tensors = ()) -> List[Tensor]:
+        """Write probabilities.
+
+        Args:
+            logits (Tensor): Of a block.
+            out (Tensor): Where they are written.
+            kept (Tensors): What this has returned for the block.
+
+        Returns:
+            list[Tensor]: What the rows were normalised by.
+        """
+        if logits.dtype != out.dtype or logits.stride(2) != 1:
+            logits = out.copy_(logits)
+        if self.activation == 'softmax':
+            return self._softmax(logits, out, *kept)
+        if self.tau == 1:
+            torch.sigmoid(logits, out=out)
+        else:
+            torch.div(logits, self.tau, out=out).sigmoid_()
+        return [*kept] or [out.mean(self.axis, True)]
+
+    def _softmax(self,
+                 logits: Tensor,
+                 out: Tensor,
+                 highest: Optional[Tensor] = None,
+                 scale: Optional[Tensor] = None) -> List[Tensor]:
+        """By powers of 2, which take a third of the time of the library's
+        exponentials."""
+        if highest is None:
+            highest = logits.amax(self.axis, True)
+        # First the difference: of large logits products differ by their
+        # rounding, which overflows as an exponent.
+        torch.sub(logits, highest, out=out)
+        out.mul_(LOG2_E / self.tau).exp2_()
+        if scale is None:
+            scale = out.sum(self.axis, True).reciprocal_()
+        out.mul_(scale)
+        return [highest, scale]
+
+    def mean(self, kept: Tensors) -> Tensor:
+        """Of rows, from what :meth:`probabilities` returns."""
+        return self.numbers.mean if self.activation == 'softmax' else kept[0]
+
+    @property
+    def num_kept(self) -> int:
+        """How many numbers a row :meth:`probabilities` returns."""
+        return 2 if self.activation == 'softmax' else 1
 
 
-def _softmax(logits: Tensor, tau: float, axis: int, out: Tensor) -> None:
-    """By powers of 2, which take a third of the time of the library's
-    exponentials."""
-    # First the difference: of large logits products differ by their rounding,
-    # which overflows as an exponent.
-    torch.sub(logits, logits.amax(axis, True), out=out)
-    out.mul_(LOG2_E / tau).exp2_()
-    out.mul_(out.sum(axis, True).reciprocal_())
+class Ways(NamedTuple):
+    """:class:`Way` of the student and of the teacher."""
+    student: Way
+    teacher: Way
 
+    @classmethod
+    def of(cls, rule: Rule, table: Table) -> 'Ways':
+        """Those of a table."""
+        numbers = Numbers.of(rule, table)
+        return cls(*(Way(rule.tau, activation, table.axis, numbers)
+                     for activation in (rule.student, rule.teacher)))
 
-def _rows(student: Tensor, teacher: Tensor, buffers: Sequence[Tensor],
-          axis: int, rule: Rule, numbers: Numbers) -> Rows:
-    """The rows of a block, in the first two of three buffers."""
-    p, q, spare = buffers
-    mean_p = _activate(student, rule.tau, rule.student, axis, numbers, p)
-    mean_q = _activate(teacher, rule.tau, rule.teacher, axis, numbers, q)
-    squares_q = torch.sub(q, mean_q, out=spare).square_().sum(axis, True)
-    squares_p = torch.sub(p, mean_p, out=spare).square_().sum(axis, True)
-    centred = torch.sub(p, mean_p, out=spare)
-    rounded = centred.sum(axis, True).mul_(mean_q)  # 0, but for rounding
-    products = centred.mul_(q).sum(axis, True).sub_(rounded)
-    varies = _varies(squares_p, mean_p, numbers)
-    varies &= _varies(squares_q, mean_q, numbers)
-    inverse = (squares_p * squares_q).sqrt_().add_(numbers.eps).reciprocal_()
-    inverse = torch.where(varies, inverse, numbers.zero)
-    return Rows(p, q, mean_p, mean_q, squares_p, squares_q, inverse,
-                products.mul_(inverse))
+    def relate(self, block: Block) -> Tuple[Rows, Tensor, List[Tensor]]:
+        """Compute the rows of a block, in the first two of its buffers.
+
+        Returns:
+            tuple[Rows, Tensor, list[Tensor]]: The rows, their correlations,
+            and what :meth:`again` finds in the gradient.
+        """
+        p, q, spare = block.buffers
+        numbers, axis = self.student.numbers, self.student.axis
+        kept_p = self.student.probabilities(block.student, p)
+        kept_q = self.teacher.probabilities(block.teacher, q)
+        mean_p, mean_q = self.student.mean(kept_p), self.teacher.mean(kept_q)
+        squares_q = torch.sub(q, mean_q, out=spare).square_().sum(axis, True)
+        squares_p = torch.sub(p, mean_p, out=spare).square_().sum(axis, True)
+        centred = torch.sub(p, mean_p, out=spare)
+        rounded = centred.sum(axis, True).mul_(mean_q)  # 0, but for rounding
+        products = centred.mul_(q).sum(axis, True).sub_(rounded)
+        varies = _varies(squares_p, mean_p, numbers)
+        varies &= _varies(squares_q, mean_q, numbers)
+        of_q = (squares_p * squares_q).sqrt_().add_(numbers.eps).reciprocal_()
+        of_q = torch.where(varies, of_q, numbers.zero)
+        rho = products.mul_(of_q)
+        ratio = squares_q.div_(torch.maximum(squares_p, numbers.tiny))
+        of_p = ratio.sqrt_().mul_(rho).mul_(of_q)
+        rows = Rows(p, q, mean_p, mean_q, of_p, of_q)
+        return rows, rho, [of_p, of_q, *kept_p, *kept_q]
+
+    def again(self, block: Block) -> Rows:
+        """The same of a block that was related before."""
+        p, q, _ = block.buffers
+        axis, number = self.student.axis, 2 + self.student.num_kept
+        # a copy, because the gradient is written over it
+        kept = block.kept(axis, number + self.teacher.num_kept).clone()
+        kept = kept.split(1, axis)
+        self.student.probabilities(block.student, p, kept[2:number])
+        self.teacher.probabilities(block.teacher, q, kept[number:])
+        return Rows(p, q, self.student.mean(kept[2:]),
+                    self.teacher.mean(kept[number:]), *kept[:2])
 
 
 def _varies(squares: Tensor, mean: Tensor, numbers: Numbers) -> Tensor:
@@ -156,23 +228,47 @@ def _merged(parts: Tensor, counts: Sequence[int]) -> Tensor:
     return torch.cat([means, parts[:, 2:].sum(0) + torch.stack(between)])
 
 
-def _forward(table: Table, rule: Rule) -> Tuple[Tensor, Tensor]:
-    """What :func:`relations` returns."""
-    numbers = Numbers.of(rule, table)
-    similarities, moments, counts = [], [], []
-    for student, teacher, buffers in table.blocks(table.student,
-                                                  table.teacher):
-        rows = _rows(student, teacher, buffers, table.axis, rule, numbers)
-        similarities.append(rows.rho.sum())
-        moments += _column_moments(*buffers, table.axes)
-        counts.append(rows.rho.numel())
-    moments = torch.cat(moments).double().view(-1, 5, table.num_classes)
+def _forward(table: Table,
+             rule: Rule,
+             gradient: Optional[Tensor] = None) -> Tuple[Tensor, Tensor]:
+    """What :func:`relations` returns.
+
+    Args:
+        table (Table): The logits.
+        rule (Rule): How they become relations.
+        gradient (Tensor, optional): A table where backward will write; what
+            it needs is kept there.
+    """
+    similarities, moments, counts = _of_blocks(table, Ways.of(rule, table),
+                                               gradient)
     similarity = torch.stack(similarities).double().sum()
+    moments = torch.cat(moments)  # apart from double, which frees the parts
+    moments = moments.double().view(-1, 5, table.num_classes)
     return similarity, _merged(moments, counts)
 
 
-def _gradient(of_rows: Tensor, of_columns: Tensor, student: Tensor,
-              teacher: Tensor, rule: Rule) -> Tensor:
+def _of_blocks(
+    table: Table, ways: Ways, gradient: Optional[Tensor]
+) -> Tuple[List[Tensor], List[Tensor], List[int]]:
+    """Of each block the sum of its rows' correlations, its moments, five
+    tensors, and its rows."""
+    similarities, moments, counts = [], [], []
+    for block in table.blocks(gradient):
+        _, rho, kept = ways.relate(block)
+        similarities.append(rho.sum())
+        moments += _column_moments(*block.buffers, table.axes)
+        counts.append(rho.numel())
+        if block.keeps:
+            torch.cat(kept, table.axis, out=block.kept(table.axis, len(kept)))
+    return similarities, moments, counts
+
+
+def _gradient(of_rows: Tensor,
+              of_columns: Tensor,
+              student: Tensor,
+              teacher: Tensor,
+              rule: Rule,
+              gradient: Optional[Tensor] = None) -> Tensor:
     """The gradient of the student's logits, in their shape and dtype.
 
     Args:
@@ -181,51 +277,51 @@ def _gradient(of_rows: Tensor, of_columns: Tensor, student: Tensor,
         student (Tensor): Logits.
         teacher (Tensor): Logits.
         rule (Rule): How they become relations.
+        gradient (Tensor, optional): With what :func:`_forward` has kept.
     """
     table = Table(student, teacher)
-    numbers = Numbers.of(rule, table)
+    ways = Ways.of(rule, table)
+    numbers = ways.student.numbers
     shape = (3, 1, 1, -1) if table.axis == 2 else (3, 1, -1, 1)
     columns = (of_columns / rule.tau).to(numbers.eps).view(shape).unbind()
     of_rows = (of_rows / rule.tau).to(numbers.eps)
-    gradient = table.empty(student)
-    for *logits, out, buffers in table.blocks(table.student, table.teacher,
-                                              table.view(gradient)):
-        rows = _rows(*logits, buffers, table.axis, rule, numbers)
-        # Of another dtype, or where its rows are not in one piece, the
-        # gradient cannot be added up in its place.
-        here = out.dtype == buffers[0].dtype and out.stride(2) == 1
-        sums = out if here else torch.empty_like(buffers[0])
-        _gradient_of_p(rows, of_rows, columns, numbers, buffers[2], sums)
-        _through(rule.student, rows.p, table.axis, buffers[2], sums)
-        if not here:
-            out.copy_(sums)
+    again = gradient is not None
+    if not again:
+        gradient = table.empty()
+    for block in table.blocks(gradient):
+        if again and block.keeps:
+            rows = ways.again(block)
+        else:
+            rows, _, _ = ways.relate(block)
+        out = block.buffers[2]
+        _gradient_of_p(rows, of_rows, columns, out)
+        _through(rule.student, rows, table.axis, out)
+        if out is not block.gradient:
+            block.gradient.copy_(out)
     return gradient
 
 
 def _gradient_of_p(rows: Rows, of_rows: Tensor, columns: Sequence[Tensor],
-                   numbers: Numbers, spare: Tensor, out: Tensor) -> None:
+                   out: Tensor) -> None:
     """Write the gradient of the student's probabilities, up to a number a
-    row where these sum to 1."""
+    row where these sum to 1. Overwrites the teacher's."""
     of_s, of_t, added = columns
-    of_q = rows.inverse * of_rows
-    ratio = rows.squares_q / torch.maximum(rows.squares_p, numbers.tiny)
-    of_p = ratio.sqrt_().mul_(rows.rho).mul_(of_q)
-    torch.sub(rows.q, rows.mean_q, out=spare)
-    torch.addcmul(added, spare, of_q, out=out)
-    torch.sub(rows.p, rows.mean_p, out=spare)
-    out.addcmul_(spare, of_p, value=-1)
-    out.addcmul_(rows.q, of_t).addcmul_(rows.p, of_s)
+    torch.sub(rows.q, rows.mean_q, out=out)
+    torch.addcmul(added, out, rows.of_q * of_rows, out=out)
+    out.addcmul_(rows.q, of_t)
+    centred = torch.sub(rows.p, rows.mean_p, out=rows.q)
+    out.addcmul_(centred, rows.of_p * of_rows, value=-1)
+    out.addcmul_(rows.p, of_s)
 
 
-def _through(activation: str, p: Tensor, axis: int, spare: Tensor,
-             out: Tensor) -> None:
+def _through(activation: str, rows: Rows, axis: int, out: Tensor) -> None:
     """Backward through the activation, in place."""
     if activation == 'softmax':
-        out -= torch.mul(out, p, out=spare).sum(axis, True)
-        out *= p
+        out -= torch.mul(out, rows.p, out=rows.q).sum(axis, True)
+        out *= rows.p
     else:
-        out *= p
-        out.addcmul_(out, p, value=-1)
+        out *= rows.p
+        out.addcmul_(out, rows.p, value=-1)
 
 
 class _Distances(torch.autograd.Function):
@@ -235,7 +331,11 @@ class _Distances(torch.autograd.Function):
     def forward(ctx, student: Tensor, teacher: Tensor,
                 rule: Rule) -> Tuple[Tensor, Tensor]:
         table = Table(student, teacher)
-        similarity, moments = _forward(table, rule)
+        # Backward writes what it needs over what forward keeps there, once.
+        ctx.gradient = None
+        if ctx.needs_input_grad[0] and table.num_classes >= MOST_KEPT:
+            ctx.gradient = table.empty()
+        similarity, moments = _forward(table, rule, ctx.gradient)
         dtype = compute_dtype(student)
         ctx.rule, ctx.num_rows = rule, table.num_rows
         inverse, rho = _correlations(moments, table.num_rows, rule, dtype)
@@ -250,7 +350,8 @@ class _Distances(torch.autograd.Function):
         of_moments = _of_correlations(grad_intra, moments, inverse, rho)
         gradient = _gradient(grad_inter / -ctx.num_rows,
                              _of_columns(*of_moments, moments), student,
-                             teacher, ctx.rule)
+                             teacher, ctx.rule, ctx.gradient)
+        ctx.gradient = None  # if there is another time, all is computed
         return gradient, None, None
 
 
@@ -283,7 +384,7 @@ def _backward_operator(grad_similarity: Tensor, grad_moments: Tensor,
 
 @_backward_operator.register_fake
 def _(grad_similarity, grad_moments, student, teacher, *others):
-    return Table(student, teacher).empty(student)
+    return Table(student, teacher).empty()
 
 
 def _setup_context(ctx, inputs, output) -> None:
