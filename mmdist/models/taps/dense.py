@@ -14,6 +14,7 @@ from .base import (LEAST_LOGIT, BoxLogits, Call, LogitPair, LogitTap,
 from .columns import (Columns, as_columns_of, class_log_odds,
                       class_probabilities, logits_of)
 from .labels import labels_at, objects_of
+from .probe import CannotSay, cannot_say, eval_mode, probed
 from .teacher_batch import TeacherBatch
 from .unread import left_out, unread_layers
 
@@ -131,6 +132,8 @@ class DenseTap(LogitTap):
                     tensor for side in sides
                     for tensor in tensors_in(side.read(outputs))
                 ])
+        for path, twin in zip(self.heads, self.teacher_heads):
+            _check_levels(student, path, teacher, twin)
 
     def pairs_of(self, call: Call, student: nn.Module,
                  teacher: TeacherBatch) -> List[LogitPair]:
@@ -223,7 +226,7 @@ class DenseTap(LogitTap):
                   teacher: TeacherBatch) -> BoxLogits:
         """The highest-scoring decoded boxes; their logits have a gradient."""
         side = Side(head, self.names_of(head)[0])
-        with torch.no_grad(), _in_eval_mode(head), _decoding(head):
+        with torch.no_grad(), eval_mode(head), _decoding(head):
             # Some decode what they predict in training otherwise (FCOS).
             outputs = head(**call.given)
             boxes = decoded_boxes(side, outputs,
@@ -494,17 +497,6 @@ def _labels(side: Side, teacher: TeacherBatch, level: int,
     return labels
 
 
-@contextmanager
-def _in_eval_mode(head: nn.Module) -> Iterator[None]:
-    modes = {module: module.training for module in head.modules()}
-    head.eval()
-    try:
-        yield
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
-
-
 def _only_proposes(model: nn.Module) -> bool:
     """Whether the model is an RPN alone, which calls its head bbox_head."""
     from mmdet.models.detectors import RPN
@@ -528,6 +520,31 @@ def _check_strides(strides_s: List, strides_t: List) -> None:
             f'model.teacher of {strides_t}: nothing pairs with '
             f'{sorted(missing)}; choose a teacher with these strides, or '
             "change the neck and strides of the student's head")
+
+
+def _check_levels(student: nn.Module, path: str, teacher: nn.Module,
+                  twin: str) -> None:
+    """Levels that are paired in order must be as many.
+
+    How many a head without strides has, only a picture shows.
+    """
+    head_s, head_t = student.get_submodule(path), teacher.get_submodule(twin)
+    if _strides(head_s) and _strides(head_t):
+        return
+    try:
+        numbers = [_num_levels(student, path), _num_levels(teacher, twin)]
+    except CannotSay:
+        return  # the first iteration says it
+    _level_indices(head_s, head_t, *numbers)
+
+
+@torch.no_grad()
+def _num_levels(model: nn.Module, path: str) -> int:
+    """How many maps of classes a head predicts of a picture."""
+    head = model.get_submodule(path)
+    side = Side(head, DenseTap.names_of(head)[0])
+    with probed(model, path) as outputs, cannot_say():
+        return len(outputs()[side.position])
 
 
 def _num_anchors(head: nn.Module, level: int) -> int:
@@ -592,6 +609,7 @@ def _level_indices(head_s: nn.Module, head_t: nn.Module, num_student: int,
             for level, stride in enumerate(strides_s)
         ]
     if num_student != num_teacher:
-        raise ValueError(f'model.teacher has {num_teacher} levels but '
-                         f'model.student has {num_student}')
+        raise ValueError(
+            f'model.teacher predicts classes on {num_teacher} levels but '
+            f'model.student has {num_student}; choose a teacher with as many')
     return list(range(num_student))

@@ -11,9 +11,8 @@ import torch
 from mmengine.logging import print_log
 from torch import Tensor, nn
 
-from .teacher_batch import owner_of, replaced
-
-PROBE_SIZE = 128
+from .probe import CannotSay, cannot_say, probed
+from .teacher_batch import replaced
 
 
 @contextmanager
@@ -59,42 +58,19 @@ def unread_layers(model: nn.Module, path: str,
         dict[str, int]: As :func:`left_out` takes it.
     """
     head = model.get_submodule(path)
-    like = next(model.parameters())
-    devices = [like.device] if like.is_cuda else []
-    with torch.random.fork_rng(devices=devices):
-        picture = torch.randn(1, 3, PROBE_SIZE, PROBE_SIZE).to(like)
-        owner = model.get_submodule(owner_of(model, path) or '')
-
-        def outputs() -> Any:
-            return head(features)
-
-        try:
-            with torch.no_grad(), _cannot_say():
-                features = owner.extract_feat(picture)
+    try:
+        with probed(model, path) as outputs:
             found = [
                 _unread(head, outputs, read, mode) for mode in (True, False)
             ]
-        except _CannotSay as error:
-            print_log(
-                f"All layers of the teacher's {path} are computed, because "
-                f'it does not run on features alone: {error.__cause__!r}',
-                logger='current',
-                level=logging.DEBUG)
-            return {}
+    except CannotSay as error:
+        print_log(
+            f"All layers of the teacher's {path} are computed, because it "
+            f'does not run on features alone: {error.__cause__!r}',
+            logger='current',
+            level=logging.DEBUG)
+        return {}
     return found[0] if found[0] == found[1] else {}
-
-
-class _CannotSay(Exception):
-    """A model that does not run on a picture alone, or not backward."""
-
-
-@contextmanager
-def _cannot_say() -> Iterator[None]:
-    """What a model raises here only loses the saving."""
-    try:
-        yield
-    except Exception as error:
-        raise _CannotSay from error
 
 
 def _unread(head: nn.Module, outputs: Callable[[], Any],
@@ -106,7 +82,7 @@ def _unread(head: nn.Module, outputs: Callable[[], Any],
         with torch.no_grad():
             whole = read(outputs())
             for value in (0., 100., -100.):
-                with left_out(head, layers, value), _cannot_say():
+                with left_out(head, layers, value), cannot_say():
                     others = outputs()
                 if not all(map(torch.equal, whole, read(others))):
                     return {}
@@ -127,10 +103,10 @@ def _without_gradient(head: nn.Module, outputs: Callable[[], Any],
             stack.callback(hook.remove)
         stack.callback(_set_learning, parameters, learning)
         _set_learning(parameters, [True] * len(parameters))
-        with _cannot_say():
+        with cannot_say():
             predicted = outputs()
         total = sum(tensor.float().sum() for tensor in read(predicted))
-        with _cannot_say():  # some operators have no backward on a CPU
+        with cannot_say():  # some operators have no backward on a CPU
             gradients = torch.autograd.grad(
                 total, parameters, allow_unused=True)
     needed = {id(p) for p, g in zip(parameters, gradients) if g is not None}

@@ -1,16 +1,19 @@
 """Dense heads: locations of a level against its anchor-class channels."""
 import copy
+import os.path as osp
 
 import pytest
 import torch
+from mmengine.config import Config
 from mmengine.logging import MessageHub
 
 from mmdist.models.losses import DISTLoss
 from mmdist.models.taps import TeacherBatch, build_tap
 from mmdist.models.taps.base import LEAST_LOGIT, Call
 from mmdist.models.taps.dense import Side
-from tests.helpers import (DENSE, NUM_CLASSES, batch, build, build_distiller,
-                           detector, pearson_dist, prepared, save_teacher, ssd)
+from tests.helpers import (DENSE, NUM_CLASSES, ZOO, batch, build,
+                           build_distiller, detector, pearson_dist, prepared,
+                           save_teacher, ssd)
 
 STRIDES = dict(rtmdet=(8, 16, 32), yolox=(8, 16, 32))
 NUM_ANCHORS = dict(retina=9)
@@ -326,6 +329,45 @@ def test_probabilities_of_a_head_become_logits():
         torch.testing.assert_close(pair.teacher.sigmoid(), probabilities)
     for pair, probabilities in zip(pairs, class_logits(student, inputs)):
         torch.testing.assert_close(pair.student.sigmoid(), probabilities)
+
+
+def centernet():
+    """A narrow CenterNet: one level, whose stride its head does not say."""
+    model = Config.fromfile(
+        osp.join(ZOO, 'centernet',
+                 'centernet_r18_8xb16-crop512-140e_coco.py')).model.to_dict()
+    model['backbone'] = detector('retina')['backbone']
+    model['neck'].update(
+        in_channels=64, num_deconv_filters=(32, 16, 16), use_dcn=False)
+    model['bbox_head'].update(
+        in_channels=16, feat_channels=16, num_classes=NUM_CLASSES)
+    return model
+
+
+@pytest.mark.parametrize(
+    'sides, levels',
+    [(('retina', 'centernet'), '1 levels but model.student has 5'),
+     (('centernet', 'retina'), '5 levels but model.student has 1')])
+def test_another_number_of_levels_is_refused_at_once(sides, levels):
+    """Also where a head does not say its strides; nothing is changed."""
+    models = [
+        build(centernet() if name == 'centernet' else detector(name))
+        for name in sides
+    ]
+    models[1].eval().requires_grad_(False)
+    before = copy.deepcopy(models[0].state_dict())
+    state = torch.get_rng_state()
+    modes = [part.training for part in models[0].modules()]
+    with pytest.raises(ValueError, match=levels):
+        connected(*models)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert modes == [part.training for part in models[0].modules()]
+    for key, value in models[0].state_dict().items():
+        assert torch.equal(value, before[key])
+    assert connected(
+        models[0],
+        build(detector('retina')).eval()
+        if sides[0] == 'retina' else build(centernet()).eval())
 
 
 @torch.no_grad()
