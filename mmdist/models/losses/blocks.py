@@ -18,7 +18,7 @@ BLOCKS = dict(cpu=(2**16, 3 * 2**17), other=(2**19, 2**22))
 # which are less than a tenth of the logits then, ...
 SMALL_SHARE = 40
 # ... and of others.
-LARGE_SHARE = 12
+LARGE_SHARE = 10
 # The rows of a part of a picture are a multiple: the widest vectors, twice.
 LANES = 32
 # Classes from which rows that lie in one piece are computed as they lie: calls

@@ -25,6 +25,8 @@ LOG2_E = 1 / math.log(2)
 MEAN_S, MEAN_T, SQUARES_S, SQUARES_T, PRODUCTS = range(5)
 # Numbers a row that forward keeps for backward, at most.
 MOST_KEPT = 6
+# Blocks whose moments are merged at a time.
+GROUP = 4
 
 
 class Numbers(NamedTuple):
@@ -225,17 +227,18 @@ def _column_moments(p: Tensor, q: Tensor, spare: Tensor,
     ]
 
 
-def _merged(parts: Tensor, counts: Sequence[int]) -> Tensor:
-    """The moments of all blocks together, from ``(blocks, 5, C)``."""
+def _merged(parts: Tensors, counts: Sequence[int]) -> Tensor:
+    """The moments of blocks together, from ``(5, C)`` and the rows of each."""
     if len(parts) == 1:
         return parts[0]
-    weights = torch.tensor(counts, dtype=torch.float64)
-    weights = weights.to(parts.device)[:, None]
-    means = (weights[..., None] * parts[:, :2]).sum(0) / sum(counts)
-    d_s, d_t = (parts[:, :2] - means).unbind(1)
+    table = torch.stack(parts)
+    weights = torch.tensor(counts, dtype=torch.float64).to(table.device)
+    weights = weights[:, None]
+    means = (weights[..., None] * table[:, :2]).sum(0) / sum(counts)
+    d_s, d_t = (table[:, :2] - means).unbind(1)
     between = [(weights * x * y).sum(0)
                for x, y in ((d_s, d_s), (d_t, d_t), (d_s, d_t))]
-    return torch.cat([means, parts[:, 2:].sum(0) + torch.stack(between)])
+    return torch.cat([means, table[:, 2:].sum(0) + torch.stack(between)])
 
 
 def _forward(table: Table,
@@ -249,28 +252,19 @@ def _forward(table: Table,
         gradient (Tensor, optional): A table where backward will write; what
             it needs is kept there.
     """
-    similarities, moments, counts = _of_blocks(table, Ways.of(rule, table),
-                                               gradient)
-    similarity = torch.stack(similarities).double().sum()
-    moments = torch.cat(moments)  # apart from double, which frees the parts
-    moments = moments.double().view(-1, 5, table.num_classes)
-    return similarity, _merged(moments, counts)
-
-
-def _of_blocks(
-    table: Table, ways: Ways, gradient: Optional[Tensor]
-) -> Tuple[List[Tensor], List[Tensor], List[int]]:
-    """Of each block the sum of its rows' correlations, its moments, five
-    tensors, and its rows."""
+    ways = Ways.of(rule, table)
     similarities, moments, counts = [], [], []
     for block in table.blocks(gradient):
         _, rho, kept = ways.relate(block)
         similarities.append(rho.sum())
-        moments += _column_moments(*block.buffers, table.axes)
+        of_block = torch.cat(_column_moments(*block.buffers, table.axes))
+        moments.append(of_block.view(5, table.num_classes).double())
         counts.append(rho.numel())
         if block.keeps:
             torch.cat(kept, table.axis, out=block.kept(table.axis, len(kept)))
-    return similarities, moments, counts
+        if len(moments) == GROUP:
+            moments, counts = [_merged(moments, counts)], [sum(counts)]
+    return torch.stack(similarities).double().sum(), _merged(moments, counts)
 
 
 def _gradient(of_rows: Tensor,

@@ -222,7 +222,8 @@ def test_it_is_deterministic():
 
 
 @pytest.mark.parametrize('shape, activation', [((4, 19, 128, 256), 'softmax'),
-                                               ((1, 720, 64, 64), 'sigmoid')])
+                                               ((1, 720, 64, 64), 'sigmoid'),
+                                               ((4096, 1000), 'softmax')])
 @pytest.mark.parametrize('terms, part', [(dist_terms, 0.1), (kd_terms, 0.25)])
 def test_a_part_of_the_logits_is_enough_memory(shape, activation, terms, part,
                                                monkeypatch):
