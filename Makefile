@@ -1,5 +1,6 @@
 # make demo, make test, make lint: each sets up what is missing first.
-#   MMDIST_STACK=openmmlab|onedl   the original distributions, or the forks
+#   MMDIST_STACK=openmmlab|onedl|cls  the original distributions, the forks, or
+#                                  MMPretrain alone (classification)
 #   PYTHON=python3.12              the Python of a new environment
 #   QUICK=1                        a two-minute demo
 #   JOBS=4                        models that make zoo checks at a time
@@ -30,6 +31,8 @@ demo: setup
 # one thread a process: on few cores more threads only wait for each other
 test: export OMP_NUM_THREADS ?= 1
 test: export MKL_NUM_THREADS ?= 1
+# what runs without detectors and segmentors
+test: TESTS ?= $(if $(filter cls,$(MMDIST_STACK)),tests/test_classification tests/test_models/test_losses)
 test: setup
 	$(GPU) $(PY) -m pytest $(TESTS) $(ARGS)
 

@@ -87,8 +87,11 @@ setup(
     packages=find_packages(include=('mmdist', 'mmdist.*')),
     install_requires=parse_requirements('runtime'),
     extras_require={
-        name: parse_requirements(name)
-        for name in ('openmmlab', 'onedl', 'dev')
+        **{
+            name: parse_requirements(name)
+            for name in ('openmmlab', 'onedl', 'dev')
+        },
+        'cls': parse_requirements('cls') + parse_requirements('mmpretrain'),
     },
     cmdclass={
         'build_py': BuildWithMim,

@@ -4,10 +4,8 @@ import os.path as osp
 
 import pytest
 import torch
-from mmdet.visualization import DetLocalVisualizer
 from mmengine.registry import DefaultScope
 from mmengine.visualization import Visualizer
-from mmseg.visualization import SegLocalVisualizer
 
 import mmdist  # noqa: F401
 
@@ -26,8 +24,7 @@ def no_traces():
     not see them."""
     yield
     # Every class keeps instances of its own, subclasses too.
-    for manager in (DefaultScope, Visualizer, DetLocalVisualizer,
-                    SegLocalVisualizer):
+    for manager in (DefaultScope, Visualizer, *Visualizer.__subclasses__()):
         manager._instance_dict.clear()
 
 

@@ -4,18 +4,16 @@ The digits are scikit-learn's 1,797 scans of 8x8 pixels. Every scene is drawn
 from its own random stream, so scene ``i`` of a seed is the same picture
 however many scenes are made.
 """
-import json
-import os
-import tempfile
 from pathlib import Path
 from typing import Dict, Iterator, List, NamedTuple, Optional, Tuple
 
 import cv2
 import numpy as np
 
+from .folder import dump_json, write_folder, write_png
+
 CLASSES = tuple('0123456789')
 SPLITS = ('train', 'val')
-MANIFEST = 'manifest.json'
 # Raised whenever the same parameters would draw other pictures.
 GENERATOR_VERSION = 1
 
@@ -161,24 +159,18 @@ def write_digit_scenes(out_dir: str,
     Returns:
         bool: Whether anything was written.
     """
-    out = Path(out_dir)
     manifest = dict(
         generator_version=GENERATOR_VERSION,
         num_train=num_train,
         num_val=num_val,
         seed=seed,
         size=size)
-    if _is_reusable(out, manifest):
-        return False
-    out.parent.mkdir(parents=True, exist_ok=True)
-    # Beside the target, so that the rename stays on one file system.
-    with tempfile.TemporaryDirectory(
-            prefix=f'.{out.name}_', dir=out.parent) as partial:
-        root = Path(partial, out.name)
+
+    def write(root: Path) -> None:
         for split, count in zip(SPLITS, (num_train, num_val)):
             _write_split(root, split, iter_scenes(split, count, seed, size))
-        _dump_json(manifest, root / MANIFEST)
-        return _move_into_place(root, out, manifest)
+
+    return write_folder(out_dir, 'digit scenes', manifest, write)
 
 
 def _background(rng: np.random.Generator, size: int) -> np.ndarray:
@@ -290,25 +282,8 @@ def _paint_ink(patch: np.ndarray, ink: np.ndarray, contrast: np.ndarray):
     patch += ink[..., None] * (colour - patch)
 
 
-def _is_reusable(out: Path, manifest: dict) -> bool:
-    """Whether the folder holds these scenes; refuse to replace another."""
-    if not out.exists():
-        return False
-    if not (out / MANIFEST).is_file():
-        raise FileExistsError(
-            f'{out} exists but holds no digit scenes; choose another folder.')
-    found = json.loads((out / MANIFEST).read_text())
-    if found != manifest:
-        raise FileExistsError(
-            f'{out} holds digit scenes made with other parameters ({found}); '
-            'remove it or choose another folder.')
-    return True
-
-
 def _write_split(root: Path, split: str, scenes: Iterator[Scene]) -> None:
     """Write a split's pictures, masks and COCO annotations."""
-    for kind in ('images', 'masks'):
-        (root / kind / split).mkdir(parents=True)
     coco = dict(
         images=[],
         annotations=[],
@@ -317,10 +292,10 @@ def _write_split(root: Path, split: str, scenes: Iterator[Scene]) -> None:
         ])
     for index, scene in enumerate(scenes):
         name = f'{index:06d}.png'
-        _write_png(root / 'images' / split / name, scene.image)
-        _write_png(root / 'masks' / split / name, scene.mask)
+        write_png(root / 'images' / split / name, scene.image)
+        write_png(root / 'masks' / split / name, scene.mask)
         _add_to_coco(coco, name, scene)
-    _dump_json(coco, root / 'annotations' / f'instances_{split}.json')
+    dump_json(coco, root / 'annotations' / f'instances_{split}.json')
 
 
 def _add_to_coco(coco: dict, file_name: str, scene: Scene) -> None:
@@ -338,26 +313,3 @@ def _add_to_coco(coco: dict, file_name: str, scene: Scene) -> None:
                 bbox=box,
                 area=box[2] * box[3],
                 iscrowd=0))
-
-
-def _write_png(path: Path, image: np.ndarray) -> None:
-    """Write a picture, or say why not; ``cv2.imwrite`` only returns False."""
-    if not cv2.imwrite(str(path), image):
-        raise OSError(f'Could not write {path}.')
-
-
-def _dump_json(content: dict, path: Path) -> None:
-    """Write JSON with a fixed layout, the same bytes for the same content."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(content, sort_keys=True) + '\n')
-
-
-def _move_into_place(root: Path, out: Path, manifest: dict) -> bool:
-    """Rename the finished folder; one made meanwhile by others is kept."""
-    try:
-        os.rename(root, out)
-    except OSError:
-        if _is_reusable(out, manifest):
-            return False
-        raise
-    return True

@@ -15,7 +15,8 @@ SUPPORTED_VERSIONS = dict(
     mmengine=('0.10.5', '0.10.12'),
     mmcv=('2.1.0', '2.3.6'),
     mmdet=('3.3.0', '3.5.1'),
-    mmseg=('1.2.2', '1.4.2'))
+    mmseg=('1.2.2', '1.4.2'),
+    mmpretrain=('1.2.0', '1.3.6'))
 
 
 def check_version(module: str, version: str) -> None:

@@ -1,12 +1,13 @@
 """Digit scenes: exact annotations, disjoint pools, the same from a seed."""
 import json
+import os
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
 
-from mmdist.datasets import digit_scenes
+from mmdist.datasets import digit_scenes, folder
 from mmdist.datasets.digit_scenes import (SPLITS, digit_pools, draw_scene,
                                           iter_scenes, write_digit_scenes)
 
@@ -181,7 +182,7 @@ def test_interruption_leaves_nothing(tmp_path, monkeypatch):
         if len(calls) > 5:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(digit_scenes, '_write_png', interrupt)
+    monkeypatch.setattr(digit_scenes, 'write_png', interrupt)
     with pytest.raises(KeyboardInterrupt):
         write_digit_scenes(tmp_path / 'digits', **SMALL)
     assert list(tmp_path.iterdir()) == []
@@ -189,14 +190,13 @@ def test_interruption_leaves_nothing(tmp_path, monkeypatch):
 
 def test_data_set_made_meanwhile_is_kept(tmp_path, monkeypatch):
     """Two processes write the same scenes: the second finds the first's."""
-    move = digit_scenes._move_into_place
 
-    def late(root, out, manifest):
+    def late(root, out):
         monkeypatch.undo()
         assert write_digit_scenes(out, **SMALL)
-        return move(root, out, manifest)
+        os.rename(root, out)
 
-    monkeypatch.setattr(digit_scenes, '_move_into_place', late)
+    monkeypatch.setattr(folder.os, 'rename', late)
     assert not write_digit_scenes(tmp_path / 'digits', **SMALL)
     assert [path.name for path in tmp_path.iterdir()] == ['digits']
 

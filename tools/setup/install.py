@@ -26,7 +26,12 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 CACHE = ROOT / '.cache'
-STACKS = ('openmmlab', 'onedl')
+# stack: its lists of requirements, first that of torch
+STACKS = {
+    'openmmlab': ('torch', 'openmmlab'),
+    'onedl': ('torch', 'onedl'),
+    'cls': ('torch-cls', 'cls', 'mmpretrain'),
+}
 CGROUP = Path('/sys/fs/cgroup')
 # on one core of 2024, for the estimate printed before a build
 SECONDS_PER_FILE = 3
@@ -52,6 +57,11 @@ import mmcv.ops, mmdet, mmengine, mmseg
 cuda = mmcv.ops.get_compiling_cuda_version() != 'not available'
 pathlib.Path(sys.prefix, 'gpu.env').write_text(
     '' if cuda else 'export CUDA_VISIBLE_DEVICES=\\n')
+'''
+CHECK_WITHOUT_OPS = '''
+import pathlib, sys
+import mmcv, mmengine, mmpretrain
+pathlib.Path(sys.prefix, 'gpu.env').write_text('')
 '''
 
 
@@ -263,18 +273,22 @@ class Setup:
         self.run = Runner(CACHE / f'setup-{stack}.log', pass_fds)
         version = '{}.{}'.format(*sys.version_info)
         self.key = f'{version} {stack} {ROOT}'
-        self.lists = 'torch', stack, 'runtime', 'dev'
+        self.lists = *STACKS[stack], 'runtime', 'dev'
+        # mmcv-lite has none
+        self.with_ops = mmcv_requirement(stack)[0] != 'mmcv-lite'
         # name, what it depends on (asked when its turn comes), what it does
         self.steps = [
             ('environment', str, self.make_venv),
             ('build tools', lambda: requirements('build'), self.build_tools),
-            ('torch', lambda: requirements('torch'), self.torch),
+            ('torch', lambda: requirements(self.lists[0]), self.torch),
             ('mmcv', lambda: [*mmcv_requirement(stack), self.kind], self.mmcv),
             ('packages', lambda: [*map(requirements, self.lists)] +
              requirements('constraints'), self.packages),
             ('mmdist', (ROOT / 'setup.py').read_text, self.mmdist),
-            ('check', lambda: CHECK, self.check),
+            ('check', lambda: self.check_code, self.check),
         ]
+        if not self.with_ops:
+            self.steps = [x for x in self.steps if x[0] != 'mmcv']
 
     def __call__(self):
         self.check_environment()
@@ -338,7 +352,8 @@ class Setup:
             for x in self.venv.glob('lib/*/site-packages/*.dist-info')
         }
         for other in STACKS:
-            both = installed & distributions(other).keys()
+            both = installed & (
+                distributions(other).keys() - distributions(self.stack).keys())
             if other != self.stack and both:
                 raise SetupError(
                     f'{self.venv.name} holds {sorted(both)[0]} of the {other} '
@@ -353,7 +368,7 @@ class Setup:
             self.venv
         ])
         # now, before gigabytes of torch are fetched in vain
-        problem = self.compiler_problem()
+        problem = self.with_ops and self.compiler_problem()
         if problem and not (self.mmcv_loads() or self.find_wheel()):
             raise SetupError(problem)
 
@@ -363,11 +378,11 @@ class Setup:
     def torch(self):
         if sys.platform == 'linux':
             print(
-                f'      {requirements("torch")[0]}: several GB, the CUDA '
+                f'      {requirements(self.lists[0])[0]}: several GB, the CUDA '
                 'build, unless pip is pointed to a CPU build '
                 '(docs/en/install.md)',
                 flush=True)
-        self.install('-r', ROOT / 'requirements' / 'torch.txt')
+        self.install('-r', ROOT / 'requirements' / f'{self.lists[0]}.txt')
 
     def packages(self):
         folder = ROOT / 'requirements'
@@ -390,8 +405,12 @@ class Setup:
             [self.python, ROOT / 'setup.py', '-q', 'develop', '--no-deps'],
             cwd=ROOT)
 
+    @property
+    def check_code(self):
+        return CHECK if self.with_ops else CHECK_WITHOUT_OPS
+
     def check(self):
-        self.run(self.title, [self.python, '-c', CHECK])
+        self.run(self.title, [self.python, '-c', self.check_code])
 
     # -- mmcv -------------------------------------------------------------
 

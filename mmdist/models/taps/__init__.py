@@ -5,6 +5,7 @@ from torch import nn
 from .base import LogitPair, LogitTap, tensors_in, watch_method
 from .boxes import BoxTap
 from .dense import DenseTap
+from .image import ImageTap
 from .pixel import PixelTap
 from .query import ProposalTap, TransformerTap
 from .roi import RoITap
@@ -12,14 +13,14 @@ from .teacher_batch import TeacherBatch
 
 # The later a head decides in a detector, the earlier its tap stands here: a
 # two-stage model is read off its RoI head.
-TAPS = (RoITap, ProposalTap, DenseTap, TransformerTap, PixelTap)
+TAPS = (RoITap, ProposalTap, DenseTap, TransformerTap, PixelTap, ImageTap)
 
 
 def build_tap(student: nn.Module, **options: Any) -> LogitTap:
     """Choose the tap that reads the student's class logits.
 
     Args:
-        student (nn.Module): A detector or segmentor.
+        student (nn.Module): A detector, segmentor or classifier.
         **options: Options of the tap, e.g. ``anchors_as_rows=True``;
             ``align='boxes'`` for a teacher of another family.
 
@@ -58,7 +59,7 @@ def _build(tap: Type[LogitTap], student: nn.Module, options: Dict[str, Any],
 
 
 __all__ = [
-    'BoxTap', 'DenseTap', 'LogitPair', 'LogitTap', 'PixelTap', 'ProposalTap',
-    'RoITap', 'TeacherBatch', 'TransformerTap', 'build_tap', 'tensors_in',
-    'watch_method'
+    'BoxTap', 'DenseTap', 'ImageTap', 'LogitPair', 'LogitTap', 'PixelTap',
+    'ProposalTap', 'RoITap', 'TeacherBatch', 'TransformerTap', 'build_tap',
+    'tensors_in', 'watch_method'
 ]

@@ -207,7 +207,7 @@ class LogitTap(metaclass=ABCMeta):
         """Paths of the heads of a model that this tap can read.
 
         Args:
-            model (nn.Module): A detector or segmentor.
+            model (nn.Module): A detector, segmentor or classifier.
 
         Returns:
             list[str]: Paths for ``model.get_submodule``, in the order of the

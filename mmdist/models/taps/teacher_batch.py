@@ -80,6 +80,7 @@ class TeacherBatch:
         self._shown: Dict[int, Sequence[Tensor]] = {}
         self._extracted: Dict[Any, Sequence[Any]] = {}
         self._outputs: Dict[bool, Dict[str, Any]] = {}
+        self._answers: Dict[str, Any] = {}
 
     def show(self, images: Any) -> Any:
         """Pictures of the student's in the teacher's normalisation."""
@@ -115,6 +116,22 @@ class TeacherBatch:
     def all_features(self) -> Any:
         """The features of the whole batch."""
         return self.features(self._inputs)
+
+    def forward_of(self, path: str) -> Any:
+        """What a head returns for the features of the batch as they are.
+
+        Args:
+            path (str): The head; '' for a model that is its own head, which
+                is given the pictures.
+        """
+        if path not in self._answers:
+            given = (
+                self.features(self._inputs,
+                              owner_of(self.model, path) or '')
+                if path else self.show(self._inputs))
+            with self.computing():
+                self._answers[path] = self.model.get_submodule(path)(given)
+        return self._answers[path]
 
     def _extract_once(self, owner: str, extract: Callable,
                       shown: Tensor) -> Any:

@@ -1,0 +1,18 @@
+_base_ = [
+    '../_base_/datasets/digit_images.py',
+    '../_base_/schedules/schedule_digit_images.py'
+]
+custom_imports = dict(imports=['mmdist', 'mmdist.models.backbones'])
+model = dict(
+    type='ImageClassifier',
+    backbone=dict(
+        type='mmdist.NarrowResNet',
+        depth=14,
+        stem_channels=16,
+        base_channels=16),
+    neck=dict(type='GlobalAveragePooling'),
+    head=dict(
+        type='LinearClsHead',
+        num_classes=10,
+        in_channels=64,
+        loss=dict(type='CrossEntropyLoss')))

@@ -1,0 +1,43 @@
+"""Digit images: the real handwritten digits of the scenes, one a picture."""
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from .digit_scenes import GENERATOR_VERSION, digit_pools
+from .folder import write_folder, write_png
+
+
+def write_digit_images(out_dir: str, seed: int = 0, size: int = 16) -> bool:
+    """Write the digits that scenes draw from, split as for scenes.
+
+    The layout is that of MMPretrain's ``CustomDataset``:
+    ``{split}/{digit}/*.png``.
+
+    Args:
+        out_dir (str): Folder of the data set.
+        seed (int): Seed of the split. Defaults to 0.
+        size (int): Height and width in pixels. Defaults to 16.
+
+    Returns:
+        bool: Whether anything was written.
+
+    Raises:
+        FileExistsError: If the folder holds something else.
+    """
+    manifest = dict(generator_version=GENERATOR_VERSION, seed=seed, size=size)
+
+    def write(root: Path) -> None:
+        for split, pool in digit_pools(seed).items():
+            for image, label, index in zip(*pool):
+                write_png(root / split / str(label) / f'{index:04d}.png',
+                          _picture(image, size))
+
+    return write_folder(out_dir, 'digit images', manifest, write)
+
+
+def _picture(ink: np.ndarray, size: int) -> np.ndarray:
+    """White ink on black, uint8, ``(size, size, 3)``."""
+    grey = cv2.resize(ink.astype(np.float32), (size, size))
+    return cv2.cvtColor((255 * grey).round().astype(np.uint8),
+                        cv2.COLOR_GRAY2BGR)

@@ -1,0 +1,75 @@
+"""Folders of generated data: there whole, or not at all."""
+import json
+import os
+import tempfile
+from pathlib import Path
+from typing import Callable
+
+import cv2
+import numpy as np
+
+MANIFEST = 'manifest.json'
+
+
+def write_folder(out_dir: str, what: str, manifest: dict,
+                 write: Callable[[Path], None]) -> bool:
+    """Write a folder that appears only when all of it is written.
+
+    Args:
+        out_dir (str): The folder; one with the same manifest is kept.
+        what (str): What it holds, for messages.
+        manifest (dict): What decides about its content.
+        write (Callable): Gets an empty folder to fill.
+
+    Returns:
+        bool: Whether anything was written.
+
+    Raises:
+        FileExistsError: If the folder holds something else.
+    """
+    out = Path(out_dir)
+    if _is_reusable(out, what, manifest):
+        return False
+    out.parent.mkdir(parents=True, exist_ok=True)
+    # Beside the target, so that the rename stays on one file system.
+    with tempfile.TemporaryDirectory(
+            prefix=f'.{out.name}_', dir=out.parent) as partial:
+        root = Path(partial, out.name)
+        root.mkdir()
+        write(root)
+        dump_json(manifest, root / MANIFEST)
+        try:
+            os.rename(root, out)
+        except OSError:  # another may have made it meanwhile
+            if _is_reusable(out, what, manifest):
+                return False
+            raise
+    return True
+
+
+def _is_reusable(out: Path, what: str, manifest: dict) -> bool:
+    """Whether the folder holds the same; refuse to replace another."""
+    if not out.exists():
+        return False
+    if not (out / MANIFEST).is_file():
+        raise FileExistsError(
+            f'{out} exists but holds no {what}; choose another folder.')
+    found = json.loads((out / MANIFEST).read_text())
+    if found != manifest:
+        raise FileExistsError(
+            f'{out} holds {what} made with other parameters ({found}); '
+            'remove it or choose another folder.')
+    return True
+
+
+def write_png(path: Path, image: np.ndarray) -> None:
+    """Write a picture, or say why not; ``cv2.imwrite`` only returns False."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if not cv2.imwrite(str(path), image):
+        raise OSError(f'Could not write {path}.')
+
+
+def dump_json(content: dict, path: Path) -> None:
+    """Write JSON with a fixed layout, the same bytes for the same content."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(content, sort_keys=True) + '\n')
