@@ -68,12 +68,12 @@ class DevelopWithMim(develop):
 setup(
     name='mmdist',
     version=get_version(),
-    description='Knowledge distillation with DIST for MMDetection and '
-    'MMSegmentation',
+    description='Knowledge distillation with DIST for MMDetection, '
+    'MMSegmentation and MMPretrain',
     long_description=readme(),
     long_description_content_type='text/markdown',
     keywords='computer vision, knowledge distillation, object detection, '
-    'semantic segmentation',
+    'semantic segmentation, image classification',
     license='Apache-2.0',
     classifiers=[
         'Development Status :: 4 - Beta',

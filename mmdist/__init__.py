@@ -1,4 +1,4 @@
-"""DIST for MMDetection and MMSegmentation.
+"""DIST for MMDetection, MMSegmentation and MMPretrain.
 
 Importing the package registers its losses and wrappers, so that a config
 needs no more than ``custom_imports = dict(imports=['mmdist'])``.

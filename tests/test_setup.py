@@ -187,7 +187,7 @@ def test_unknown_stack_is_one_sentence(tmp_path):
                    'mmlab')
     assert result.returncode == 1
     assert result.stderr == (
-        'MMDIST_STACK=mmlab is not one of openmmlab, onedl.\n')
+        'MMDIST_STACK=mmlab is not one of openmmlab, onedl, cls.\n')
 
 
 @pytest.mark.parametrize('output, sentence', [
