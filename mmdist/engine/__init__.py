@@ -1,6 +1,8 @@
 from .monitor import TeacherMonitor
 from .resuming import SeedHook, WholeFiles, is_whole, newest_checkpoint
+from .schedule import DistillScheduleHook
 
 __all__ = [
-    'SeedHook', 'TeacherMonitor', 'WholeFiles', 'is_whole', 'newest_checkpoint'
+    'DistillScheduleHook', 'SeedHook', 'TeacherMonitor', 'WholeFiles',
+    'is_whole', 'newest_checkpoint'
 ]

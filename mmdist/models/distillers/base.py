@@ -1,8 +1,8 @@
 """The wrapper: a student that also learns from a teacher."""
 from collections import defaultdict
 from contextlib import ExitStack
-from typing import (Any, ContextManager, Dict, List, Optional, Sequence, Tuple,
-                    Type, Union)
+from typing import (Any, ContextManager, Dict, List, Optional, Sequence, Set,
+                    Tuple, Type, Union)
 
 import torch
 from mmengine.logging import MessageHub, print_log
@@ -78,6 +78,9 @@ class BaseDistiller(BaseModel):
         super().__init__(data_preprocessor=model.data_preprocessor)
         self._adopt(model)
         self._saw_classes = False
+        # What DistillScheduleHook multiplies all terms by.
+        self.kd_scale = 1.
+        self._logged: Set[str] = set()
         self.alpha = check_weight('alpha', alpha, 'model')
         self._keep('teacher', _build_teacher(teacher, model))
         self._check_kind(self.kd_teacher.model, 'model.teacher.config')
@@ -218,6 +221,9 @@ class BaseDistiller(BaseModel):
         if not self._saw_classes:
             self._compare_classes()
             self._saw_classes = True
+        if not self.kd_scale:
+            losses = self.kd_student.loss(inputs, data_samples)
+            return {**self._scale_classification(losses), **self._idle(losses)}
         batch, *swapped = self._teacher_batches(inputs, data_samples)
         teacher = self.kd_teacher.model
         with _fork_rng(inputs), self.monitor.listening(teacher):
@@ -308,7 +314,7 @@ class BaseDistiller(BaseModel):
                                             pair.teacher_activation)
             for name, term in terms.items():
                 sums[name] = sums[name] + pair.weight * term
-        return _kd_names(sums)
+        return self._named(sums)
 
     def _imitate(self, features: Sequence[Sequence]) -> Dict[str, Tensor]:
         """The terms of mimic, summed over pairs of features."""
@@ -317,7 +323,26 @@ class BaseDistiller(BaseModel):
             terms = self.distiller['mimic'].terms(own, theirs)
             for name, term in terms.items():
                 sums[name] = sums[name] + term
-        return _kd_names(sums)
+        return self._named(sums)
+
+    def _idle(self, losses: Dict[str, Any]) -> Dict[str, Tensor]:
+        """Zeros, which keep what only distillation trains in the graph, as
+        DDP wants, and end the curves in the log."""
+        zero = next(tensors_in(losses)).new_zeros(())
+        terms = dict.fromkeys(self._logged, zero)
+        if 'distiller' in self._modules:
+            parts = [p.sum() * 0 for p in self.distiller.parameters()]
+            terms['loss_kd_mimic'] = sum(parts, zero)
+        return terms
+
+    def _named(self, terms: Dict[str, Tensor]) -> Dict[str, Tensor]:
+        """Terms under their names in the log, as far as they are due."""
+        self._logged.update(f'loss_kd_{name}' for name in terms)
+        return {
+            f'loss_kd_{name}':
+            term if self.kd_scale == 1 else self.kd_scale * term
+            for name, term in terms.items()
+        }
 
 
 def _fork_rng(inputs: Any) -> ContextManager:
@@ -325,10 +350,6 @@ def _fork_rng(inputs: Any) -> ContextManager:
     device = next(tensors_in(inputs)).device
     return torch.random.fork_rng(
         devices=[device] if device.type == 'cuda' else [])
-
-
-def _kd_names(terms: Dict[str, Tensor]) -> Dict[str, Tensor]:
-    return {f'loss_kd_{name}': term for name, term in terms.items()}
 
 
 def _times(loss: Any, alpha: float) -> Any:

@@ -1,0 +1,95 @@
+"""When distillation begins, how it grows, and when it ends."""
+from typing import Optional
+
+from mmengine.hooks import Hook
+from mmengine.logging import print_log
+from mmengine.model import is_model_wrapper
+from mmengine.runner import Runner
+
+from mmdist.registry import HOOKS
+
+
+@HOOKS.register_module()
+class DistillScheduleHook(Hook):
+    """Ramps the terms of distillation up, and ends them.
+
+    What is due follows from the iteration alone, so a resumed run goes on as
+    it would have. While nothing is due the teacher does not compute, and a
+    step costs what the student's costs alone. The log shows ``kd_scale``.
+
+    Args:
+        begin (float): Epoch (iteration with ``by_epoch=False``) at which
+            distillation begins. Defaults to 0.
+        ramp (float): Epochs in which its weight grows linearly from 0 to 1.
+            Defaults to 0.
+        end (float, optional): Epoch from which there is none.
+        by_epoch (bool): Count epochs, or iterations. Defaults to True.
+
+    Raises:
+        ValueError: If the numbers are in no order.
+    """
+    priority = 'NORMAL'
+
+    def __init__(self,
+                 begin: float = 0,
+                 ramp: float = 0,
+                 end: Optional[float] = None,
+                 by_epoch: bool = True) -> None:
+        if begin < 0 or ramp < 0 or (end is not None and end < begin + ramp):
+            raise ValueError(
+                'DistillScheduleHook of custom_hooks: begin and ramp must not '
+                'be negative, and end not before begin + ramp, but they are '
+                f'{begin}, {ramp} and {end}')
+        self.begin, self.ramp, self.end = begin, ramp, end
+        self.by_epoch = by_epoch
+        self._due: Optional[bool] = None
+
+    def scale_at(self, time: float) -> float:
+        """The factor of all terms of distillation, from 0 to 1.
+
+        Args:
+            time (float): Epochs, or iterations, that are done.
+        """
+        if time < self.begin or (self.end is not None and time >= self.end):
+            return 0.
+        if time >= self.begin + self.ramp:
+            return 1.
+        return (time - self.begin) / self.ramp
+
+    def before_train(self, runner: Runner) -> None:
+        """Refuse a model that does not distil, or would learn nothing."""
+        model = _unwrapped(runner)
+        if not hasattr(model, 'kd_scale'):
+            raise ValueError(
+                'DistillScheduleHook of custom_hooks is for '
+                'mmdist.DistillDetector and its like, but model is a '
+                f'{type(model).__name__}; take the hook out')
+        if model.alpha == 0 and (self.begin or self.end is not None):
+            raise ValueError(
+                'model.alpha is 0, so nothing would teach classes while '
+                'DistillScheduleHook of custom_hooks has no distillation; '
+                'leave its begin and end out, or set alpha')
+
+    def before_train_iter(self, runner: Runner, *args, **kwargs) -> None:
+        """Set the wrapper's factor."""
+        time = runner.iter
+        if self.by_epoch:
+            time /= len(runner.train_dataloader)
+        scale = self.scale_at(time)
+        _unwrapped(runner).kd_scale = scale
+        runner.message_hub.update_scalar('train/kd_scale', scale)
+        self._say(runner, scale > 0)
+
+    def _say(self, runner: Runner, due: bool) -> None:
+        """Log when distillation begins and ends."""
+        if self._due not in (None, due):
+            what = 'begins' if due else 'ends'
+            print_log(
+                f'Distillation {what} at iteration {runner.iter}',
+                logger='current')
+        self._due = due
+
+
+def _unwrapped(runner: Runner):
+    model = runner.model
+    return model.module if is_model_wrapper(model) else model
