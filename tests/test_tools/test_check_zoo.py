@@ -100,6 +100,29 @@ def test_what_is_cut_off_is_checked_again_alone(tools, capsys):
     assert capsys.readouterr().out.count('not ready after') == 2
 
 
+@pytest.mark.parametrize('reports, verdict', [
+    (('fails the process ended with -9', 'passes '), 'passes '),
+    (('fails not ready after 9 s', 'no class predictions '),
+     'fails not ready after 9 s'),
+    (('fails a: a wrong sum', 'passes '), 'fails a: a wrong sum'),
+    (('plain model does not train here KeyError', 'no class predictions '),
+     'no class predictions '),
+])
+def test_a_family_is_judged_by_a_config_that_ends(tools, reports, verdict,
+                                                  monkeypatch):
+    """One that took too much memory says nothing of the others."""
+    check_zoo, _ = tools
+    left = [
+        dict(status=status, reason=text[len(status):].strip())
+        for text in reports
+        for status in (check_zoo.PASSES, check_zoo.FAILS, check_zoo.NO_CLASSES,
+                       check_zoo.PLAIN) if text.startswith(status)
+    ]
+    monkeypatch.setattr(check_zoo, 'check_in_child', lambda *_: left.pop(0))
+    found = check_zoo.check_one_of([None] * len(reports), 9.)
+    assert f'{found["status"]} {found["reason"]}' == verdict
+
+
 def test_every_family_is_there(tools):
     """All folders of the installed packages but those without models."""
     for package in ('mmdet', 'mmseg'):

@@ -346,11 +346,21 @@ def check_one_of(configs: List[ZooConfig], seconds: float) -> Dict[str, Any]:
     """Check configs until one has classes and trains here without mmdist."""
     reports = []
     for config in configs[:MAX_TRIES]:
-        reports.append(check_in_child(config, seconds))
-        if reports[-1]['status'] in (PASSES, FAILS):
-            return reports[-1]
-    # Of two reasons that of no classes says more.
-    return next((r for r in reports if r['status'] == NO_CLASSES), reports[0])
+        report = check_in_child(config, seconds)
+        # Another config of the family may take less memory or time.
+        if report['status'] in (PASSES, FAILS) and not _was_stopped(report):
+            return report
+        reports.append(report)
+    # A check that was stopped is no answer; of reasons that of no classes says
+    # more.
+    return next((r for r in reports if _was_stopped(r)),
+                next((r for r in reports if r['status'] == NO_CLASSES),
+                     reports[0]))
+
+
+def _was_stopped(report: Dict[str, Any]) -> bool:
+    """Whether a machine that is short of memory or time ended a check."""
+    return report['reason'].startswith((CUT_OFF, ENDED))
 
 
 def check_all(groups: List[List[ZooConfig]], jobs: int, seconds: float,
@@ -379,7 +389,7 @@ def check_all(groups: List[List[ZooConfig]], jobs: int, seconds: float,
         for future in track(
                 as_completed(groups), 'Checking', total=len(groups)):
             report = _shown(future.result())
-            if report['reason'].startswith((CUT_OFF, ENDED)):
+            if _was_stopped(report):
                 again.append(groups[future])
             else:
                 yield report
