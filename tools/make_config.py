@@ -10,9 +10,13 @@ from pathlib import Path
 from mmdist.models.teacher import build_model
 from mmdist.utils import find_config, load_config, run_tool, scope_of
 
-WRAPPERS = dict(mmdet='DistillDetector', mmseg='DistillSegmentor')
+# The wrapper of each library, and the paper's beta and gamma for it.
+WRAPPERS = dict(
+    mmdet=('DistillDetector', 1.0),
+    mmseg=('DistillSegmentor', 1.0),
+    mmpretrain=('DistillClassifier', 2.0))
 TEMPLATE = '''_base_ = {base!r}
-custom_imports = dict(imports=['mmdist'])
+custom_imports = dict(imports={imports!r})
 model = dict(
     _delete_=True,
     type='mmdist.{wrapper}',
@@ -20,14 +24,16 @@ model = dict(
     teacher=dict(
         config={teacher!r},
         checkpoint={checkpoint!r}{more}),
-    distill_loss=dict(type='mmdist.DISTLoss', beta=1.0, gamma=1.0, tau=1.0))
+    distill_loss=dict(
+        type='mmdist.DISTLoss', beta={weight}, gamma={weight}, tau=1.0))
 '''
 
 
 def parse_args():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument(
-        'student', help="config to train: a path, or 'mmdet::…', 'mmseg::…'")
+        'student',
+        help="config to train: a path, or 'mmdet::…', 'mmseg::…', …")
     parser.add_argument('teacher', help="the teacher's config, likewise")
     parser.add_argument(
         'checkpoint', help="the teacher's weights: path or URL")
@@ -43,9 +49,16 @@ def parse_args():
     return parser.parse_args()
 
 
-def wrapper_for(student):
-    """The wrapper for the library of a config."""
-    scope = scope_of(load_config(student, 'STUDENT'))
+def imports_of(cfg):
+    """Those of the student's config, which ours would replace, and mmdist."""
+    imports = (cfg.get('custom_imports') or {}).get('imports') or []
+    imports = [imports] if isinstance(imports, str) else [*imports]
+    return [*imports, *(['mmdist'] if 'mmdist' not in imports else [])]
+
+
+def wrapper_for(student, cfg):
+    """The wrapper for the library of a config, and its weights."""
+    scope = scope_of(cfg)
     if scope not in WRAPPERS:
         raise ValueError(f'{student} has default_scope={scope!r}; mmdist '
                          f'distils models of {" and ".join(WRAPPERS)}')
@@ -67,9 +80,13 @@ def main():
         raise ValueError(f'--out {out} must end with .py')
     if out.exists() and not args.force:
         raise FileExistsError(f'{out} exists; --force overwrites it')
+    cfg = load_config(args.student, 'STUDENT')
+    wrapper, weight = wrapper_for(args.student, cfg)
     text = TEMPLATE.format(
         base=base_of(args.student, out.parent),
-        wrapper=wrapper_for(args.student),
+        imports=imports_of(cfg),
+        wrapper=wrapper,
+        weight=weight,
         teacher=args.teacher,
         checkpoint=args.checkpoint,
         more=f',\n        class_map={args.class_map!r}'

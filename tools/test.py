@@ -13,8 +13,8 @@ def parse_args():
     parser.add_argument(
         '--out',
         type=str,
-        help='of a detector: dump predictions to a pickle file for offline '
-        'evaluation; of a segmentor: the directory to save output prediction')
+        help='dump predictions to a pickle file for offline evaluation; of a '
+        'segmentor: the directory to save output prediction')
     parser.add_argument(
         '--show', action='store_true', help='show prediction results')
     parser.add_argument(
@@ -35,31 +35,43 @@ def enable_visualization(cfg, args):
         raise ValueError('--show and --show-dir need default_hooks.'
                          'visualization in the config')
     hook = cfg.default_hooks.visualization
-    hook.update(draw=True)
+    # as the hook of each library calls it
+    hook.update({'enable' if is_classifier(cfg) else 'draw': True})
     if args.show:
         hook.update(show=True, wait_time=args.wait_time)
+    if not is_detector(cfg):
+        hook.update(interval=1)  # otherwise every 50th picture, or later
     if args.show_dir and is_segmentor(cfg):
         cfg.visualizer.save_dir = args.show_dir
-        hook.update(interval=1)  # otherwise every 50th picture
     elif args.show_dir:
-        hook.update(test_out_dir=args.show_dir)
+        folder = 'out_dir' if is_classifier(cfg) else 'test_out_dir'
+        hook.update({folder: args.show_dir})
 
 
 def is_segmentor(cfg):
     return cfg.get('default_scope') == 'mmseg'
 
 
+def is_classifier(cfg):
+    return cfg.get('default_scope') == 'mmpretrain'
+
+
+def is_detector(cfg):
+    return not (is_segmentor(cfg) or is_classifier(cfg))
+
+
 def save_predictions(cfg, path):
-    """Let the metric write what it gets: masks, or a pickle of boxes."""
+    """Let the metric write what it gets: masks, or a pickle of the others."""
     if is_segmentor(cfg):
         cfg.test_evaluator.update(output_dir=path, keep_results=True)
         return
     if not path.endswith(('.pkl', '.pickle')):
         raise ValueError(f'--out={path} must be a .pkl or .pickle file')
     metrics = cfg.test_evaluator
+    dump = 'DumpDetResults' if is_detector(cfg) else 'DumpResults'
     cfg.test_evaluator = [
         *(metrics if isinstance(metrics, list) else [metrics]),
-        dict(type='DumpDetResults', out_file_path=path)
+        dict(type=dump, out_file_path=path)
     ]
 
 

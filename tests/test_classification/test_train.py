@@ -1,6 +1,7 @@
 """Real digits through the command line, as a user runs them."""
 import os
 import os.path as osp
+import pickle
 import re
 import subprocess
 import sys
@@ -64,5 +65,10 @@ def test_digits(tmp_path):
     plain = osp.join(folder, 'alone', 'epoch_10.pth')
     assert keys == torch.load(plain, weights_only=True)['state_dict'].keys()
     for config in ('alone', 'dist'):
-        log = run('test.py', config, folder, checkpoint)
+        drawn = osp.join(folder, 'drawn', config)
+        log = run('test.py', config, folder, checkpoint, '--out',
+                  f'{drawn}.pkl', '--show-dir', drawn)
         assert accuracy(log) == found['dist']
+        with open(f'{drawn}.pkl', 'rb') as file:
+            assert len(pickle.load(file)) == 449
+        assert os.listdir(drawn)

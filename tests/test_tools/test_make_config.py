@@ -55,6 +55,23 @@ def test_it_writes_a_config_that_trains(scope, wrapper, tmp_path, monkeypatch):
     assert 'loss_kd_inter' in log.read_text()
 
 
+def test_imports_of_the_student_are_kept(tmp_path, monkeypatch):
+    """MMEngine would replace the list, and miss what registers its parts."""
+    student, weights = prepare('mmdet', tmp_path)
+    (tmp_path / 'my_parts.py').write_text('')
+    monkeypatch.syspath_prepend(tmp_path)
+    for own, kept in ((['my_parts'], ['my_parts', 'mmdist'
+                                      ]), ('my_parts', ['my_parts', 'mmdist']),
+                      (['mmdist', 'my_parts'], ['mmdist', 'my_parts'])):
+        plain = student.with_name('own.py')
+        plain.write_text(f'{student.read_text()}\n'
+                         f'custom_imports = dict(imports={own!r})\n')
+        out = tmp_path / 'mine.py'
+        run(TOOL, monkeypatch, plain, student, weights, '--out', out,
+            '--force')
+        assert Config.fromfile(str(out)).custom_imports.imports == kept
+
+
 def test_a_name_of_the_zoo(tmp_path, monkeypatch):
     """The file is called after the student, here, in the folder."""
     zoo = 'mmdet::retinanet/retinanet_r18_fpn_1x_coco.py'

@@ -378,8 +378,8 @@ class Setup:
     def torch(self):
         if sys.platform == 'linux':
             print(
-                f'      {requirements(self.lists[0])[0]}: several GB, the CUDA '
-                'build, unless pip is pointed to a CPU build '
+                f'      {requirements(self.lists[0])[0]}: several GB, the '
+                'CUDA build, unless pip is pointed to a CPU build '
                 '(docs/en/install.md)',
                 flush=True)
         self.install('-r', ROOT / 'requirements' / f'{self.lists[0]}.txt')
