@@ -272,7 +272,7 @@ class Teacher:
         if dtype == 'bfloat16':
             _check_bfloat16(self.model)
         content = read_checkpoint(checkpoint, trust_checkpoint)
-        load_strictly(self.model, _weights_in(content, checkpoint), checkpoint)
+        load_strictly(self.model, weights_in(content, checkpoint), checkpoint)
         self.model.eval()  # returns nothing, with a teacher of its own
         self.model.requires_grad_(False)
         self.class_map = class_map
@@ -328,7 +328,7 @@ def _check_bfloat16(model: nn.Module) -> None:
             "out, or choose 'float16' on a GPU")
 
 
-def _weights_in(content: Dict[str, Any], checkpoint: str) -> Dict[str, Tensor]:
+def weights_in(content: Dict[str, Any], checkpoint: str) -> Dict[str, Tensor]:
     """The weights of a checkpoint, or of a plain state dict."""
     weights = content.get('state_dict', content)
     if not (isinstance(weights, dict)

@@ -244,6 +244,21 @@ class BaseDistiller(BaseModel):
         self.monitor.watch(pairs, logits, terms, losses, *others)
         return {**losses, **terms}
 
+    @torch.no_grad()
+    def pairs(self, inputs: Tensor, data_samples: Sequence) -> List[LogitPair]:
+        """The class logits of both models for the same instances.
+
+        Args:
+            inputs (Tensor): ``(N, 3, H, W)``, normalised for the student.
+            data_samples (Sequence): The annotations, one a picture.
+
+        Returns:
+            list[LogitPair]: As a training compares them.
+        """
+        _, calls, _ = self._student_losses(inputs, data_samples)
+        batch = self.kd_teacher.batch(inputs, data_samples)
+        return self.tap.pairs(calls, self.kd_student, batch)
+
     def _teacher_batches(self, inputs: Any,
                          data_samples: Any) -> List[TeacherBatch]:
         """The batch, and until the teacher is judged one of red for blue."""

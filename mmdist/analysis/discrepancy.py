@@ -1,0 +1,229 @@
+"""How far a student's class predictions are from a teacher's.
+
+The paper speaks of a growing discrepancy between a student and a stronger
+teacher (Huang et al., NeurIPS 2022, Section 3) without a measure of it. Here
+are several, of what the taps compare, batch by batch: what both losses would
+be, whether the classes are ranked alike, and who is right.
+"""
+from collections import defaultdict
+from typing import Any, Dict, List, Optional
+
+import torch
+from torch import Tensor
+
+from mmdist.engine.monitor import classes_of
+from mmdist.models.losses.functional import dist_terms, kd_terms
+from mmdist.models.losses.rule import activate
+from mmdist.models.taps import LogitPair
+from .ranks import kendall, spearman
+
+NUM_BINS = 10
+MOST_PAIRS = 2**23
+# What a mean over rows is kept of.
+MEASURES = ('kl', 'inter', 'intra', 'spearman', 'kendall', 'top-1 agreement')
+
+
+class Discrepancy:
+    """Collects what pairs of logits say, one batch after the other.
+
+    Rows are in the groups 'all', 'foreground' and 'background' (with and
+    without an object, where the ground truth says it), and that of their pair
+    (a stage, a level or a head). A row's score for a class is, of several
+    anchors, that of the best.
+
+    Args:
+        tau (float): Temperature of the losses.
+        num_ranked (int): Rows of a pair, drawn at random, whose classes are
+            ranked; fewer of hundreds of classes.
+        seed (int): Of this draw.
+    """
+
+    def __init__(self,
+                 tau: float = 1.,
+                 num_ranked: int = 256,
+                 seed: int = 0) -> None:
+        self.tau, self.num_ranked = tau, num_ranked
+        self._rng = torch.Generator().manual_seed(seed)
+        self._sums: Dict[str,
+                         Dict[str,
+                              float]] = defaultdict(lambda: defaultdict(float))
+        self._classes: Optional[Dict[str, Tensor]] = None
+
+    @torch.no_grad()
+    def update(self, pair: LogitPair) -> None:
+        """Add a pair of logits."""
+        rows = [
+            x.movedim(1, -1).flatten(0, -2).float()
+            for x in (pair.student, pair.teacher)
+        ]
+        labels = pair.labels()
+        groups = {'all': slice(None), pair.name or 'head': slice(None)}
+        if labels is not None:
+            labels = labels.flatten()
+            groups['foreground'] = labels >= 0
+            groups['background'] = labels < 0
+        scores = [_class_scores(x, pair.num_classes) for x in rows]
+        for group, chosen in groups.items():
+            self._add_group(group, pair, *(x[chosen] for x in rows),
+                            *(x[chosen] for x in scores))
+        if pair.num_classes:
+            self._add_classes(pair, rows, scores, labels)
+
+    def _add_group(self, group: str, pair: LogitPair, student: Tensor,
+                   teacher: Tensor, scores_s: Tensor,
+                   scores_t: Tensor) -> None:
+        number = len(student)
+        if not number:
+            return
+        activations = pair.student_activation, pair.teacher_activation
+        terms = {
+            **kd_terms(student, teacher, self.tau, *activations),
+            **dist_terms(student, teacher, self.tau, *activations)
+        }
+        agree = (scores_s.argmax(1) == scores_t.argmax(1)).float().mean()
+        # Pairs of classes are compared.
+        most = max(MOST_PAIRS // scores_s.shape[1]**2, 1)
+        drawn = torch.randperm(
+            number, generator=self._rng)[:min(self.num_ranked, most)]
+        ranked = [x[drawn.to(x.device)] for x in (scores_s, scores_t)]
+        sums = self._sums[group]
+        sums['rows'] += number
+        sums['top-1 agreement'] += number * float(agree)
+        for name, term in terms.items():
+            sums[name] += number * float(term) / self.tau**2
+        for name, measure in (('spearman', spearman), ('kendall', kendall)):
+            sums[name] += number * float(measure(*ranked).mean())
+
+    def _add_classes(self, pair: LogitPair, rows: List[Tensor],
+                     scores: List[Tensor], labels: Optional[Tensor]) -> None:
+        number = pair.num_classes
+        if self._classes is None:
+            self._classes = _no_classes(number)
+        found = self._classes
+        if len(found['labelled']) != number:
+            return  # another head, of other classes
+        p, q = (_class_scores(activate(x / self.tau, activation),
+                              number).double()
+                for x, activation in zip(rows, (pair.student_activation,
+                                                pair.teacher_activation)))
+        found['rows'] += len(p)
+        parts = dict(
+            sums=torch.stack([p.sum(0), q.sum(0)]),
+            squares=torch.stack([p.square().sum(0),
+                                 q.square().sum(0)]),
+            products=p.T @ q)
+        for name, part in parts.items():
+            found[name] += part.cpu()
+        if labels is not None and bool((labels >= 0).any()):
+            self._add_labelled(labels, p, q, scores)
+
+    def _add_labelled(self, labels: Tensor, p: Tensor, q: Tensor,
+                      scores: List[Tensor]) -> None:
+        known = labels >= 0
+        truth = labels[known].cpu()
+        found = self._classes
+        found['labelled'].index_add_(0, truth, torch.ones(len(truth)).double())
+        said = [classes_of(x[known], x.shape[1]).cpu() for x in scores]
+        for side, (answer, table) in enumerate(zip(said, (p, q))):
+            right = (answer == truth).double()
+            found['right'][side].index_add_(0, truth, right)
+            confidence = table[known].amax(1).clamp(0, 1).cpu()
+            bins = (confidence * NUM_BINS).long().clamp(max=NUM_BINS - 1)
+            values = torch.ones_like(right), confidence, right
+            for row, value in zip(found['reliability'][side], values):
+                row.index_add_(0, bins, value)
+        found['agree'].index_add_(0, truth, (said[0] == said[1]).double())
+
+    def summary(self) -> Dict[str, Any]:
+        """What was found, in lists and numbers.
+
+        Returns:
+            dict[str, Any]: ``groups``, by name the rows and each of
+            ``MEASURES``; ``classes``, if there are any, by class the labelled
+            rows, the accuracy of both and their agreement on them, and
+            ``intra``, the Pearson distance of all rows; ``correlation``, of
+            the student's column i and the teacher's column j; and
+            ``reliability`` of 'student' and 'teacher', the rows, confidence
+            and accuracy of bins of confidence, and the expected calibration
+            error.
+        """
+        groups = {
+            name:
+            dict(
+                rows=int(sums['rows']),
+                **{key: sums[key] / sums['rows']
+                   for key in MEASURES})
+            for name, sums in self._sums.items()
+        }
+        if self._classes is None:
+            return dict(groups=groups)
+        correlation = _correlation(self._classes)
+        return dict(
+            groups=groups,
+            classes=_by_class(self._classes, correlation),
+            correlation=correlation.tolist(),
+            reliability={
+                side: _reliability(bins)
+                for side, bins in zip((
+                    'student', 'teacher'), self._classes['reliability'])
+            })
+
+
+def _class_scores(rows: Tensor, num_classes: int) -> Tensor:
+    """``(R, C)`` without a background, of the best anchor."""
+    if not num_classes:
+        return rows
+    if rows.shape[1] % num_classes:
+        rows = rows[:, :num_classes]
+    return rows.unflatten(1, (-1, num_classes)).amax(1)
+
+
+def _no_classes(number: int) -> Dict[str, Tensor]:
+    double = torch.float64
+    return dict(
+        rows=torch.zeros((), dtype=double),
+        sums=torch.zeros(2, number, dtype=double),
+        squares=torch.zeros(2, number, dtype=double),
+        products=torch.zeros(number, number, dtype=double),
+        labelled=torch.zeros(number, dtype=double),
+        right=torch.zeros(2, number, dtype=double),
+        agree=torch.zeros(number, dtype=double),
+        reliability=torch.zeros(2, 3, NUM_BINS, dtype=double))
+
+
+def _correlation(found: Dict[str, Tensor]) -> Tensor:
+    """Pearson correlation of the student's column i and the teacher's j."""
+    means = found['sums'] / found['rows']
+    variances = found['squares'] / found['rows'] - means**2
+    covariance = (
+        found['products'] / found['rows'] - means[0][:, None] * means[1])
+    # what varies no more than rounding does not vary
+    deviations = variances.clamp(min=0).sqrt()
+    deviations = deviations.where(deviations > 1e-7 * means, torch.inf)
+    return covariance / (deviations[0][:, None] * deviations[1])
+
+
+def _by_class(found: Dict[str, Tensor],
+              correlation: Tensor) -> List[Dict[str, float]]:
+    number = found['labelled'].clamp(min=1)
+    columns = dict(
+        labelled=found['labelled'],
+        student=found['right'][0] / number,
+        teacher=found['right'][1] / number,
+        agreement=found['agree'] / number,
+        intra=1 - correlation.diagonal())
+    return [
+        dict(zip(columns, values))
+        for values in zip(*(column.tolist() for column in columns.values()))
+    ]
+
+
+def _reliability(bins: Tensor) -> Dict[str, Any]:
+    rows, confidence, right = bins
+    number = rows.clamp(min=1)
+    gaps = (confidence - right).abs().sum() / rows.sum().clamp(min=1)
+    return dict(
+        rows=rows.tolist(),
+        confidence=(confidence / number).tolist(),
+        accuracy=(right / number).tolist(),
+        error=float(gaps))

@@ -1,0 +1,135 @@
+"""What is found of a pair, against numpy and arithmetic by hand."""
+import numpy as np
+import pytest
+import torch
+
+from mmdist.analysis import Discrepancy
+from mmdist.models.losses import DISTLoss, KDLoss
+from mmdist.models.taps import LogitPair
+
+R, C = 60, 4
+
+
+def pair(rows=R, activation='softmax', background=0, anchors=1, seed=0):
+    """Two models that agree in part, and what is right."""
+    rng = torch.Generator().manual_seed(seed)
+    labels = torch.randint(-1, C, (rows, ), generator=rng)
+    columns = anchors * C + background
+    noise, student, teacher = torch.randn(3, rows, columns, generator=rng)
+    known = labels.clamp(min=0)[:, None]
+    right = torch.zeros(rows, columns).scatter_(1, known, 2.)
+    right[labels < 0] = 0
+    return LogitPair(
+        noise + student + right,
+        noise + teacher + 2 * right,
+        activation,
+        activation,
+        name='level 0',
+        num_classes=C,
+        labels=lambda: labels)
+
+
+def found(*pairs, **options):
+    discrepancy = Discrepancy(**options)
+    for each in pairs:
+        discrepancy.update(each)
+    return discrepancy.summary()
+
+
+@pytest.mark.parametrize('activation', ['softmax', 'sigmoid'])
+@pytest.mark.parametrize('tau', [1., 4.])
+def test_groups_are_what_the_losses_would_be(activation, tau):
+    """Of each group of rows alone, without the factor of tau squared."""
+    each = pair(activation=activation, background=1)
+    summary = found(each, tau=tau)['groups']
+    labels = each.labels()
+    chosen = dict(all=labels >= -1, foreground=labels >= 0)
+    chosen.update({'background': labels < 0, 'level 0': labels >= -1})
+    assert summary.keys() == chosen.keys()
+    for group, rows in chosen.items():
+        logits = each.student[rows], each.teacher[rows]
+        terms = {
+            **KDLoss(tau=tau).terms(*logits, activation),
+            **DISTLoss(tau=tau).terms(*logits, activation)
+        }
+        assert summary[group]['rows'] == int(rows.sum())
+        for name, term in terms.items():
+            assert summary[group][name] == pytest.approx(
+                float(term) / tau**2, rel=1e-5)
+
+
+def test_batches_are_weighted_by_their_rows():
+    one, other = pair(20), pair(40, seed=1)
+    both = found(one, other)['groups']['all']
+    apart = [found(each)['groups']['all'] for each in (one, other)]
+    for name in ('kl', 'inter', 'intra', 'top-1 agreement'):
+        mean = (20 * apart[0][name] + 40 * apart[1][name]) / 60
+        assert both[name] == pytest.approx(mean)
+
+
+def test_classes_are_numpys():
+    """Accuracy, agreement and correlations, over two batches."""
+    pairs = pair(40), pair(30, seed=1)
+    summary = found(*pairs)
+    labels = np.concatenate([p.labels().numpy() for p in pairs])
+    logits = [
+        np.concatenate([getattr(p, side).numpy() for p in pairs])
+        for side in ('student', 'teacher')
+    ]
+    p, q = (torch.from_numpy(x).softmax(1).double().numpy() for x in logits)
+    expected = np.corrcoef(p.T, q.T)[:C, C:]
+    np.testing.assert_allclose(summary['correlation'], expected, atol=1e-5)
+    for label, row in enumerate(summary['classes']):
+        chosen = labels == label
+        said = [x[chosen].argmax(1) for x in logits]
+        assert row['labelled'] == chosen.sum()
+        assert row['student'] == pytest.approx(np.mean(said[0] == label))
+        assert row['teacher'] == pytest.approx(np.mean(said[1] == label))
+        assert row['agreement'] == pytest.approx(np.mean(said[0] == said[1]))
+        assert row['intra'] == pytest.approx(
+            1 - expected[label, label], abs=1e-5)
+
+
+def test_reliability_by_hand():
+    """Three rows of two classes: confidences 0.95, 0.95 and 0.55."""
+    p = torch.tensor([[0.95, 0.05], [0.05, 0.95], [0.55, 0.45]])
+    labels = torch.tensor([0, 0, 0])
+    each = LogitPair(p.log(), p.log(), num_classes=2, labels=lambda: labels)
+    student = found(each)['reliability']['student']
+    assert student['rows'] == [0, 0, 0, 0, 0, 1, 0, 0, 0, 2]
+    assert student['confidence'][9] == pytest.approx(0.95)
+    assert student['accuracy'][9] == 0.5 and student['accuracy'][5] == 1
+    assert student['error'] == pytest.approx(
+        (abs(1.9 - 1) + abs(0.55 - 1)) / 3)
+
+
+def test_an_identical_teacher_is_at_no_distance():
+    each = pair()
+    summary = found(
+        LogitPair(
+            each.student, each.student, num_classes=C, labels=each.labels))
+    whole = summary['groups']['all']
+    for name in ('kl', 'inter', 'intra'):
+        assert whole[name] == pytest.approx(0, abs=1e-6)
+    for name in ('spearman', 'kendall', 'top-1 agreement'):
+        assert whole[name] == pytest.approx(1)
+
+
+def test_the_best_of_several_anchors_speaks():
+    each = pair(anchors=3, activation='sigmoid')
+    best = [x.view(R, 3, C).amax(1) for x in (each.student, each.teacher)]
+    agreement = (best[0].argmax(1) == best[1].argmax(1)).float().mean()
+    summary = found(each)
+    assert summary['groups']['all']['top-1 agreement'] == pytest.approx(
+        float(agreement))
+    assert len(summary['classes']) == C
+
+
+def test_what_has_no_labels_or_rows_is_counted_too():
+    nothing = LogitPair(torch.zeros(0, C), torch.zeros(0, C), num_classes=C)
+    summary = found(
+        nothing,
+        LogitPair(torch.randn(5, C), torch.randn(5, C), num_classes=C))
+    assert summary['groups']['all']['rows'] == 5
+    assert 'foreground' not in summary['groups']
+    assert all(row['labelled'] == 0 for row in summary['classes'])

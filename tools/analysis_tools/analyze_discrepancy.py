@@ -1,0 +1,265 @@
+"""Measure how far a student's class predictions are from those of teachers.
+
+Both models see the pictures of a data set as a training would, and the taps
+of mmdist compare their class logits for the same instances.
+"""
+import argparse
+import json
+from pathlib import Path
+from typing import Any, Dict, Iterator, List, Tuple
+
+import matplotlib
+import numpy as np
+import torch
+from mmengine.config import Config
+from mmengine.registry import MODELS, init_default_scope
+from mmengine.runner import Runner
+from rich.progress import track
+
+from mmdist.analysis import Discrepancy
+from mmdist.models.distillers import BaseDistiller
+from mmdist.models.teacher import load_strictly, read_checkpoint, weights_in
+from mmdist.utils import (class_names_of, load_config, run_tool, scope_of,
+                          student_of)
+
+WRAPPERS = dict(
+    mmdet='DistillDetector',
+    mmseg='DistillSegmentor',
+    mmpretrain='DistillClassifier')
+# More classes than a figure can name.
+MOST_NAMES = 40
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
+    parser.add_argument('student', help="the student's config")
+    parser.add_argument('checkpoint', help="the student's weights")
+    parser.add_argument(
+        'teachers',
+        nargs='+',
+        help='config and weights of a teacher, and of others')
+    parser.add_argument(
+        '--split',
+        choices=['train', 'val', 'test'],
+        default='val',
+        help='of the data of the student (default: %(default)s); pictures go '
+        'through the training pipeline, which loads annotations')
+    parser.add_argument(
+        '--batches', type=int, default=50, help='how many (default: 50)')
+    parser.add_argument(
+        '--tau', type=float, default=1., help='temperature of the losses')
+    parser.add_argument(
+        '--align', choices=['boxes'], help='for a teacher of another family')
+    parser.add_argument('--device', default='cpu')
+    parser.add_argument('--seed', type=int, default=0)
+    parser.add_argument(
+        '--out-dir', type=Path, default=Path('work_dirs/discrepancy'))
+    args = parser.parse_args()
+    if len(args.teachers) % 2:
+        parser.error('each teacher needs a config and a checkpoint')
+    return args
+
+
+def innermost(dataset: Dict[str, Any]) -> Dict[str, Any]:
+    """The data set inside RepeatDataset, MultiImageMixDataset and the like."""
+    while 'dataset' in dataset:
+        dataset = dataset['dataset']
+    return dataset
+
+
+def loader_of(cfg: Config, split: str, seed: int) -> Any:
+    """Batches of a split, through the pipeline of the training."""
+    loader = cfg.train_dataloader.to_dict()
+    if split != 'train':
+        part = cfg.get(f'{split}_dataloader')
+        if part is None:
+            raise ValueError(f'STUDENT has no {split}_dataloader; choose '
+                             'another --split')
+        own, other = innermost(loader['dataset']), innermost(part['dataset'])
+        pipeline = own.get('pipeline')
+        own.clear()
+        own.update({**other, 'pipeline': pipeline, 'test_mode': False})
+    loader['sampler'] = dict(type='DefaultSampler', shuffle=True)
+    loader.pop('batch_sampler', None)
+    return Runner.build_dataloader(loader, seed=seed)
+
+
+def distiller_of(args: argparse.Namespace, cfg: Config, config: str,
+                 checkpoint: str) -> BaseDistiller:
+    """A wrapper around both models, which trains nothing here."""
+    scope = scope_of(cfg)
+    if scope not in WRAPPERS:
+        raise ValueError(f'STUDENT has default_scope={scope!r}; mmdist '
+                         f'distils models of {" and ".join(WRAPPERS)}')
+    wrapper = MODELS.build(
+        dict(
+            type=f'mmdist.{WRAPPERS[scope]}',
+            student=student_of(cfg.model),
+            teacher=dict(config=config, checkpoint=checkpoint),
+            distill_loss=dict(type='mmdist.DISTLoss', tau=args.tau),
+            tap=dict(align=args.align) if args.align else None,
+            data_preprocessor=cfg.get('data_preprocessor')))
+    load_student(wrapper.student, args.checkpoint)
+    return wrapper.to(args.device).eval()
+
+
+def load_student(model: torch.nn.Module, checkpoint: str) -> None:
+    """Load weights as strictly as a teacher's."""
+    try:
+        weights = weights_in(read_checkpoint(checkpoint), checkpoint)
+        load_strictly(model, weights, checkpoint)
+    except (ValueError, FileNotFoundError) as error:
+        text = str(error).replace('model.teacher.checkpoint', 'CHECKPOINT')
+        text = text.replace('model.teacher.config', 'STUDENT')
+        raise type(error)(text) from error
+
+
+def measure(args: argparse.Namespace, cfg: Config, config: str,
+            checkpoint: str) -> Dict[str, Any]:
+    """What :class:`Discrepancy` finds of one teacher."""
+    wrapper = distiller_of(args, cfg, config, checkpoint)
+    found = Discrepancy(args.tau, seed=args.seed)
+    torch.manual_seed(args.seed)
+    np.random.seed(args.seed)
+    loader = loader_of(cfg, args.split, args.seed)
+    number = min(args.batches, len(loader))
+    batches = zip(range(number), loader)
+    for _, data in track(batches, Path(config).stem, total=number):
+        data = wrapper.data_preprocessor(data, True)
+        for pair in wrapper.pairs(data['inputs'], data['data_samples']):
+            found.update(pair)
+    return found.summary()
+
+
+def named(args: argparse.Namespace) -> Iterator[Tuple[str, str, str]]:
+    """Name, config and checkpoint of each teacher."""
+    stems = [Path(config).stem for config in args.teachers[::2]]
+    for i, (stem, config, checkpoint) in enumerate(
+            zip(stems, args.teachers[::2], args.teachers[1::2])):
+        again = stems.count(stem) > 1
+        yield f'{stem}_{i}' if again else stem, config, checkpoint
+
+
+def table_of(results: Dict[str, Dict[str, Any]]) -> str:
+    """A row a teacher and group of rows."""
+    return _markdown([
+        dict(teacher=name, group=group, **values)
+        for name, found in results.items()
+        for group, values in found['groups'].items()
+    ])
+
+
+def report(results: Dict[str, Dict[str, Any]], names: List[str]) -> str:
+    """The tables in Markdown."""
+    parts = ['# Discrepancy', '', table_of(results)]
+    for teacher, found in results.items():
+        if 'classes' in found:
+            rows = [{
+                'class': names[i] if names else i,
+                **row
+            } for i, row in enumerate(found['classes'])]
+            errors = ', '.join(
+                f'{side} {found["reliability"][side]["error"]:.3f}'
+                for side in ('student', 'teacher'))
+            parts += [
+                '', f'## Classes, {teacher}', '',
+                _markdown(rows), '', f'Expected calibration error: {errors}'
+            ]
+    return '\n'.join(parts) + '\n'
+
+
+def _markdown(table: List[Dict[str, Any]]) -> str:
+    cells = [[
+        f'{value:.4f}' if isinstance(value, float) else str(value)
+        for value in row.values()
+    ] for row in table]
+    head = [list(table[0]), ['---'] * len(table[0])]
+    return '\n'.join('| ' + ' | '.join(row) + ' |' for row in head + cells)
+
+
+def plot_classes(axes: Any, results: Dict[str, Dict[str, Any]],
+                 names: List[str]) -> None:
+    """Bars of accuracy on labelled rows, a group a class."""
+    first = next(iter(results.values()))
+    bars = {'student': [row['student'] for row in first['classes']]}
+    for teacher, found in results.items():
+        bars[teacher] = [row['teacher'] for row in found['classes']]
+    width = 0.8 / len(bars)
+    for i, (name, values) in enumerate(bars.items()):
+        axes.bar(np.arange(len(values)) + i * width, values, width, label=name)
+    if len(names) <= MOST_NAMES:
+        axes.set_xticks(np.arange(len(names)) + 0.4, names, rotation=60)
+    axes.set_ylabel('accuracy on labelled rows')
+    axes.figure.legend(loc='outside upper center')
+
+
+def plot_correlation(axes: Any, found: Dict[str, Any],
+                     names: List[str]) -> None:
+    """The student's classes down, the teacher's across."""
+    picture = axes.imshow(found['correlation'], vmin=-1, vmax=1, cmap='RdBu_r')
+    axes.figure.colorbar(picture, label='Pearson correlation')
+    axes.set(xlabel='class of the teacher', ylabel='class of the student')
+    if len(names) <= MOST_NAMES:
+        axes.set_xticks(range(len(names)), names, rotation=90)
+        axes.set_yticks(range(len(names)), names)
+
+
+def plot_reliability(axes: Any, results: Dict[str, Dict[str, Any]]) -> None:
+    """Accuracy by confidence; a calibrated model is on the diagonal."""
+    first = next(iter(results.values()))
+    curves = {'student': first['reliability']['student']}
+    for teacher, found in results.items():
+        curves[teacher] = found['reliability']['teacher']
+    axes.plot([0, 1], [0, 1], color='grey', linewidth=0.8)
+    for name, curve in curves.items():
+        points = [(c, a) for c, a, n in zip(
+            curve['confidence'], curve['accuracy'], curve['rows']) if n]
+        axes.plot(*zip(*points) if points else ([], []), 'o-', label=name)
+    axes.set(xlabel='confidence', ylabel='accuracy')
+    axes.legend()
+
+
+def draw(results: Dict[str, Dict[str, Any]], names: List[str],
+         folder: Path) -> None:
+    """Write the figures of teachers that predict one set of classes."""
+    matplotlib.use('Agg')
+    from matplotlib import pyplot as plt
+    results = {k: v for k, v in results.items() if 'classes' in v}
+    if not results:
+        return
+    names = names or [
+        str(i) for i in range(len(next(iter(results.values()))['classes']))
+    ]
+    figures = dict(
+        classes=lambda axes: plot_classes(axes, results, names),
+        reliability=lambda axes: plot_reliability(axes, results))
+    for teacher, found in results.items():
+        figures[f'correlation_{teacher}'] = (
+            lambda axes, found=found: plot_correlation(axes, found, names))
+    for name, plot in figures.items():
+        figure, axes = plt.subplots(figsize=(8, 6), layout='constrained')
+        plot(axes)
+        figure.savefig(folder / f'{name}.png')
+        plt.close(figure)
+
+
+def main() -> None:
+    args = parse_args()
+    cfg = load_config(args.student, 'STUDENT')
+    init_default_scope(scope_of(cfg))
+    results = {
+        name: measure(args, cfg, config, checkpoint)
+        for name, config, checkpoint in named(args)
+    }
+    names = list(class_names_of(cfg) or [])
+    args.out_dir.mkdir(parents=True, exist_ok=True)
+    (args.out_dir / 'discrepancy.json').write_text(
+        json.dumps(results, indent=1))
+    (args.out_dir / 'discrepancy.md').write_text(report(results, names))
+    draw(results, names, args.out_dir)
+    print(table_of(results))
+    print(f'Tables and figures are in {args.out_dir}')
+
+
+if __name__ == '__main__':
+    run_tool(main)
