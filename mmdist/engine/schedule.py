@@ -4,7 +4,7 @@ from typing import Optional
 from mmengine.hooks import Hook
 from mmengine.logging import print_log
 from mmengine.model import is_model_wrapper
-from mmengine.runner import Runner
+from mmengine.runner import EpochBasedTrainLoop, Runner
 
 from mmdist.registry import HOOKS
 
@@ -23,7 +23,8 @@ class DistillScheduleHook(Hook):
         ramp (float): Epochs in which its weight grows linearly from 0 to 1.
             Defaults to 0.
         end (float, optional): Epoch from which there is none.
-        by_epoch (bool): Count epochs, or iterations. Defaults to True.
+        by_epoch (bool): Count epochs, or iterations (as MMSegmentation's
+            configs do). Defaults to True.
 
     Raises:
         ValueError: If the numbers are in no order.
@@ -69,6 +70,12 @@ class DistillScheduleHook(Hook):
                 'model.alpha is 0, so nothing would teach classes while '
                 'DistillScheduleHook of custom_hooks has no distillation; '
                 'leave its begin and end out, or set alpha')
+        if self.by_epoch and not isinstance(runner.train_loop,
+                                            EpochBasedTrainLoop):
+            raise ValueError(
+                'DistillScheduleHook of custom_hooks counts epochs, which '
+                f'train_cfg (a {type(runner.train_loop).__name__}) does not '
+                'have; set its by_epoch=False and give iterations')
 
     def before_train_iter(self, runner: Runner, *args, **kwargs) -> None:
         """Set the wrapper's factor."""

@@ -91,6 +91,17 @@ def models():
         multi_label=multi_label())
 
 
+def of_timm():
+    """A classifier of timm: it is its own head, and its checkpoints have
+    other keys than its parameters."""
+    return dict(
+        type='TimmClassifier',
+        model_name='test_resnet',
+        num_classes=NUM_CLASSES,
+        loss=dict(type='CrossEntropyLoss'),
+        data_preprocessor=PREPROCESSOR)
+
+
 def lenet():
     """A backbone with the last layer in it, for grey pictures."""
     model = classifier(
@@ -145,10 +156,11 @@ def build_distiller(student, teacher, seed=0, **options):
 def batch(model, num=6, seed=0, training=True, size=32):
     """Pictures of noise with one label each, or two."""
     rng = torch.Generator().manual_seed(seed)
-    channels = 1 if 'LeNet' in type(model.backbone).__name__ else 3
+    backbone = getattr(model, 'backbone', None)
+    channels = 1 if 'LeNet' in type(backbone).__name__ else 3
     pictures = torch.randint(
         0, 256, (num, channels, size, size), generator=rng)
-    two = 'MultiLabel' in type(model.head).__name__
+    two = 'MultiLabel' in type(getattr(model, 'head', None)).__name__
     samples = [
         DataSample().set_gt_label([i % NUM_CLASSES, 3] if two else i %
                                   NUM_CLASSES) for i in range(num)

@@ -3,9 +3,10 @@ import copy
 
 import pytest
 import torch
+from mmengine.runner.checkpoint import get_state_dict, load_state_dict
 
 from .models import (NUM_CLASSES, PREPROCESSOR, batch, build, build_distiller,
-                     models, outputs_of, resnet, save_teacher)
+                     linear, models, of_timm, outputs_of, resnet, save_teacher)
 
 CLOSE = dict(rtol=1e-4, atol=1e-5)
 
@@ -104,6 +105,76 @@ def test_checkpoints_are_the_students(tmp_path):
     ]
     for one, other in zip(*found):
         assert torch.equal(one.pred_score, other.pred_score)
+
+
+@pytest.mark.parametrize('teacher', ['timm', 'resnet'])
+def test_a_model_that_is_its_own_head(teacher, tmp_path):
+    """Its checkpoint has the plain model's keys, and restores all of them;
+    as a teacher it computes once a step."""
+    timm = of_timm()
+    saved = save_teacher(dict(timm=timm, resnet=resnet())[teacher], tmp_path)
+    wrapper = build_distiller(timm, saved).train()
+    wrapper.monitor.judged = True
+    if teacher == 'timm':
+        calls = []
+        wrapper.teacher.model.model.layer1.register_forward_hook(
+            lambda *_: calls.append(1))
+    for seed in range(3):
+        losses = wrapper.loss(*batch(wrapper, seed=seed))
+        assert losses['loss_kd_inter'] > 0
+    assert teacher != 'timm' or len(calls) == 3
+    state = get_state_dict(wrapper)
+    assert state.keys() == get_state_dict(build(timm)).keys()
+    other = build_distiller(timm, saved, seed=9)
+    load_state_dict(other, state, strict=True)
+    for one, two in zip(wrapper.parameters(), other.parameters()):
+        assert torch.equal(one, two)
+
+
+def test_a_teacher_that_is_its_own_head(tmp_path):
+    saved = save_teacher(of_timm(), tmp_path)
+    wrapper = build_distiller(resnet(), saved).train()
+    for seed in range(3):
+        assert wrapper.loss(*batch(wrapper, seed=seed))['loss_kd_inter'] > 0
+
+
+def test_several_tasks_are_refused(tmp_path):
+    """Nothing says which of the teacher's is which of the student's."""
+    tasks = resnet()
+    tasks['head'] = dict(
+        type='MultiTaskHead',
+        task_heads={name: linear(16)
+                    for name in ('one', 'two')})
+    for student, teacher, field in ((tasks, resnet(), 'model.student'),
+                                    (resnet(), tasks, 'model.teacher')):
+        with pytest.raises(ValueError, match=f'{field}.* several heads'):
+            build_distiller(student, save_teacher(teacher, tmp_path))
+
+
+def test_mimic_of_vectors_is_refused(tmp_path):
+    with pytest.raises(ValueError, match='one vector a picture'):
+        build_distiller(
+            resnet(),
+            save_teacher(resnet(), tmp_path),
+            mimic_loss=dict(type='mmdist.MimicLoss'))
+
+
+@pytest.mark.parametrize(
+    'class_map, words',
+    [([15, *range(9)], 'names the class 15'),
+     ([0, 1, 2], 'class_map has 3 classes but model.student predicts 10')])
+def test_impossible_maps_are_refused(class_map, words, tmp_path):
+    """Also where neither model says how many classes it has."""
+    timm = of_timm()
+    saved = dict(save_teacher(timm, tmp_path), class_map=class_map)
+    torch.save(
+        dict(
+            state_dict=torch.load(saved['checkpoint']),
+            meta=dict(dataset_meta=dict(classes=[str(i) for i in range(16)]))),
+        saved['checkpoint'])
+    wrapper = build_distiller(timm, saved)
+    with pytest.raises(ValueError, match=words):
+        wrapper.loss(*batch(wrapper))
 
 
 def test_the_teacher_sees_its_own_normalisation(tmp_path):

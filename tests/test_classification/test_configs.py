@@ -8,7 +8,7 @@ import yaml
 from mmengine.config import Config
 from mmengine.registry import DefaultScope
 
-from .models import MODELS, build
+from .models import MODELS, batch, build
 
 ROOT = osp.dirname(osp.dirname(osp.dirname(__file__)))
 CONFIGS = osp.join(ROOT, 'configs', 'dist_cls')
@@ -60,7 +60,7 @@ def test_imagenet_is_the_authors():
 
 @pytest.mark.parametrize('pair', PAIRS)
 @pytest.mark.parametrize('method', ['dist', 'kd'])
-def test_builds_and_computes(pair, method, tmp_path):
+def test_builds_and_pairs(pair, method, tmp_path):
     """With weights of its own teacher's config, which the zoo also has."""
     cfg = load(f'{method}_{pair}')
     path = cfg.model.teacher.config
@@ -87,6 +87,8 @@ def test_builds_and_computes(pair, method, tmp_path):
     cfg.model.data_preprocessor = cfg.data_preprocessor
     with DefaultScope.overwrite_default_scope('mmpretrain'):
         wrapper = MODELS.build(cfg.model)
+    pair, = wrapper.pairs(*batch(wrapper.student, num=2))
+    assert pair.student_activation == pair.teacher_activation == 'softmax'
     number = cfg.data_preprocessor.num_classes
     assert f'images x {number} (softmax)' in wrapper.tap.describe(
         wrapper.student, wrapper.teacher.model)

@@ -129,18 +129,23 @@ def test_a_run_ramps_and_ends_and_resumes(teacher, tmp_path):
     assert logged(resumed, 'kd_scale') == pytest.approx(scales[6:])
 
 
-@pytest.mark.parametrize('kind', ['plain', 'alpha'])
+@pytest.mark.parametrize('kind', ['plain', 'alpha', 'iterations'])
 def test_models_that_it_does_not_suit_are_refused(kind, teacher, tmp_path):
     """Before anything is trained."""
     root = write_coco(tmp_path / 'data')
     model, words = detector('retina'), 'take the hook out'
     if kind == 'alpha':
         model, words = distiller_cfg(model, teacher, alpha=0.), 'model.alpha'
+    more = {}
+    if kind == 'iterations':
+        model, words = distiller_cfg(model, teacher), 'by_epoch=False'
+        more = dict(train_cfg=dict(by_epoch=False, max_iters=2))
     runner = make_runner(
         model,
         root,
         tmp_path / 'run',
         epochs=1,
+        **more,
         custom_hooks=[dict(type='mmdist.DistillScheduleHook', end=1)])
     with pytest.raises(ValueError, match=words):
         runner.train()

@@ -30,7 +30,7 @@ CACHE = ROOT / '.cache'
 STACKS = {
     'openmmlab': ('torch', 'openmmlab'),
     'onedl': ('torch', 'onedl'),
-    'cls': ('torch-cls', 'cls', 'mmpretrain'),
+    'cls': ('torch-cls', 'cls', 'mmpretrain', 'timm'),
 }
 CGROUP = Path('/sys/fs/cgroup')
 # on one core of 2024, for the estimate printed before a build

@@ -112,8 +112,11 @@ class BaseDistiller(BaseModel):
 
     def _adopt(self, model: nn.Module) -> None:
         """Become the student in the module tree."""
+        # Its hooks, too: some rename the keys of their checkpoints (timm's).
+        # Those before loading run in _load_from_state_dict.
         for table in ('_modules', '_parameters', '_buffers',
-                      '_non_persistent_buffers_set'):
+                      '_non_persistent_buffers_set', '_state_dict_hooks',
+                      '_state_dict_pre_hooks', '_load_state_dict_post_hooks'):
             self.__dict__[table] = model.__dict__[table]
         # Plain assignment would register the student as a submodule and
         # prefix every name with `student.`.
@@ -123,8 +126,9 @@ class BaseDistiller(BaseModel):
         """The map of classes; names are looked up in the first iteration."""
         spec, names = self.kd_teacher.class_map, self.kd_teacher.class_names
         if spec == 'names':
-            number = self.kd_student.get_submodule(
-                self.tap.heads[0]).num_classes
+            head = self.kd_student.get_submodule(self.tap.heads[0])
+            # A head without layers (MMPretrain's ClsHead) does not say.
+            number = getattr(head, 'num_classes', None) or len(names or ())
             check_enough_names(names, number)
             return list(range(number))
         return None if spec is None else class_map_of(spec, names, None)
@@ -430,6 +434,9 @@ def _feature_shapes(model: nn.Module, field: str) -> List[Sequence[int]]:
         torch.zeros(1, 3, PROBE_SIZE, PROBE_SIZE))
     for module, mode in modes.items():
         module.training = mode
+    if any(level.dim() != 4 for level in features):
+        raise ValueError('model.mimic_loss compares maps of features, but the '
+                         f'neck of {field} returns one vector a picture')
     return [tuple(level.shape[1:]) for level in features]
 
 

@@ -110,12 +110,14 @@ class Table:
         """
         if gradient is None:
             return self._with_buffers([self.student, self.teacher])
-        table = self.view(gradient)
-        tables = [self.student, self.teacher, table]
-        dtype = compute_dtype(table)
-        if gradient.dtype != dtype or table.stride(2) != 1:
-            return self._with_buffers(tables)
-        return self._within(tables)
+        tables = [self.student, self.teacher, self.view(gradient)]
+        return (self._within if self.holds(gradient) else self._with_buffers)(
+            tables)
+
+    def holds(self, gradient: Tensor) -> bool:
+        """Whether the memory of a gradient can be that of buffers."""
+        return (gradient.dtype == compute_dtype(gradient)
+                and self.view(gradient).stride(2) == 1)
 
     def _with_buffers(self, tables: Sequence[Tensor]) -> Iterator[Block]:
         blocks = _largest_last(self.parts(*tables))

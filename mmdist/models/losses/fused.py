@@ -2,7 +2,7 @@
 
 Written as tensor operations, the formula makes ten tables of the logits'
 size. Here a block of the logits that fits a processor's cache is read once
-forward and once backward; what is kept between the two are five numbers a
+forward and once backward; what is kept between the two are seven numbers a
 class, and up to six a row in the memory of the gradient. Rows need nothing but
 themselves; columns need the moments of all rows, to which the blocks add up.
 
@@ -332,13 +332,15 @@ class _Distances(torch.autograd.Function):
     """:func:`distances` of one process, differentiated by hand."""
 
     @staticmethod
-    def forward(ctx, student: Tensor, teacher: Tensor,
-                rule: Rule) -> Tuple[Tensor, Tensor]:
+    def forward(ctx, student: Tensor, teacher: Tensor, rule: Rule,
+                differentiable: bool) -> Tuple[Tensor, Tensor]:
         table = Table(student, teacher)
         # Backward writes what it needs over what forward keeps there, once.
         ctx.gradient = None
-        if ctx.needs_input_grad[0] and table.num_classes >= MOST_KEPT:
-            ctx.gradient = table.empty()
+        if (differentiable and ctx.needs_input_grad[0]
+                and table.num_classes >= MOST_KEPT):
+            gradient = table.empty()
+            ctx.gradient = gradient if table.holds(gradient) else None
         similarity, moments = _forward(table, rule, ctx.gradient)
         dtype = compute_dtype(student)
         ctx.rule, ctx.num_rows = rule, table.num_rows
@@ -350,13 +352,14 @@ class _Distances(torch.autograd.Function):
     @staticmethod
     @differentiated_once
     def backward(ctx, grad_inter: Tensor, grad_intra: Tensor) -> tuple:
+        # Another backward, after or beside this one, computes all.
+        gradient, ctx.gradient = ctx.gradient, None
         student, teacher, moments, inverse, rho = ctx.saved_tensors
         of_moments = _of_correlations(grad_intra, moments, inverse, rho)
         gradient = _gradient(grad_inter / -ctx.num_rows,
                              _of_columns(*of_moments, moments), student,
-                             teacher, ctx.rule, ctx.gradient)
-        ctx.gradient = None  # if there is another time, all is computed
-        return gradient, None, None
+                             teacher, ctx.rule, gradient)
+        return gradient, None, None, None
 
 
 @torch.library.custom_op('mmdist::relations', mutates_args=())
@@ -432,9 +435,10 @@ def distances(student: Tensor, teacher: Tensor,
         They can be differentiated once.
     """
     if not torch.compiler.is_compiling():
-        small = student.numel() < direct.SMALL
-        function = direct.SmallDistances if small else _Distances
-        return function.apply(student, teacher, rule)
+        if student.numel() < direct.SMALL:
+            return direct.SmallDistances.apply(student, teacher, rule)
+        return _Distances.apply(student, teacher, rule,
+                                torch.is_grad_enabled())
     similarity, moments = relations(student, teacher, rule)
     num_rows = student.numel() // student.shape[1]
     dtype = compute_dtype(student)

@@ -519,7 +519,13 @@ def check_classes(student_head: nn.Module, teacher_head: nn.Module,
         class_map (Sequence[int], optional): The teacher's class for each of
             the student's; None if they are the same.
     """
-    num_s, num_t = student_head.num_classes, teacher_head.num_classes
+    check_numbers(student_head.num_classes, teacher_head.num_classes,
+                  class_map)
+
+
+def check_numbers(num_s: int, num_t: int,
+                  class_map: Optional[Sequence[int]]) -> None:
+    """:func:`check_classes` of numbers of classes."""
     if class_map is None and num_s != num_t:
         raise ValueError(
             f'model.teacher predicts {num_t} classes but model.student '

@@ -5,7 +5,7 @@ from typing import Any, List, Optional, Sequence
 import torch
 from torch import Tensor, nn
 
-from .base import Call, LogitPair, LogitTap, check_classes
+from .base import Call, LogitPair, LogitTap, check_classes, check_numbers
 from .teacher_batch import TeacherBatch
 
 
@@ -30,11 +30,16 @@ class ImageTap(LogitTap):
 
     def check_pairable(self, student: nn.Module, teacher: nn.Module) -> None:
         """Classes must agree, where heads say how many they have."""
-        heads = [
-            model.get_submodule(paths[0])
-            for model, paths in ((student, self.heads), (teacher,
-                                                         self.teacher_heads))
-        ]
+        sides = (student, self.heads,
+                 'model.student'), (teacher, self.teacher_heads,
+                                    'model.teacher.config')
+        for model, paths, field in sides:
+            if len(paths) > 1:
+                raise ValueError(
+                    f'{field} is a {type(model).__name__} with several heads '
+                    f'({", ".join(paths)}), of which nothing says which to '
+                    'distil; choose a model with one')
+        heads = [model.get_submodule(paths[0]) for model, paths, _ in sides]
         if all(_num_classes(head) for head in heads):
             check_classes(*heads, self.class_map)
 
@@ -62,18 +67,17 @@ class ImageTap(LogitTap):
 
     def _columns(self, logits_t: Tensor, logits_s: Tensor) -> Tensor:
         """The teacher's logits of the student's classes."""
+        number_s, number_t = logits_s.shape[1], logits_t.shape[1]
+        check_numbers(number_s, number_t, self.class_map)
         if self.class_map is not None:
             logits_t = logits_t[:, self.class_map]
-        if logits_t.shape != logits_s.shape:
-            raise ValueError(
-                f'model.teacher predicts {logits_t.shape[1]} classes but '
-                f'model.student predicts {logits_s.shape[1]}; choose a '
-                "teacher of the student's classes, or name them in "
-                'model.teacher.class_map')
         return logits_t
 
-    def _ask_ahead(self, student: nn.Module, teacher: TeacherBatch) -> None:
-        self._output(teacher)
+    def foresee(self, student: nn.Module, teacher: TeacherBatch,
+                inputs: Any) -> None:
+        """Ask for the teacher's logits, by features or of itself."""
+        if self._saw_inputs:
+            self._output(teacher)
 
     def _output(self, teacher: TeacherBatch) -> Any:
         """What the teacher's head returns for the batch."""
@@ -104,12 +108,10 @@ def _num_classes(head: nn.Module) -> int:
 
 
 def _activation_of(head: nn.Module) -> str:
-    """'sigmoid' for a loss on each class, or on several labels an image."""
+    """By which the head predicts, whatever it was trained with: 'sigmoid' for
+    several labels an image."""
     from mmpretrain.models.heads import MultiLabelClsHead
-    loss = head.loss_module
-    loss = getattr(loss, 'ce', loss)  # within LabelSmoothLoss
-    sigmoid = getattr(loss, 'use_sigmoid', isinstance(head, MultiLabelClsHead))
-    return 'sigmoid' if sigmoid else 'softmax'
+    return 'sigmoid' if isinstance(head, MultiLabelClsHead) else 'softmax'
 
 
 def _labels(samples: Sequence[Any]) -> Optional[Tensor]:

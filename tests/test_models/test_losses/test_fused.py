@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from mmdist.models.losses import blocks, direct
+from mmdist.models.losses import blocks, direct, fused
 from mmdist.models.losses.functional import (dist_terms, kd_terms,
                                              pearson_distance, to_rows)
 from mmdist.models.losses.rule import activate
@@ -86,6 +86,41 @@ def test_backward_again_gives_the_gradient_again(shape, activations):
     second, = torch.autograd.grad(total, student)
     assert torch.equal(first, before)
     torch.testing.assert_close(first, second, rtol=1e-12, atol=1e-16)
+
+
+def test_backward_that_was_interrupted_can_be_repeated(monkeypatch):
+    """A gradient that was half written is not read as what was kept."""
+    student, teacher = logits((3, 50, 11, 13))
+    student.requires_grad_()
+    total = sum(dist_terms(student, teacher).values())
+    expected, = torch.autograd.grad(total, student, retain_graph=True)
+    total = sum(dist_terms(student, teacher).values())
+    through, calls = fused._through, []
+
+    def interrupted(*args):
+        calls.append(args)
+        if len(calls) == 5:
+            raise torch.cuda.OutOfMemoryError
+        through(*args)
+
+    monkeypatch.setattr(fused, '_through', interrupted)
+    with pytest.raises(torch.cuda.OutOfMemoryError):
+        torch.autograd.grad(total, student, retain_graph=True)
+    found, = torch.autograd.grad(total, student)
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-16)
+
+
+def test_no_gradient_takes_no_memory_for_one(monkeypatch):
+    """Nor do logits whose gradient cannot hold what backward needs."""
+    taken = []
+    empty = blocks.Table.empty
+    monkeypatch.setattr(blocks.Table, 'empty',
+                        lambda table: taken.append(1) or empty(table))
+    student, teacher = logits((3, 50, 11, 13))
+    student.requires_grad_()
+    with torch.no_grad():
+        dist_terms(student, teacher)
+    assert not taken
 
 
 @pytest.mark.parametrize('shape', [(3000, 19), (2, 150, 20, 20)])
