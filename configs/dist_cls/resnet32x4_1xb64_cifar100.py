@@ -1,20 +1,15 @@
 _base_ = [
+    '../_base_/models/classifier_cifar100.py',
     '../_base_/datasets/cifar100_bs64.py',
     '../_base_/schedules/cifar100_240e.py',
     'mmpretrain::_base_/default_runtime.py'
 ]
 custom_imports = dict(imports=['mmdist', 'mmdist.models.backbones'])
 model = dict(
-    type='ImageClassifier',
     backbone=dict(
         type='mmdist.NarrowResNet',
         depth=32,
         stem_channels=32,
         base_channels=64),
-    neck=dict(type='GlobalAveragePooling'),
-    head=dict(
-        type='LinearClsHead',
-        num_classes=100,
-        in_channels=256,
-        loss=dict(type='CrossEntropyLoss')))
+    head=dict(in_channels=256))
 default_hooks = dict(checkpoint=dict(interval=10, max_keep_ckpts=2))

@@ -1,16 +1,11 @@
 _base_ = [
+    '../_base_/models/classifier_cifar100.py',
     '../_base_/datasets/cifar100_bs64.py',
     '../_base_/schedules/cifar100_240e.py',
     'mmpretrain::_base_/default_runtime.py'
 ]
 custom_imports = dict(imports=['mmdist', 'mmdist.models.backbones'])
 model = dict(
-    type='ImageClassifier',
     backbone=dict(type='mmdist.WideResNet', depth=40, width=2),
-    neck=dict(type='GlobalAveragePooling'),
-    head=dict(
-        type='LinearClsHead',
-        num_classes=100,
-        in_channels=128,
-        loss=dict(type='CrossEntropyLoss')))
+    head=dict(in_channels=128))
 default_hooks = dict(checkpoint=dict(interval=10, max_keep_ckpts=2))
