@@ -8,18 +8,13 @@ import os
 from pathlib import Path
 
 from mmdist.models.teacher import build_model
-from mmdist.utils import find_config, load_config, run_tool, scope_of
+from mmdist.utils import find_config, load_config, run_tool, wrapper_for
 
-# The wrapper of each library, and the paper's beta and gamma for it.
-WRAPPERS = dict(
-    mmdet=('DistillDetector', 1.0),
-    mmseg=('DistillSegmentor', 1.0),
-    mmpretrain=('DistillClassifier', 2.0))
 TEMPLATE = '''_base_ = {base!r}
 custom_imports = dict(imports={imports!r})
 model = dict(
     _delete_=True,
-    type='mmdist.{wrapper}',
+    type={wrapper!r},
     student={{{{_base_.model}}}},
     teacher=dict(
         config={teacher!r},
@@ -56,15 +51,6 @@ def imports_of(cfg):
     return [*imports, *(['mmdist'] if 'mmdist' not in imports else [])]
 
 
-def wrapper_for(student, cfg):
-    """The wrapper for the library of a config, and its weights."""
-    scope = scope_of(cfg)
-    if scope not in WRAPPERS:
-        raise ValueError(f'{student} has default_scope={scope!r}; mmdist '
-                         f'distils models of {" and ".join(WRAPPERS)}')
-    return WRAPPERS[scope]
-
-
 def base_of(student, folder):
     """What `_base_` says: MMEngine looks for paths from the file's folder."""
     if '::' in student:
@@ -81,7 +67,9 @@ def main():
     if out.exists() and not args.force:
         raise FileExistsError(f'{out} exists; --force overwrites it')
     cfg = load_config(args.student, 'STUDENT')
-    wrapper, weight = wrapper_for(args.student, cfg)
+    wrapper = wrapper_for(cfg, args.student)
+    # the paper's beta and gamma
+    weight = 2.0 if wrapper == 'mmdist.DistillClassifier' else 1.0
     text = TEMPLATE.format(
         base=base_of(args.student, out.parent),
         imports=imports_of(cfg),

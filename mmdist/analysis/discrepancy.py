@@ -11,13 +11,14 @@ from typing import Any, Dict, List, Optional
 import torch
 from torch import Tensor
 
-from mmdist.engine.monitor import classes_of
-from mmdist.models.losses.functional import dist_terms, kd_terms
+from mmdist.engine.monitor import class_scores
+from mmdist.models.losses.functional import dist_terms, kd_terms, to_rows
 from mmdist.models.losses.rule import activate
 from mmdist.models.taps import LogitPair
 from .ranks import kendall, spearman
 
 NUM_BINS = 10
+# Pairs of classes that are compared at a time.
 MOST_PAIRS = 2**23
 # What a mean over rows is kept of.
 MEASURES = ('kl', 'inter', 'intra', 'spearman', 'kendall', 'top-1 agreement')
@@ -52,17 +53,17 @@ class Discrepancy:
     @torch.no_grad()
     def update(self, pair: LogitPair) -> None:
         """Add a pair of logits."""
-        rows = [
-            x.movedim(1, -1).flatten(0, -2).float()
-            for x in (pair.student, pair.teacher)
-        ]
+        rows = [to_rows(x) for x in (pair.student, pair.teacher)]
         labels = pair.labels()
         groups = {'all': slice(None), pair.name or 'head': slice(None)}
         if labels is not None:
             labels = labels.flatten()
             groups['foreground'] = labels >= 0
             groups['background'] = labels < 0
-        scores = [_class_scores(x, pair.num_classes) for x in rows]
+        # Tokens of a text have no classes.
+        scores = [
+            class_scores(x, pair.num_classes or x.shape[1]) for x in rows
+        ]
         for group, chosen in groups.items():
             self._add_group(group, pair, *(x[chosen] for x in rows),
                             *(x[chosen] for x in scores))
@@ -81,7 +82,6 @@ class Discrepancy:
             **dist_terms(student, teacher, self.tau, *activations)
         }
         agree = (scores_s.argmax(1) == scores_t.argmax(1)).float().mean()
-        # Pairs of classes are compared.
         most = max(MOST_PAIRS // scores_s.shape[1]**2, 1)
         drawn = torch.randperm(
             number, generator=self._rng)[:min(self.num_ranked, most)]
@@ -102,8 +102,8 @@ class Discrepancy:
         found = self._classes
         if len(found['labelled']) != number:
             return  # another head, of other classes
-        p, q = (_class_scores(activate(x / self.tau, activation),
-                              number).double()
+        p, q = (class_scores(activate(x / self.tau, activation),
+                             number).double()
                 for x, activation in zip(rows, (pair.student_activation,
                                                 pair.teacher_activation)))
         found['rows'] += len(p)
@@ -123,7 +123,7 @@ class Discrepancy:
         truth = labels[known].cpu()
         found = self._classes
         found['labelled'].index_add_(0, truth, torch.ones(len(truth)).double())
-        said = [classes_of(x[known], x.shape[1]).cpu() for x in scores]
+        said = [x[known].argmax(1).cpu() for x in scores]
         for side, (answer, table) in enumerate(zip(said, (p, q))):
             right = (answer == truth).double()
             found['right'][side].index_add_(0, truth, right)
@@ -167,15 +167,6 @@ class Discrepancy:
                 for side, bins in zip((
                     'student', 'teacher'), self._classes['reliability'])
             })
-
-
-def _class_scores(rows: Tensor, num_classes: int) -> Tensor:
-    """``(R, C)`` without a background, of the best anchor."""
-    if not num_classes:
-        return rows
-    if rows.shape[1] % num_classes:
-        rows = rows[:, :num_classes]
-    return rows.unflatten(1, (-1, num_classes)).amax(1)
 
 
 def _no_classes(number: int) -> Dict[str, Tensor]:

@@ -306,9 +306,18 @@ def classes_of(logits: Tensor, num_classes: int) -> Tensor:
     Returns:
         Tensor: ``(R, )``, int64.
     """
+    return class_scores(logits, num_classes).argmax(1)
+
+
+def class_scores(logits: Tensor, num_classes: int) -> Tensor:
+    """Those of :func:`classes_of`: no background, the best of anchors.
+
+    Returns:
+        Tensor: ``(R, num_classes)``.
+    """
     if logits.shape[1] % num_classes:
         logits = logits[:, :num_classes]
-    return logits.unflatten(1, (-1, num_classes)).amax(1).argmax(1)
+    return logits.unflatten(1, (-1, num_classes)).amax(1)
 
 
 def gradient_norm(losses: Sequence[Tensor], logits: List[Tensor]) -> float:

@@ -7,6 +7,11 @@ from mmengine.config import Config, ConfigDict
 from mmengine.fileio import list_from_file
 from mmengine.registry import DATASETS, DefaultScope
 
+WRAPPERS = dict(
+    mmdet='mmdist.DistillDetector',
+    mmseg='mmdist.DistillSegmentor',
+    mmpretrain='mmdist.DistillClassifier')
+
 
 def find_config(name: str, field: str) -> str:
     """Turn a config name into a path.
@@ -84,6 +89,23 @@ def scope_of(cfg: Config) -> Optional[str]:
         return cfg.default_scope
     current = DefaultScope.get_current_instance()
     return current.scope_name if current else None
+
+
+def wrapper_for(cfg: Config, field: str) -> str:
+    """The wrapper for the library of a student's config.
+
+    Args:
+        cfg (Config): A full config.
+        field (str): What the user calls it, for the error.
+
+    Raises:
+        ValueError: If mmdist has no wrapper for the library.
+    """
+    scope = scope_of(cfg)
+    if scope not in WRAPPERS:
+        raise ValueError(f'{field} has default_scope={scope!r}; mmdist '
+                         f'distils models of {" and ".join(WRAPPERS)}')
+    return WRAPPERS[scope]
 
 
 def class_names_of(cfg: Config) -> Optional[Sequence[str]]:

@@ -20,12 +20,8 @@ from mmdist.analysis import Discrepancy
 from mmdist.models.distillers import BaseDistiller
 from mmdist.models.teacher import load_strictly, read_checkpoint, weights_in
 from mmdist.utils import (class_names_of, load_config, run_tool, scope_of,
-                          student_of)
+                          student_of, wrapper_for)
 
-WRAPPERS = dict(
-    mmdet='DistillDetector',
-    mmseg='DistillSegmentor',
-    mmpretrain='DistillClassifier')
 # More classes than a figure can name.
 MOST_NAMES = 40
 
@@ -87,13 +83,9 @@ def loader_of(cfg: Config, split: str, seed: int) -> Any:
 def distiller_of(args: argparse.Namespace, cfg: Config, config: str,
                  checkpoint: str) -> BaseDistiller:
     """A wrapper around both models, which trains nothing here."""
-    scope = scope_of(cfg)
-    if scope not in WRAPPERS:
-        raise ValueError(f'STUDENT has default_scope={scope!r}; mmdist '
-                         f'distils models of {" and ".join(WRAPPERS)}')
     wrapper = MODELS.build(
         dict(
-            type=f'mmdist.{WRAPPERS[scope]}',
+            type=wrapper_for(cfg, 'STUDENT'),
             student=student_of(cfg.model),
             teacher=dict(config=config, checkpoint=checkpoint),
             distill_loss=dict(type='mmdist.DISTLoss', tau=args.tau),
