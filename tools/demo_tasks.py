@@ -1,10 +1,10 @@
 """What the demo's models learn, and pictures of what they predict."""
-import json
 from pathlib import Path
 from typing import Callable, Dict, Iterable, Iterator, NamedTuple, Tuple
 
 import cv2
 import numpy as np
+from experiments.steps import Metric, read_json
 
 
 class Task(NamedTuple):
@@ -14,25 +14,11 @@ class Task(NamedTuple):
     data: str  # how the name of its data folder ends; may be ''
     scenes: Dict[str, int]  # arguments of write_digit_scenes
     configs: Dict[str, str]  # teacher, alone, kd, dist: files in configs/demo
-    metric: str  # key of what the models are compared by
-    metric_title: str
-    metric_format: str
+    metric: Metric
     loss: str  # key of the training loss that is plotted
     # Draw the truth, or what a config and a checkpoint predict, in axes.
     draw_truth: Callable[[Path, Iterable], None]
     draw_predictions: Callable[[Path, Iterable, Path, Path], None]
-
-    def show(self, metric: float) -> str:
-        """The metric as text."""
-        return format(metric, self.metric_format)
-
-
-def read_json(path: Path) -> dict:
-    """Read a file of JSON; empty if it is missing or broken off."""
-    try:
-        return json.loads(path.read_text())
-    except (OSError, ValueError):
-        return {}
 
 
 def pictures(data_root: Path, axes: Iterable) -> Iterator[Tuple]:
@@ -113,9 +99,7 @@ TASKS = [
             alone='faster-rcnn_r18-w16_fpn_5e_digits.py',
             kd='kd_faster-rcnn_r18-w16-w32_fpn_5e_digits.py',
             dist='dist_faster-rcnn_r18-w16-w32_fpn_5e_digits.py'),
-        metric='coco/bbox_mAP',
-        metric_title='mAP',
-        metric_format='.3f',
+        metric=Metric('coco/bbox_mAP', 'mAP', '.3f'),
         loss='loss_cls',
         draw_truth=draw_true_boxes,
         draw_predictions=draw_found_boxes),
@@ -129,9 +113,7 @@ TASKS = [
             alone='fpn_r18-w12_8e_digits.py',
             kd='kd_fpn_r18-w12-w24_8e_digits.py',
             dist='dist_fpn_r18-w12-w24_8e_digits.py'),
-        metric='mIoU',
-        metric_title='mIoU (%)',
-        metric_format='.1f',
+        metric=Metric('mIoU', 'mIoU (%)', '.1f'),
         loss='decode.loss_ce',
         draw_truth=draw_true_masks,
         draw_predictions=draw_found_masks)

@@ -29,6 +29,12 @@ def demo(repo):
         return importlib.import_module('demo')
 
 
+@pytest.fixture(scope='module')
+def steps(demo):
+    """What the demo shares with the experiments."""
+    return importlib.import_module('experiments.steps')
+
+
 @pytest.fixture
 def make_runs(demo, tmp_path):
     """A function that makes the runs of a call of the demo."""
@@ -143,14 +149,14 @@ def test_quick_full_and_seeds_have_folders_of_their_own(demo):
         demo.parse_args([]).data_root
 
 
-def test_taught_students_wait_for_the_teacher(demo, runs):
-    steps = [run.train for run in runs]
-    assert [s.name for s in demo.ready_steps(steps, 9)
+def test_taught_students_wait_for_the_teacher(steps, runs):
+    trainings = [run.train for run in runs]
+    assert [s.name for s in steps.ready_steps(trainings, 9)
             ] == ['train teacher', 'train alone']
     finish(runs[0])
     finish(runs[1])
-    waiting = [step for step in steps if not step.done]
-    assert [s.name for s in demo.ready_steps(waiting, 2)
+    waiting = [step for step in trainings if not step.done]
+    assert [s.name for s in steps.ready_steps(waiting, 2)
             ] == ['train kd', 'train dist']
 
 
@@ -194,7 +200,7 @@ def test_student_is_not_done_when_its_teacher_changed(make_runs, runs):
 
 
 @pytest.mark.parametrize('harm', ['truncate', 'delete', 'record'])
-def test_incomplete_output_is_not_done(demo, runs, harm):
+def test_incomplete_output_is_not_done(steps, runs, harm):
     step = finish(runs[0])
     checkpoint = runs[0].checkpoint
     if harm == 'truncate':
@@ -206,29 +212,29 @@ def test_incomplete_output_is_not_done(demo, runs, harm):
         step.record_file.write_text(step.record_file.read_text()[:20])
     assert not step.done
     # Nothing usable is left, so the training must start anew.
-    assert '--resume' not in demo.prepare(step)
+    assert '--resume' not in steps.prepare(step)
     assert not (step.folder / 'last_checkpoint').exists()
 
 
-def test_begun_training_is_resumed(demo, runs):
+def test_begun_training_is_resumed(steps, runs):
     step = runs[0].train
-    assert '--resume' not in demo.prepare(step)
+    assert '--resume' not in steps.prepare(step)
     finish(runs[0])
     step.save(60.)
-    assert demo.prepare(step)[-1] == '--resume'
+    assert steps.prepare(step)[-1] == '--resume'
     assert runs[0].checkpoint.is_file() and step.seconds == 60
 
 
-def test_foreign_files_are_left_alone(demo, runs):
+def test_foreign_files_are_left_alone(steps, runs):
     step = runs[0].train
     step.folder.mkdir()
     (step.folder / 'thesis.txt').write_text('mine')
     with pytest.raises(SystemExit, match='choose another --work-dir'):
-        demo.prepare(step)
+        steps.prepare(step)
     assert (step.folder / 'thesis.txt').read_text() == 'mine'
 
 
-def test_interrupted_clearing_goes_on(demo, make_runs, runs, monkeypatch):
+def test_interrupted_clearing_goes_on(steps, make_runs, runs, monkeypatch):
     """The file that marks the folder as the demo's may go first."""
     finish(runs[0])
 
@@ -239,34 +245,34 @@ def test_interrupted_clearing_goes_on(demo, make_runs, runs, monkeypatch):
 
     step = make_runs('--seed', '1')[0].train
     with monkeypatch.context() as patch:
-        patch.setattr(demo.shutil, 'rmtree', interrupted)
+        patch.setattr(steps.shutil, 'rmtree', interrupted)
         with pytest.raises(KeyboardInterrupt):
-            demo.prepare(step)
-    assert '--resume' not in demo.prepare(step)
+            steps.prepare(step)
+    assert '--resume' not in steps.prepare(step)
     assert [path.name for path in step.folder.parent.iterdir()] == ['teacher']
     assert [path.name for path in step.folder.iterdir()] == ['train.json']
 
 
-def test_interrupted_first_record_is_not_foreign(demo, runs):
+def test_interrupted_first_record_is_not_foreign(steps, runs):
     step = runs[0].train
     step.folder.mkdir()
     (step.folder / 'train.partial').write_text('{')
-    assert '--resume' not in demo.prepare(step)
+    assert '--resume' not in steps.prepare(step)
 
 
 @pytest.mark.parametrize('cores, threads', [(1, 1), (2, 1), (6, 3), (64, 4)])
-def test_threads_are_shared_and_few(demo, monkeypatch, cores, threads):
+def test_threads_are_shared_and_few(steps, monkeypatch, cores, threads):
     monkeypatch.setattr(
-        demo.os, 'sched_getaffinity', lambda _: range(cores), raising=False)
-    assert demo.environment()['OMP_NUM_THREADS'] == str(threads)
+        steps.os, 'sched_getaffinity', lambda _: range(cores), raising=False)
+    assert steps.environment(2)['OMP_NUM_THREADS'] == str(threads)
 
 
 # logs
 
 
-def test_scalars_of_a_resumed_training_are_joined(demo, runs, tmp_path):
+def test_scalars_of_a_resumed_training_are_joined(steps, runs, tmp_path):
     """What the interrupted attempt logged after its checkpoint is replaced."""
-    key = runs[0].task.metric
+    key = runs[0].task.metric.key
     tested = [{key: .1, 'step': 1}, {key: .2, 'step': 2}]
     write_scalars(tmp_path, '20260101_000000', [
         dict(loss=9, step=10),
@@ -279,14 +285,14 @@ def test_scalars_of_a_resumed_training_are_joined(demo, runs, tmp_path):
          dict(loss=4, step=40), tested[1]])
     with open(path, 'a') as file:
         file.write('\n{"loss": 4, "st')  # still being written
-    scalars = demo.read_scalars(tmp_path)
+    scalars = steps.read_scalars(tmp_path)
     assert [(e['step'], e['loss']) for e in scalars
             if 'loss' in e] == [(10, 9), (20, 8), (30, 5), (40, 4)]
     assert [e for e in scalars if key in e] == tested
 
 
-def test_missing_logs_are_no_scalars(demo, runs, tmp_path):
-    assert demo.read_scalars(tmp_path) == []
+def test_missing_logs_are_no_scalars(steps, runs, tmp_path):
+    assert steps.read_scalars(tmp_path) == []
     assert runs[0].test.output() is None
 
 
@@ -295,25 +301,25 @@ def test_metric_is_that_of_the_last_test(runs):
     for name, value in (('20260101_000000', 0.1), ('20260101_000100', 0.2)):
         (test.folder / name).mkdir(parents=True)
         (test.folder / name / f'{name}.json').write_text(
-            json.dumps({test.run.task.metric: value}))
+            json.dumps({test.run.task.metric.key: value}))
     assert test.output() == 0.2
 
 
-def test_progress_is_that_of_the_last_line(demo, tmp_path):
+def test_progress_is_that_of_the_last_line(steps, tmp_path):
     log = tmp_path / 'train.log'
     log.write_text('$ python\n')
-    assert demo.last_progress(log) == ''
+    assert steps.last_progress(log) == ''
     lines = [
         f'2026/11/24 03:36:30 - mmengine - INFO - Epoch(train)  [2]'
         f'[{i:3d}/125]  lr: 2.8453e-06  eta: 0:0{3 - i // 40}:20  loss: 0.1\n'
         for i in (40, 80)
     ]
     log.write_text(''.join(lines))
-    assert demo.last_progress(log) == '[2][ 80/125], 0:01:20 left'
+    assert steps.last_progress(log) == '[2][ 80/125], 0:01:20 left'
 
 
 def test_every_epoch_is_told_once(runs, display):
-    step, key = runs[0].train, runs[0].task.metric
+    step, key = runs[0].train, runs[0].task.metric.key
     step.folder.mkdir()
     step.log.touch()
     # The metric of epoch 1 is lost: it was interrupted while validating.
@@ -347,7 +353,7 @@ def test_table_shows_metric_and_minutes(demo, make_runs, number, metric,
     assert all(shown in row and '1.5' in row for row in table[2:])
 
 
-def test_truth_and_predictions_are_drawn(demo, task, tmp_path):
+def test_truth_and_predictions_are_drawn(steps, demo, task, tmp_path):
     """The boxes or masks of the scenes, and what a checkpoint predicts."""
     data = tmp_path / 'data'
     demo.write_digit_scenes(data, **dict(task.scenes, num_train=1, num_val=2))
@@ -364,7 +370,7 @@ def test_truth_and_predictions_are_drawn(demo, task, tmp_path):
         task.draw_predictions(data, predicted, config, tmp_path / 'a.pth')
     assert all(len(axis.images) >= 1 for axis in (*truth, *predicted))
     if task.title == 'detection':
-        coco = demo.read_json(data / 'annotations' / 'instances_val.json')
+        coco = steps.read_json(data / 'annotations' / 'instances_val.json')
         tags = sum((axis.texts for axis in truth), [])
         assert [tag.get_text() for tag in tags] == [
             str(note['category_id'] - 1) for note in coco['annotations']
@@ -383,8 +389,8 @@ def test_truth_and_predictions_are_drawn(demo, task, tmp_path):
 class Script:
     """Makes steps of real processes that run a few lines of Python."""
 
-    def __init__(self, demo, folder):
-        self.demo = demo
+    def __init__(self, demo, steps, folder):
+        self.demo, self.steps = demo, steps
         self.folder = folder
 
     def __call__(self, name, code, needs=()):
@@ -393,10 +399,11 @@ class Script:
             folder=self.folder / name,
             checkpoint=self.folder / name / 'out.pth',
             fingerprint=name,
-            epochs=1,
-            task=self.demo.TASKS[0])
+            unit='epoch',
+            length=1,
+            metric=self.demo.TASKS[0].metric)
         words = ['-c', code.format(out=run.checkpoint)]
-        step_type = type('Script', (self.demo.Step, ), dict(arguments=words))
+        step_type = type('Script', (self.steps.Step, ), dict(arguments=words))
         return step_type(run, 'train', needs)
 
 
@@ -405,9 +412,9 @@ WRITE = ('import zipfile, time; time.sleep(1); '
 
 
 @pytest.fixture
-def script(demo, tmp_path, monkeypatch):
-    monkeypatch.setattr(demo, 'POLL_SECONDS', 0.05)
-    return Script(demo, tmp_path)
+def script(demo, steps, tmp_path, monkeypatch):
+    monkeypatch.setattr(steps, 'POLL_SECONDS', 0.05)
+    return Script(demo, steps, tmp_path)
 
 
 @pytest.fixture
@@ -416,10 +423,10 @@ def lock(tmp_path):
         yield file.fileno()
 
 
-def test_steps_run_side_by_side_and_in_order(demo, script, display, lock):
+def test_steps_run_side_by_side_and_in_order(steps, script, display, lock):
     first, other = script('first', WRITE), script('other', WRITE)
     last = script('last', WRITE, (first, ))
-    demo.carry_out([first, last, other], display, lock)
+    steps.carry_out([first, last, other], display, lock)
     assert all(step.done for step in (first, other, last))
     lines = display.console.file.getvalue().splitlines()
     events = [line.split(',')[0] for line in lines]
@@ -428,39 +435,39 @@ def test_steps_run_side_by_side_and_in_order(demo, script, display, lock):
     assert events.index('train first: done') < events.index(
         'train last: begins')
     assert first.seconds >= 1
-    demo.carry_out([first, last, other], display, lock)
+    steps.carry_out([first, last, other], display, lock)
     assert display.console.file.getvalue().splitlines() == lines
 
 
 @pytest.mark.parametrize('code', ['raise SystemExit(3)', 'pass'])
-def test_failure_names_the_log_and_stops_the_others(demo, script, display,
+def test_failure_names_the_log_and_stops_the_others(steps, script, display,
                                                     lock, code):
     bad = script('bad', code)
     slow = script('slow', 'import time; time.sleep(600)')
     attempts = []
-    start = demo.Attempt.__init__
+    start = steps.Attempt.__init__
 
     def remember(self, *args):
         start(self, *args)
         attempts.append(self)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(demo.Attempt, '__init__', remember)
+        patch.setattr(steps.Attempt, '__init__', remember)
         with pytest.raises(SystemExit, match=r'"train bad".*train\.log'):
-            demo.carry_out([bad, slow], display, lock)
+            steps.carry_out([bad, slow], display, lock)
     assert len(attempts) == 2
     assert all(a.process.poll() is not None for a in attempts)
     assert not bad.done and not slow.done
 
 
-def test_second_demo_waits_for_the_first(demo, display, tmp_path):
+def test_second_demo_waits_for_the_first(steps, display, tmp_path):
     """And for the orphans of a killed one, which inherit its lock."""
-    with demo.locked(tmp_path, display) as lock:
+    with steps.locked(tmp_path, display) as lock:
         child = subprocess.Popen(
             [sys.executable, '-c', 'import time; time.sleep(2)'],
             pass_fds=[lock])
     began = time.time()
-    with demo.locked(tmp_path, display) as again:
+    with steps.locked(tmp_path, display) as again:
         assert time.time() - began > 0.5
         assert child.wait() == 0
         with pytest.raises(BlockingIOError), \
