@@ -114,7 +114,7 @@ class Step:
     def __init__(self, run: Run, stage: str, needs: List['Step']) -> None:
         self.run, self.stage, self.needs = run, stage, needs
         self.name = f'{stage} {run.label}'
-        self.folder = run.folder if stage == 'train' else run.folder / 'test'
+        self.folder = run.folder if stage == 'train' else run.folder / stage
         self.record_file = run.folder / f'{stage}.json'
         self.log = run.folder / f'{stage}.log'
 
@@ -153,6 +153,14 @@ class Step:
         partial = self.record_file.with_suffix('.partial')
         partial.write_text(json.dumps(record))
         partial.replace(self.record_file)
+
+    def scalar(self, key: str) -> Optional[float]:
+        """What a training logged of a metric after its last epoch."""
+        values = {
+            entry['step']: entry[key]
+            for entry in read_scalars(self.folder) if key in entry
+        }
+        return values.get(self.run.length)
 
     def output(self) -> Any:
         """The checkpoint's path or the metric; None if incomplete."""
@@ -201,10 +209,15 @@ class Attempt:
 
 
 class Display:
-    """A line per event and, on a terminal, one that shows what runs."""
+    """A line per event and, on a terminal, one that shows what runs.
 
-    def __init__(self, console: Console) -> None:
-        self.console = console
+    Args:
+        console (Console): Where to print.
+        epochs (bool): Whether validations are events. Defaults to True.
+    """
+
+    def __init__(self, console: Console, epochs: bool = True) -> None:
+        self.console, self.epochs = console, epochs
         self.status = console.status('')
         self.progress: Dict[str, str] = {}
         self.tested: Dict[str, dict] = {}
@@ -217,6 +230,11 @@ class Display:
         """Show how far a step has come."""
         self.progress[step.name] = f'{step.name} {last_progress(step.log)}'
         self.status.update('   '.join(self.progress.values()))
+        if self.epochs:
+            self.tell_of_epochs(step)
+
+    def tell_of_epochs(self, step: Step) -> None:
+        """Print the metric when it has changed."""
         run, metric = step.run, step.run.metric
         tested = [e for e in read_scalars(step.folder) if metric.key in e]
         if tested and tested[-1] != self.tested.get(step.name):

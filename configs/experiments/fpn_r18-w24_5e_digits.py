@@ -1,0 +1,4 @@
+# A teacher; its width is one of the options of tools/experiments/grids.
+_base_ = '../demo/fpn_r18-w24_8e_digits.py'
+train_cfg = dict(max_epochs=5, val_interval=5)
+default_hooks = dict(checkpoint=dict(interval=1))
