@@ -10,7 +10,10 @@ A grid is an MMEngine config with these fields:
 - ``sweeps``: the same with a list of ``options``, one for each member;
 - ``seeds`` of runs that name none, ``scenes`` (digit scenes to be drawn,
   arguments of ``write_digit_scenes``), ``test=True`` (each model is tested by
-  ``tools/test.py``, too) and ``discrepancy=dict(student=..., teachers=...)``.
+  ``tools/test.py``, too);
+- ``discrepancy=dict(student=..., teachers=..., taught=...)``: how far a run is
+  from others, and the names of what these taught, by title;
+- ``conclusion``, for the report.
 """
 import functools
 import json

@@ -103,4 +103,7 @@ runs = {
         for name, entry in (('KD', kd), ('DIST', dist))
     }
 }
-discrepancy = dict(student='student alone', teachers=list(teachers))
+discrepancy = dict(
+    student='student alone',
+    teachers=list(teachers),
+    taught=dict(KD='KD from {}', DIST='DIST from {}'))

@@ -1,0 +1,259 @@
+"""Write a page of what the experiments gave: tables, figures, conclusions.
+
+The numbers are those of the CSV files that ``tools/run_experiments.py``
+writes, the words those of the grids.
+"""
+import argparse
+import json
+from pathlib import Path
+from typing import Any, Dict, Iterator, List, Optional
+
+import matplotlib
+import pandas as pd
+from experiments.grid import Grid, GridRun, describe
+from experiments.results import Discrepancies, Results
+from experiments.steps import ROOT
+from mmengine.config import Config
+
+from mmdist.utils import run_tool
+
+HEAD = """# Results
+
+*Measured here*: every number on this page is of a training by
+`tools/train.py` that `tools/run_experiments.py` ran, and is kept, seed by
+seed, in a CSV file in [results](results). The page is written by
+`tools/report_experiments.py`. Means are over the seeds, whose number is in
+brackets; ± is the standard deviation of one run (n - 1).
+"""
+# What is shown of the discrepancy, of all rows.
+MEASURES = ('kl', 'inter', 'intra', 'top-1 agreement')
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
+    parser.add_argument(
+        'grids',
+        nargs='*',
+        type=Path,
+        help='default: all of tools/experiments/grids')
+    parser.add_argument(
+        '--results', type=Path, default=ROOT / 'docs' / 'en' / 'results')
+    parser.add_argument(
+        '--out', type=Path, default=ROOT / 'docs' / 'en' / 'results.md')
+    args = parser.parse_args()
+    args.grids = args.grids or sorted(
+        (ROOT / 'tools' / 'experiments' / 'grids').glob('*.py'))
+    return args
+
+
+class Report:
+    """The part of the page about one grid.
+
+    Args:
+        path (Path): The grid.
+        folder (Path): Of its CSV files, and of figures.
+    """
+
+    def __init__(self, path: Path, folder: Path) -> None:
+        self.grid, self.folder = Grid(path, ROOT / 'work_dirs'), folder
+        self.results = Results(folder / f'{path.stem}.csv')
+        self.known = Discrepancies(folder / f'{path.stem}_discrepancy.csv')
+        cfg = Config.fromfile(path)
+        self.conclusion = cfg.get('conclusion', '')
+        self.field = 'test' if self.grid.test else 'metric'
+
+    def rows_of(self, name: str) -> pd.DataFrame:
+        """The results of a run by its name."""
+        grid, results = self.grid, self.results
+        runs = [*grid.plain_runs(), *grid.best_runs(results)]
+        return results.of(run for run in runs if run.name == name)
+
+    def mean(self, rows: pd.DataFrame, field: str) -> str:
+        """For example '0.512 ± 0.004 (5)'."""
+        show, values = self.grid.metric.show, rows[field].dropna()
+        if values.empty:
+            return ''
+        spread = f' ± {show(values.std())}' if len(values) > 1 else ''
+        return f'{show(values.mean())}{spread} ({len(values)})'
+
+    def main_runs(self) -> List[str]:
+        """The runs that are not in the table of teachers."""
+        elsewhere = {
+            pattern.format(teacher)
+            for teacher in self.teachers
+            for pattern in self.taught.values()
+        }
+        return [
+            name for name in self.grid.runs
+            if name not in elsewhere and name not in self.teachers
+        ]
+
+    @property
+    def teachers(self) -> List[str]:
+        return (self.grid.discrepancy or {}).get('teachers', [])
+
+    @property
+    def taught(self) -> Dict[str, str]:
+        """What is said of students by teacher, and the pattern of names."""
+        return (self.grid.discrepancy or {}).get('taught', {})
+
+    def main_table(self) -> pd.DataFrame:
+        """A row a run, with the gain over the first student."""
+        table = []
+        for name in self.main_runs():
+            rows = self.rows_of(name)
+            if rows.empty:
+                continue
+            row = {
+                'run': name,
+                self.grid.metric.title: self.mean(rows, 'metric')
+            }
+            if self.grid.test:
+                row['test split'] = self.mean(rows, 'test')
+            row['minutes'] = f'{rows.minutes.mean():.1f}'
+            row['options'] = options_of(rows)
+            table.append(row)
+        return pd.DataFrame(table)
+
+    def teacher_table(self) -> pd.DataFrame:
+        """A row a teacher: its metric, the discrepancy, its students."""
+        table = []
+        for teacher in self.teachers:
+            row = dict(teacher=teacher)
+            row['its ' + self.grid.metric.title] = self.mean(
+                self.rows_of(teacher), 'metric')
+            measured = self.measured(teacher)
+            for name in MEASURES:
+                row[name] = f'{measured[name]:.3f}' if measured else ''
+            for title, pattern in self.taught.items():
+                row[title] = self.mean(
+                    self.rows_of(pattern.format(teacher)), 'metric')
+            table.append(row)
+        return pd.DataFrame(table)
+
+    def measured(self, teacher: str) -> Optional[Dict[str, Any]]:
+        """The discrepancy of a teacher from the student alone."""
+        rows = self.known.rows
+        rows = rows[(rows.teacher == teacher) & (rows.group == 'all')]
+        return rows.iloc[-1].to_dict() if len(rows) else None
+
+    def sweep_table(self, sweep: str) -> pd.DataFrame:
+        """The metric of each member, a row a weight and a column a τ."""
+        members = self.grid.members(sweep)
+        means = self.results.means(members)
+        table: Dict[str, Dict[str, str]] = {}
+        for run in members:
+            if run.key in means:
+                weight, tau = sides(run)
+                table.setdefault(weight, {'weight': weight})[tau] = \
+                    self.grid.metric.show(means[run.key])
+        return pd.DataFrame(list(table.values()))
+
+    def text(self) -> Iterator[str]:
+        """The paragraphs."""
+        yield f'## {self.grid.title}'
+        yield self.grid.about.strip()
+        yield markdown(self.main_table())
+        if self.draw_runs():
+            yield f'![runs](results/{self.grid.name}.png)'
+        for sweep in self.grid.sweeps:
+            table = self.sweep_table(sweep)
+            if len(table):
+                yield (f'The sweep of {sweep.upper()}, '
+                       f'{self.grid.metric.title}:')
+                yield markdown(table)
+        if self.teachers:
+            yield from self.text_of_teachers()
+        yield self.conclusion.strip()
+
+    def text_of_teachers(self) -> Iterator[str]:
+        """The table and the figure of teachers."""
+        yield ('Stronger teachers, and how far the student that was trained '
+               'alone (its first seed) is from each, of all rows:')
+        yield markdown(self.teacher_table())
+        if self.draw_teachers():
+            yield f'![teachers](results/{self.grid.name}_teachers.png)'
+
+    def draw_runs(self) -> bool:
+        """A point a seed and a line for the mean, a row a run."""
+        found = {name: self.rows_of(name) for name in self.main_runs()}
+        found = {k: v[self.field].dropna() for k, v in found.items()}
+        found = {k: v for k, v in found.items() if len(v)}
+        if not found:
+            return False
+        figure, axes = new_figure(7, 1 + 0.35 * len(found))
+        for i, values in enumerate(found.values()):
+            axes.plot(values, [i] * len(values), 'o', color=f'C{i}', alpha=0.6)
+            axes.plot(values.mean(), i, '|', color=f'C{i}', markersize=18)
+        axes.set_yticks(range(len(found)), found)
+        axes.invert_yaxis()
+        axes.set(xlabel=f'{self.grid.metric.title}, {self.grid.title}')
+        axes.grid(axis='x', alpha=0.3)
+        figure.savefig(self.folder / f'{self.grid.name}.png', dpi=110)
+        return True
+
+    def draw_teachers(self) -> bool:
+        """The students' metric by the discrepancy of their teachers."""
+        known = [t for t in self.teachers if self.measured(t)]
+        if not known or not self.taught:
+            return False
+        figure, panels = new_figure(12, 4, len(MEASURES))
+        for axes, name in zip(panels, MEASURES):
+            for title, pattern in self.taught.items():
+                rows = [
+                    self.rows_of(pattern.format(t))['metric'] for t in known
+                ]
+                axes.errorbar([self.measured(t)[name] for t in known],
+                              [r.mean() for r in rows],
+                              [r.std() for r in rows],
+                              fmt='o',
+                              capsize=3,
+                              label=title)
+            axes.set(xlabel=name)
+            axes.grid(alpha=0.3)
+        panels[0].set(ylabel=self.grid.metric.title)
+        panels[0].legend()
+        figure.savefig(self.folder / f'{self.grid.name}_teachers.png', dpi=110)
+        return True
+
+
+def options_of(rows: pd.DataFrame) -> str:
+    """The options of a run, for its table."""
+    return describe(json.loads(rows.options.iloc[0]))
+
+
+def sides(run: GridRun) -> Iterator[str]:
+    """The weight and the τ of a member of a sweep, as texts."""
+    values = {k.split('.')[-1]: v for k, v in run.declared.items()}
+    weight = values.get('loss_weight', values.get('beta'))
+    return f'{weight:g}', f'τ = {values["tau"]:g}'
+
+
+def new_figure(width: float, height: float, panels: int = 1) -> Any:
+    """A figure and its axes."""
+    matplotlib.use('Agg')
+    from matplotlib import pyplot as plt
+    return plt.subplots(
+        1, panels, figsize=(width, height), layout='constrained', sharey=True)
+
+
+def markdown(table: pd.DataFrame) -> str:
+    """A table in Markdown."""
+    cells = [list(table), ['---'] * len(table.columns)]
+    cells += table.fillna('').values.tolist()
+    return '\n'.join('| ' + ' | '.join(map(str, row)) + ' |' for row in cells)
+
+
+def main() -> None:
+    args = parse_args()
+    parts = [HEAD.strip()]
+    for path in args.grids:
+        report = Report(path, args.results)
+        if len(report.results.rows):
+            parts += [part for part in report.text() if part]
+    args.out.write_text('\n\n'.join(parts) + '\n')
+    print(f'Wrote {args.out}')
+
+
+if __name__ == '__main__':
+    run_tool(main)
