@@ -10,14 +10,15 @@ VENV ?= .venv$(if $(filter-out openmmlab,$(MMDIST_STACK)),-$(MMDIST_STACK))
 PY := $(VENV)/bin/python
 # hides the GPU where mmcv has no operators for it
 GPU := . '$(VENV)/gpu.env' &&
-LINT := $(wildcard mmdist tools tests configs setup.py)
+LINT := $(wildcard mmdist tools tests configs setup.py docs/site.py)
 
-.PHONY: help setup demo test lint zoo format clean distclean
+.PHONY: help setup demo test lint docs zoo format clean distclean
 
 help:
 	@echo 'make demo    set up if needed, then train and compare on digit scenes (QUICK=1: 2 minutes)'
 	@echo 'make test    set up if needed, then run the tests (TESTS=... ARGS=...)'
 	@echo 'make lint    flake8, isort and yapf (make format applies the last two)'
+	@echo 'make docs    build the documentation as a site, in build/site'
 	@echo 'make zoo     check every family of the zoos in an environment of its own (ARGS=--resume to go on)'
 	@echo 'make setup   set up only (PYTHON=python3.12, MMDIST_STACK=onedl)'
 	@echo 'make clean   remove caches; make distclean: the environments too'
@@ -51,6 +52,13 @@ lint: setup
 	$(PY) -m flake8 $(LINT)
 	$(PY) -m isort --check-only --diff $(LINT)
 	$(PY) -m yapf --diff --recursive --parallel $(LINT)
+
+# needs no model, so an environment of its own; warnings are errors
+docs: VENV := .venv-docs
+docs:
+	test -x $(VENV)/bin/python || $(or $(PYTHON),python3) -m venv $(VENV)
+	$(VENV)/bin/python -m pip install -q -c requirements/constraints.txt -r requirements/docs.txt
+	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build --strict --quiet
 
 format: setup
 	$(PY) -m isort $(LINT)

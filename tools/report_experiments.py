@@ -21,7 +21,7 @@ HEAD = """# Results
 
 *Measured here*: every number on this page is of a training by
 `tools/train.py` that `tools/run_experiments.py` ran, and is kept, seed by
-seed, in a CSV file in [results](results). The page is written by
+seed, in a CSV file beside the tables. The page is written by
 `tools/report_experiments.py`. Means are over the seeds, whose number is in
 brackets; ± is the standard deviation of one run (n - 1).
 """
@@ -154,6 +154,8 @@ class Report:
         yield f'## {self.grid.title}'
         yield self.grid.about.strip()
         yield markdown(self.main_table())
+        yield (f'Every training: [{self.results.path.name}]'
+               f'(results/{self.results.path.name}).')
         if self.draw_runs():
             yield f'![runs](results/{self.grid.name}.png)'
         for sweep in self.grid.sweeps:
