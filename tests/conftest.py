@@ -4,6 +4,7 @@ import os.path as osp
 
 import pytest
 import torch
+from mmengine.logging import MessageHub
 from mmengine.registry import DefaultScope
 from mmengine.visualization import Visualizer
 
@@ -20,11 +21,12 @@ def one_thread():
 
 @pytest.fixture(autouse=True)
 def no_traces():
-    """A runner leaves its scope and visualizer behind; the next test must
-    not see them."""
+    """A runner leaves its scope, scalars and visualizer behind; the next test
+    must not see them."""
     yield
     # Every class keeps instances of its own, subclasses too.
-    for manager in (DefaultScope, Visualizer, *Visualizer.__subclasses__()):
+    for manager in (DefaultScope, MessageHub, Visualizer,
+                    *Visualizer.__subclasses__()):
         manager._instance_dict.clear()
 
 

@@ -6,16 +6,13 @@ import sys
 
 import pytest
 import torch
+from mmengine.config import Config
 
-from tests import helpers, segmentors
+from tests import helpers
+from tests.test_tools.conftest import TASKS
 
 ROOT = osp.dirname(osp.dirname(osp.dirname(osp.abspath(__file__))))
 TOOL = osp.join(ROOT, 'tools', 'analysis_tools', 'analyze_discrepancy.py')
-TASKS = dict(
-    retina=(helpers, lambda: helpers.detector('retina'), helpers.write_coco),
-    faster=(helpers, lambda: helpers.detector('faster'), helpers.write_coco),
-    pspnet=(segmentors, lambda: segmentors.segmentor('pspnet'),
-            segmentors.write_masks))
 
 
 def run(monkeypatch, *arguments):
@@ -23,23 +20,6 @@ def run(monkeypatch, *arguments):
     monkeypatch.setattr(sys, 'argv', [TOOL, *map(str, arguments)])
     with helpers.quick():
         runpy.run_path(TOOL, run_name='__main__')
-
-
-@pytest.fixture
-def prepared(tmp_path):
-    """A config, and weights of two models of it."""
-
-    def prepare(name):
-        task, model, write = TASKS[name]
-        cfg = task.run_cfg(model(), write(tmp_path / 'data'), tmp_path, 1)
-        cfg.val_dataloader = cfg.test_dataloader
-        config = tmp_path / f'{name}.py'
-        cfg.dump(str(config))
-        return config, *(
-            task.save_teacher(model(), tmp_path, seed=seed)['checkpoint']
-            for seed in (1, 2))
-
-    return prepare
 
 
 @pytest.mark.parametrize('name', TASKS)
@@ -64,6 +44,26 @@ def test_teachers_are_compared(name, prepared, tmp_path, monkeypatch):
         'classes.png', 'reliability.png', f'correlation_{name}_0.png',
         f'correlation_{name}_1.png'
     }
+
+
+def test_all_parts_of_a_data_set_are_seen(prepared, tmp_path, monkeypatch):
+    """Of a ConcatDataset, in training and in validation."""
+    config, own, other = prepared('pspnet')
+    cfg = Config.fromfile(config)
+    part = cfg.val_dataloader.dataset
+    for loader in (cfg.train_dataloader, cfg.val_dataloader):
+        loader.dataset = dict(
+            type='ConcatDataset', datasets=[part, dict(part)])
+        loader.batch_size = 1
+    cfg.train_dataloader.dataset.datasets[0].pipeline = Config.fromfile(
+        config).train_dataloader.dataset.pipeline
+    cfg.dump(str(tmp_path / 'both.py'))
+    rows = []
+    for name in (config, tmp_path / 'both.py'):
+        run(monkeypatch, name, own, config, other, '--out-dir', tmp_path)
+        found = json.loads((tmp_path / 'discrepancy.json').read_text())
+        rows.append(found['pspnet']['groups']['all']['rows'])
+    assert rows[1] == 2 * rows[0] > 0
 
 
 def test_it_says_the_same_again(prepared, tmp_path, monkeypatch):

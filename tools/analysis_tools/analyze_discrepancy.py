@@ -63,6 +63,16 @@ def innermost(dataset: Dict[str, Any]) -> Dict[str, Any]:
     return dataset
 
 
+def leaves(dataset: Dict[str, Any]) -> Iterator[Dict[str, Any]]:
+    """The data sets with pictures inside a data set, or itself."""
+    dataset = innermost(dataset)
+    parts = dataset.get('datasets')
+    if not parts:
+        yield dataset
+    for part in parts or ():
+        yield from leaves(part)
+
+
 def loader_of(cfg: Config, split: str, seed: int) -> Any:
     """Batches of a split, through the pipeline of the training."""
     loader = cfg.train_dataloader.to_dict()
@@ -71,10 +81,12 @@ def loader_of(cfg: Config, split: str, seed: int) -> Any:
         if part is None:
             raise ValueError(f'STUDENT has no {split}_dataloader; choose '
                              'another --split')
-        own, other = innermost(loader['dataset']), innermost(part['dataset'])
-        pipeline = own.get('pipeline')
+        own, other = innermost(loader['dataset']), part['dataset'].to_dict()
+        pipeline = next(leaves(own)).get('pipeline')
+        for leaf in leaves(other):
+            leaf.update(pipeline=pipeline, test_mode=False)
         own.clear()
-        own.update({**other, 'pipeline': pipeline, 'test_mode': False})
+        own.update(other)
     loader['sampler'] = dict(type='DefaultSampler', shuffle=True)
     loader.pop('batch_sampler', None)
     return Runner.build_dataloader(loader, seed=seed)

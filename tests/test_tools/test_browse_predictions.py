@@ -1,0 +1,56 @@
+"""tools/analysis_tools/browse_predictions.py: three panels a picture."""
+import os.path as osp
+import runpy
+import sys
+
+import cv2
+import pytest
+
+from tests import helpers
+from tests.test_tools.conftest import TASKS
+
+ROOT = osp.dirname(osp.dirname(osp.dirname(osp.abspath(__file__))))
+TOOL = osp.join(ROOT, 'tools', 'analysis_tools', 'browse_predictions.py')
+
+
+def run(monkeypatch, *arguments):
+    """Run the tool in this process."""
+    monkeypatch.setattr(sys, 'argv', [TOOL, *map(str, arguments)])
+    monkeypatch.syspath_prepend(osp.dirname(TOOL))
+    with helpers.quick():
+        runpy.run_path(TOOL, run_name='__main__')
+
+
+def panels(path):
+    """The three thirds of a row, without its titles."""
+    row = cv2.imread(str(path))[40:]
+    width = row.shape[1] // 3
+    return [row[:, i * width:(i + 1) * width] for i in range(3)]
+
+
+@pytest.mark.parametrize('name', TASKS)
+def test_each_picture_has_three_panels(name, prepared, tmp_path, monkeypatch):
+    """A model beside itself says the same, beside another it does not."""
+    config, own, other = prepared(name)
+    rows = {}
+    for title, teacher in (('same', own), ('different', other)):
+        out = tmp_path / title
+        run(monkeypatch, config, own, config, teacher, '--number', 2,
+            '--score-thr', 0, '--out-dir', out)
+        files = sorted(out.iterdir())
+        assert len(files) == 2
+        rows[title] = panels(files[0])
+    assert abs(rows['same'][1].astype(int) - rows['same'][2]).mean() < 1
+    difference = abs(rows['different'][1].astype(int) - rows['different'][2])
+    assert difference.mean() > 1
+    # the truth of these data sets is not what random weights predict
+    assert abs(rows['same'][0].astype(int) - rows['same'][1]).mean() > 1
+
+
+def test_wrong_weights_are_refused(prepared, tmp_path, monkeypatch):
+    """By the name of the field; no folder is made."""
+    config, own, _ = prepared('retina')
+    with pytest.raises(FileNotFoundError, match='none.pth'):
+        run(monkeypatch, config, own, config, tmp_path / 'none.pth',
+            '--out-dir', tmp_path / 'out')
+    assert not (tmp_path / 'out').exists()
