@@ -8,6 +8,8 @@ import sys
 import pytest
 import torch
 from mmengine.config import Config
+from tensorboard.backend.event_processing.event_accumulator import \
+    EventAccumulator
 
 from tests.helpers import (build, checkpoint, detector, distiller_cfg, quick,
                            run_cfg, save_teacher, write_coco)
@@ -74,6 +76,28 @@ def test_command_line(config, tmp_path):
             sum(line[part] for part in parts), rel=1e-3)
     build(detector('retina')).load_state_dict(
         checkpoint(tmp_path, 1)['state_dict'], strict=True)
+
+
+def test_tensorboard_shows_each_term(config, run, tmp_path):
+    """A curve each, with the values of the log."""
+    cfg = Config.fromfile(config)
+    cfg.visualizer = dict(
+        type='DetLocalVisualizer',
+        vis_backends=[
+            dict(type='LocalVisBackend'),
+            dict(type='TensorboardVisBackend')
+        ])
+    cfg.dump(str(tmp_path / 'curves.py'))
+    run(tmp_path / 'curves.py', '--work-dir', tmp_path / 'run')
+    folder = next((tmp_path / 'run').glob('*/vis_data'))
+    curves = EventAccumulator(str(folder)).Reload()
+    lines = [
+        json.loads(line)
+        for line in (folder / 'scalars.json').read_text().splitlines()
+    ]
+    for name in ('loss_kd_inter', 'loss_kd_intra', 'kd_grad_ratio'):
+        assert [e.value for e in curves.Scalars(name)
+                ] == pytest.approx([line[name] for line in lines], rel=1e-6)
 
 
 def test_resume_goes_on_from_the_last_checkpoint(config, run, tmp_path):

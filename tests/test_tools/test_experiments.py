@@ -1,0 +1,286 @@
+"""Grids of experiments: what is run, what is kept, what is reported."""
+import importlib
+import io
+import json
+import runpy
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from rich.console import Console
+
+GRID = '''
+title = 'A toy'
+about = 'About it.'
+metric = dict(key='mIoU', title='mIoU (%)', format='.1f')
+seeds = [0, 1]
+kd = dict(config='configs/experiments/kd_fpn_r18-w12-w24_5e_digits.py',
+          teacher='teacher')
+loss = 'model.distill_loss.'
+sweeps = dict(kd=dict(kd, seeds=[5], options=[
+    {loss + 'loss_weight': weight, loss + 'tau': tau}
+    for weight in (1.0, 2.0) for tau in (1.0, 4.0)]))
+runs = {
+    'teacher': dict(config='configs/experiments/fpn_r18-w24_5e_digits.py',
+                    seeds=[3]),
+    'alone': dict(config='configs/experiments/fpn_r18-w12_5e_digits.py'),
+    'KD': kd,
+    'again': dict(kd, options={loss + 'tau': 1.0}),
+    'best KD': dict(kd, best_of='kd'),
+}
+discrepancy = dict(student='alone', teachers=['teacher'],
+                   taught=dict(KD='KD'))
+conclusion = 'So it is.'
+'''
+
+
+@pytest.fixture(scope='module')
+def tools(repo):
+    """tools/ as `python tools/run_experiments.py` sees it."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(f'{repo}/tools')
+        yield {
+            name: importlib.import_module(name)
+            for name in ('experiments.grid', 'experiments.results',
+                         'experiments.discrepancy', 'experiments.steps',
+                         'run_experiments', 'report_experiments')
+        }
+
+
+@pytest.fixture
+def grid(tools, tmp_path):
+    """A function that reads a grid, that of above or another text."""
+
+    def read(text=GRID):
+        (tmp_path / 'toy.py').write_text(text)
+        return tools['experiments.grid'].Grid(tmp_path / 'toy.py',
+                                              tmp_path / 'runs')
+
+    return read
+
+
+@pytest.fixture
+def results(tools, tmp_path):
+    return tools['experiments.results'].Results(tmp_path / 'toy.csv')
+
+
+def finish(results, run, value):
+    """Put a result in the file, as if the run had been trained."""
+    run.validated = lambda: value
+    results.add(run)
+
+
+def by_name(grid, results=None):
+    runs = [*grid.plain_runs(), *(grid.best_runs(results) if results else ())]
+    return {(run.name, run.seed): run for run in runs}
+
+
+def test_runs_are_configs_times_seeds(grid):
+    runs = by_name(grid())
+    assert [(name, seed) for name, seed in runs
+            if ':' not in name] == [('alone', 0), ('KD', 0), ('again', 0),
+                                    ('alone', 1), ('KD', 1), ('again', 1),
+                                    ('teacher', 3)]
+    assert [key for key in runs if ':' in key[0]] == [
+        (f'kd: loss_weight={w}, tau={t}', 5) for w in (1, 2) for t in (1, 4)
+    ]
+    run = runs['kd: loss_weight=2, tau=4', 5]
+    assert run.cfg.model.distill_loss == dict(
+        type='mmdist.KDLoss', tau=4.0, loss_weight=2.0)
+    assert run.cfg.randomness.seed == 5
+
+
+def test_students_have_the_first_teacher(grid, tmp_path):
+    """Its weights, and the config that its training wrote down."""
+    teacher = by_name(grid())['KD', 1].cfg.model.teacher
+    folder = tmp_path / 'runs' / 'teacher' / 'seed_3'
+    assert teacher.checkpoint == str(folder / 'epoch_5.pth')
+    assert teacher.config == str(folder / 'fpn_r18-w24_5e_digits.py')
+
+
+def test_keys_tell_what_is_trained(grid):
+    """Not the seed or the name; but the teacher's options, too."""
+    runs = by_name(grid())
+    assert runs['KD', 0].key == runs['KD', 1].key == runs['again', 0].key
+    assert runs['KD', 0].key != runs['alone', 0].key
+    other = by_name(
+        grid(
+            GRID.replace(
+                "seeds=[3])",
+                "seeds=[3], options={'optim_wrapper.optimizer.lr': 0.1})")))
+    assert other['alone', 0].key == runs['alone', 0].key
+    assert other['KD', 0].key != runs['KD', 0].key
+
+
+def test_keys_do_not_tell_where_data_is(grid, monkeypatch):
+    text = '''
+title = 'Street scenes'
+metric = dict(key='mIoU', title='mIoU (%)', format='.1f')
+runs = dict(alone=dict(
+    config='configs/camvid/pspnet_r18-w8-d8_1xb8-1k_camvid-180x240.py'))
+'''
+    keys = []
+    for place in ('data/camvid', '/another/place/camvid'):
+        monkeypatch.setenv('MMDIST_CAMVID', place)
+        run = by_name(grid(text))['alone', 0]
+        assert run.cfg.train_dataloader.dataset.data_root == place
+        assert run.checkpoint.name == 'iter_1000.pth'
+        keys.append(run.key)
+    assert keys[0] == keys[1]
+
+
+def test_what_trains_the_same_is_trained_once(tools, grid, results):
+    steps = tools['run_experiments'].steps_of(grid().plain_runs(), results)
+    # the teacher first, alone twice, KD twice, the other three of the sweep
+    assert len(steps) == 1 + 2 + 2 + 4
+    assert steps[0].name == 'train teacher, seed 3'
+
+
+def test_known_results_are_not_trained_again(tools, grid, results):
+    """By another call, either, nor a teacher whom nobody waits for."""
+    runs = by_name(grid())
+    for run in runs.values():
+        if run not in results:
+            finish(results, run, 50.)
+    again = tools['experiments.results'].Results(results.path)
+    assert all(run in again for run in runs.values())
+    steps_of = tools['run_experiments'].steps_of
+    assert steps_of(grid().plain_runs(), again) == []
+    # that of the best of the sweep waits for its teacher
+    names = [s.name for s in steps_of(grid().best_runs(again), again)]
+    assert names == []  # weight 1 and tau 1, the first of equals, is KD
+
+
+def test_the_best_of_a_sweep_is_taken(grid, results):
+    """Once all its members are known."""
+    read = grid()
+    members = read.members('kd')
+    for run, value in zip(members[:-1], (10., 30., 20.)):
+        finish(results, run, value)
+    assert list(read.best_runs(results)) == []
+    finish(results, members[-1], 5.)
+    best = by_name(read, results)['best KD', 0]
+    assert best.cfg.model.distill_loss == dict(
+        type='mmdist.KDLoss', tau=4.0, loss_weight=1.0)
+
+
+@pytest.mark.parametrize('old, new, message', [
+    ("teacher='teacher'", "teacher='nobody'", 'teacher.*nobody'),
+    ("best_of='kd'", "best_of='dist'", 'best_of.*dist'),
+])
+def test_unknown_names_are_refused(grid, old, new, message):
+    with pytest.raises(ValueError, match=message):
+        grid(GRID.replace(old, new))
+
+
+def test_another_file_is_no_file_of_results(tools, tmp_path):
+    (tmp_path / 'toy.csv').write_text('a,b\n1,2\n')
+    with pytest.raises(ValueError, match='--results'):
+        tools['experiments.results'].Results(tmp_path / 'toy.csv')
+    assert (tmp_path / 'toy.csv').read_text() == 'a,b\n1,2\n'
+
+
+def test_report_has_means_and_deviations(tools, grid, results, tmp_path):
+    """Those of numpy, with n - 1; the sweep as a table; figures."""
+    read = grid()
+    values = {'alone': (20., 24.), 'KD': (30., 31.), 'teacher': (70., )}
+    for name, numbers in values.items():
+        runs = [r for r in read.plain_runs() if r.name == name]
+        for run, value in zip(runs, numbers):
+            finish(results, run, value)
+    finish(results, read.members('kd')[1], 33.3)
+    known = tools['experiments.results'].Discrepancies(tmp_path /
+                                                       'toy_discrepancy.csv')
+    known.append(
+        dict.fromkeys(known.columns, 0.25)
+        | dict(teacher='teacher', group='all'))
+    report = tools['report_experiments'].Report(tmp_path / 'toy.py', tmp_path)
+    text = '\n\n'.join(report.text())
+    spread = np.std([20., 24.], ddof=1)
+    assert f'| alone | 22.0 ± {spread:.1f} (2) |' in text
+    assert '| weight | τ = 4 |\n| --- | --- |\n| 1 | 33.3 |' in text
+    row = '| teacher | 70.0 (1) | 0.250 | 0.250 | 0.250 | 0.250 | 30.5 ± 0.7 '
+    assert row in text
+    assert text.endswith('So it is.')
+    for name in ('toy.png', 'toy_teachers.png'):
+        assert (tmp_path / name).stat().st_size > 5000
+
+
+def test_grids_of_the_repository_are_whole(tools, repo, results):
+    """Configs exist, options fit them, and the runs have a file each."""
+    Grid = tools['experiments.grid'].Grid
+    grids = sorted(Path(repo, 'tools', 'experiments', 'grids').glob('*.py'))
+    assert len(grids) >= 4
+    for path in grids:
+        runs = list(Grid(path, Path('runs')).plain_runs())
+        assert len({run.folder for run in runs}) == len(runs)
+        assert all(Path(repo, run.config).is_file() for run in runs)
+
+
+TINY = '''
+title = 'Tiny'
+metric = dict(key='mIoU', title='mIoU (%)', format='.1f')
+scenes = dict(out_dir={data!r}, num_train=16, num_val=8, size=96)
+options = {{
+    'train_cfg.max_epochs': 1, 'train_cfg.val_interval': 1,
+    'train_dataloader.dataset.data_root': {data!r},
+    'val_dataloader.dataset.data_root': {data!r}}}
+runs = dict(
+    teacher=dict(config='configs/experiments/fpn_r18-w24_5e_digits.py',
+                 options=options),
+    alone=dict(config='configs/experiments/fpn_r18-w12_5e_digits.py',
+               options=options),
+    dist=dict(config='configs/experiments/dist_fpn_r18-w12-w24_5e_digits.py',
+              options=options, teacher='teacher'),
+    broken=dict(config='configs/experiments/fpn_r18-w12_5e_digits.py',
+                options={{**options, 'optim_wrapper.optimizer.lr': 'no'}}))
+discrepancy = dict(student='alone', teachers=['teacher'])
+'''
+
+
+@pytest.mark.slow
+def test_a_grid_is_run(repo, tmp_path, monkeypatch, tools):
+    """Trained, measured and kept; what fails is named and stops nothing."""
+    data = f'{tmp_path}/data/'
+    (tmp_path / 'tiny.py').write_text(TINY.format(data=data))
+    words = [
+        f'{tmp_path}/tiny.py', '--work-dir', f'{tmp_path}/runs', '--results',
+        f'{tmp_path}/tiny.csv'
+    ]
+    monkeypatch.setattr(sys, 'argv', ['run_experiments.py', *words])
+    tool = f'{repo}/tools/run_experiments.py'
+    with pytest.raises(SystemExit, match='broken.*train.log'):
+        runpy.run_path(tool, run_name='__main__')
+    table = pd.read_csv(tmp_path / 'tiny.csv')
+    assert sorted(table.run) == ['alone', 'dist', 'teacher']
+    log = next((tmp_path / 'runs' / 'dist').rglob('scalars.json')).read_text()
+    last = json.loads(log.splitlines()[-1])
+    assert table[table.run == 'dist'].metric.item() == last['mIoU']
+    # The discrepancy comes after the trainings; now all but one are done.
+    monkeypatch.setattr(sys, 'argv', ['run_experiments.py', *words])
+    text = (tmp_path / 'tiny.py').read_text()
+    (tmp_path / 'tiny.py').write_text(text.replace("'no'", '0.1'))
+    runpy.run_path(tool, run_name='__main__')
+    assert len(pd.read_csv(tmp_path / 'tiny.csv')) == 4
+    known = pd.read_csv(tmp_path / 'tiny_discrepancy.csv')
+    assert (known.teacher == 'teacher').all()
+    assert np.isfinite(known[known.group == 'all'].kl).all()
+
+
+def test_dry_run_trains_nothing(tools, grid, tmp_path, monkeypatch):
+    grid()
+    display = io.StringIO()
+    words = [
+        str(tmp_path / 'toy.py'), '--work-dir',
+        str(tmp_path / 'runs'), '--results',
+        str(tmp_path / 'toy.csv'), '--dry-run'
+    ]
+    monkeypatch.setattr(sys, 'argv', ['run_experiments.py', *words])
+    tool = tools['run_experiments']
+    monkeypatch.setattr(tool, 'Console', lambda: Console(file=display))
+    tool.main()
+    assert 'train teacher, seed 3' in display.getvalue()
+    assert 'discrepancy of alone' in display.getvalue()
+    assert not (tmp_path / 'toy.csv').exists()
