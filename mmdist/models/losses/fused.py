@@ -55,8 +55,10 @@ class Numbers(NamedTuple):
             1 / number, number * (ROUNDINGS * info.eps)**2, info.tiny**.5,
             rule.eps, 0.
         ]
+        # filled there: a copy to a GPU would wait for it
         return cls(
-            *torch.tensor(numbers, dtype=dtype, device=table.student.device))
+            *(torch.full((), x, dtype=dtype, device=table.student.device)
+              for x in numbers))
 
 
 class Rows(NamedTuple):
@@ -232,8 +234,7 @@ def _merged(parts: Tensors, counts: Sequence[int]) -> Tensor:
     if len(parts) == 1:
         return parts[0]
     table = torch.stack(parts)
-    weights = torch.tensor(counts, dtype=torch.float64).to(table.device)
-    weights = weights[:, None]
+    weights = torch.stack([table.new_full((1, ), n) for n in counts])
     means = (weights[..., None] * table[:, :2]).sum(0) / sum(counts)
     d_s, d_t = (table[:, :2] - means).unbind(1)
     between = [(weights * x * y).sum(0)
