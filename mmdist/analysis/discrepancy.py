@@ -5,6 +5,7 @@ teacher (Huang et al., NeurIPS 2022, Section 3) without a measure of it. Here
 are several, of what the taps compare, batch by batch: what both losses would
 be, whether the classes are ranked alike, and who is right.
 """
+import math
 from collections import defaultdict
 from typing import Any, Dict, List, Optional
 
@@ -18,6 +19,8 @@ from mmdist.models.taps import LogitPair
 from .ranks import kendall, spearman
 
 NUM_BINS = 10
+# Areas of boxes in pixels, as COCO divides them.
+SIZES = dict(small=(0, 32**2), medium=(32**2, 96**2), large=(96**2, math.inf))
 # Pairs of classes that are compared at a time.
 MOST_PAIRS = 2**23
 # What a mean over rows is kept of.
@@ -28,9 +31,10 @@ class Discrepancy:
     """Collects what pairs of logits say, one batch after the other.
 
     Rows are in the groups 'all', 'foreground' and 'background' (with and
-    without an object, where the ground truth says it), and that of their pair
-    (a stage, a level or a head). A row's score for a class is, of several
-    anchors, that of the best.
+    without an object, where the ground truth says it), 'small', 'medium' and
+    'large' (of objects with boxes, as COCO divides them, in pixels of the
+    input), and that of their pair (a stage, a level or a head). A row's score
+    for a class is, of several anchors, that of the best.
 
     Args:
         tau (float): Temperature of the losses.
@@ -58,8 +62,7 @@ class Discrepancy:
         groups = {'all': slice(None), pair.name or 'head': slice(None)}
         if labels is not None:
             labels = labels.flatten()
-            groups['foreground'] = labels >= 0
-            groups['background'] = labels < 0
+            groups.update(_by_object(labels, pair.areas()))
         # Tokens of a text have no classes.
         scores = [
             class_scores(x, pair.num_classes or x.shape[1]) for x in rows
@@ -167,6 +170,17 @@ class Discrepancy:
                 for side, bins in zip((
                     'student', 'teacher'), self._classes['reliability'])
             })
+
+
+def _by_object(labels: Tensor, areas: Optional[Tensor]) -> Dict[str, Tensor]:
+    """Rows with and without an object, and those of objects by size."""
+    groups = dict(foreground=labels >= 0, background=labels < 0)
+    if areas is not None:
+        areas = areas.flatten()
+        for size, (least, most) in SIZES.items():
+            inside = (areas >= least) & (areas < most)
+            groups[size] = groups['foreground'] & inside
+    return groups
 
 
 def _no_classes(number: int) -> Dict[str, Tensor]:

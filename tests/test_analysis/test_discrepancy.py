@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from mmdist.analysis import Discrepancy
+from mmdist.analysis.discrepancy import SIZES
 from mmdist.models.losses import DISTLoss, KDLoss
 from mmdist.models.taps import LogitPair
 
@@ -56,6 +57,19 @@ def test_groups_are_what_the_losses_would_be(activation, tau):
         for name, term in terms.items():
             assert summary[group][name] == pytest.approx(
                 float(term) / tau**2, rel=1e-5)
+
+
+def test_objects_are_grouped_by_the_size_of_their_boxes():
+    """At 32 and 96 pixels; rows without an object have no size."""
+    each = pair(8)
+    labels = torch.tensor([0, 1, 2, 0, 1, 2, -1, -1])
+    areas = torch.tensor([0, 1023, 1024, 9215, 9216, 10**6, 5, 5000])
+    each.labels, each.areas = lambda: labels, lambda: areas
+    groups = found(each)['groups']
+    rows = {name: groups[name]['rows'] for name in SIZES}
+    assert rows == dict(small=2, medium=2, large=2)
+    agree = each.student[2:4].argmax(1) == each.teacher[2:4].argmax(1)
+    assert groups['medium']['top-1 agreement'] == agree.float().mean()
 
 
 def test_batches_are_weighted_by_their_rows():

@@ -41,6 +41,9 @@ class LogitPair:
         labels (Callable): Gives the class of every row, int64, in the shape
             of ``student`` without its columns, -1 where none is labelled; or
             None if the ground truth does not say.
+        areas (Callable): Gives the area of the box of every labelled row, in
+            pixels of the input, in the shape of the labels; or None if rows
+            have no boxes.
     """
     student: Tensor
     teacher: Tensor
@@ -50,6 +53,7 @@ class LogitPair:
     name: str = ''
     num_classes: int = 0
     labels: Callable[[], Optional[Tensor]] = lambda: None
+    areas: Callable[[], Optional[Tensor]] = lambda: None
 
 
 class BoxLogits(NamedTuple):

@@ -90,6 +90,8 @@ class BoxTap(LogitTap):
         logits_t, activation_t = as_columns_of(own.columns, columns,
                                                torch.cat(answer),
                                                self.class_map)
+        labels_of = partial(_labels, teacher,
+                            [b[i] for b, i in zip(own.boxes, kept)])
         return [
             LogitPair(
                 student=torch.cat([t[i] for t, i in zip(own.logits, kept)]),
@@ -99,8 +101,8 @@ class BoxTap(LogitTap):
                 weight=self.own.weight_of(call, student),
                 name=f'boxes of {call.path}',
                 num_classes=head.num_classes,
-                labels=partial(_labels, teacher,
-                               [b[i] for b, i in zip(own.boxes, kept)]))
+                labels=labels_of,
+                areas=partial(labels_of, areas=True))
         ]
 
     def logits_in(self, call: Call) -> List[Tensor]:
@@ -113,8 +115,10 @@ class BoxTap(LogitTap):
                 f'{self.teacher_heads[0]}')
 
 
-def _labels(teacher: TeacherBatch, boxes: List[Tensor]) -> Optional[Tensor]:
-    objects = objects_of(teacher.samples)
+def _labels(teacher: TeacherBatch,
+            boxes: List[Tensor],
+            areas: bool = False) -> Optional[Tensor]:
+    objects = objects_of(teacher.samples, areas)
     if objects is None or len(objects) != len(boxes):
         return None
     return labels_of_boxes(objects, boxes)

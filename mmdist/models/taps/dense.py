@@ -50,7 +50,7 @@ READINGS = {
 }
 
 
-def _no_labels(*_: Any) -> None:
+def _no_labels(*_: Any, **__: Any) -> None:
     return None
 
 
@@ -204,6 +204,7 @@ class DenseTap(LogitTap):
         softmax = 'softmax' in (activation_s, activation_t)
         # The probabilities of a softmax sum to 1 within an anchor.
         merge = (0, 1) if self.anchors_as_rows or softmax else (1, 2)
+        labels_of = partial(labels_of, maps_s.shape, merge == (0, 1))
         return LogitPair(
             student=maps_s.flatten(*merge),
             teacher=maps_t.flatten(*merge),
@@ -211,7 +212,8 @@ class DenseTap(LogitTap):
             teacher_activation=activation_t,
             name=name,
             num_classes=student.num_classes,
-            labels=partial(labels_of, maps_s.shape, merge == (0, 1)))
+            labels=labels_of,
+            areas=partial(labels_of, areas=True))
 
     def _rows_are_anchors(self, columns: Columns) -> bool:
         return self.anchors_as_rows or columns.activation == 'softmax'
@@ -484,10 +486,14 @@ def _spoken(maps_s: Tensor, maps_t: Tensor,
     return maps_s, maps_t
 
 
-def _labels(side: Side, teacher: TeacherBatch, level: int,
-            shape: Sequence[int], anchors_are_rows: bool) -> Optional[Tensor]:
+def _labels(side: Side,
+            teacher: TeacherBatch,
+            level: int,
+            shape: Sequence[int],
+            anchors_are_rows: bool,
+            areas: bool = False) -> Optional[Tensor]:
     """Labels of the rows of a level of shape ``(N, A, C, H, W)``."""
-    objects = objects_of(teacher.samples)
+    objects = objects_of(teacher.samples, areas)
     if objects is None or len(objects) != shape[0] or len(shape) < 5:
         return None
     labels = labels_at(objects, tuple(shape[3:]), _strides(side.head), level,

@@ -27,11 +27,13 @@ class Objects(NamedTuple):
     size: Tuple[int, int]
 
 
-def objects_of(samples: Any) -> Optional[List[Objects]]:
+def objects_of(samples: Any, areas: bool = False) -> Optional[List[Objects]]:
     """The objects of each picture of a batch.
 
     Args:
         samples (Any): Data samples, of any kind.
+        areas (bool): Whether the boxes' areas, whole pixels, stand in place of
+            the labels, so that rows get them as they get labels.
 
     Returns:
         list[Objects] | None: None if they hold no labelled boxes.
@@ -42,7 +44,7 @@ def objects_of(samples: Any) -> Optional[List[Objects]]:
     if not all(
             hasattr(i, 'bboxes') and hasattr(i, 'labels') for i in instances):
         return None
-    return [
+    objects = [
         Objects(
             getattr(i.bboxes, 'tensor', i.bboxes), i.labels,
             getattr(i, 'masks', None),
@@ -51,6 +53,14 @@ def objects_of(samples: Any) -> Optional[List[Objects]]:
                                     sample.metainfo['img_shape'])[:2]))
         for sample, i in zip(samples, instances)
     ]
+    if areas:
+        return [o._replace(labels=areas_of(o.boxes)) for o in objects]
+    return objects
+
+
+def areas_of(boxes: Tensor) -> Tensor:
+    """Areas of ``(K, 4)`` boxes in whole pixels, int64."""
+    return (boxes[:, 2:] - boxes[:, :2]).clamp(min=0).prod(1).long()
 
 
 def labels_at(objects: Sequence[Objects], grid: Tuple[int, int],

@@ -143,6 +143,7 @@ class QueryTap(LogitTap):
             rows_s, rows_t = _without_padding(rows_s, rows_t)
         rows_t, activation_t = as_columns_of(columns_s, columns_t, rows_t,
                                              self.class_map)
+        labels_of = partial(_labels, queries_t, matches, teacher)
         return [
             LogitPair(
                 student=rows_s,
@@ -152,7 +153,8 @@ class QueryTap(LogitTap):
                 name='queries',
                 num_classes=0
                 if reads_text(student) else columns_s.num_classes,
-                labels=partial(_labels, queries_t, matches, teacher))
+                labels=labels_of,
+                areas=partial(labels_of, areas=True))
         ]
 
     def describe(self, student: nn.Module, teacher: nn.Module) -> str:
@@ -351,10 +353,12 @@ def _without_padding(rows_s: Tensor, rows_t: Tensor) -> Tuple[Tensor, Tensor]:
 
 
 @torch.no_grad()
-def _labels(queries: Queries, matches: List[Tuple[Tensor, Tensor]],
-            teacher: TeacherBatch) -> Optional[Tensor]:
+def _labels(queries: Queries,
+            matches: List[Tuple[Tensor, Tensor]],
+            teacher: TeacherBatch,
+            areas: bool = False) -> Optional[Tensor]:
     """Labels of matched rows: an object's has the teacher's nearest query."""
-    objects = objects_of(teacher.samples)
+    objects = objects_of(teacher.samples, areas)
     if objects is None or len(objects) != len(matches):
         return None
     labels = []

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from .base import (BoxLogits, Call, LogitPair, LogitTap, activation_of,
                    check_classes, class_logits)
 from .columns import Columns, as_columns_of
-from .labels import NONE
+from .labels import NONE, areas_of
 from .teacher_batch import TeacherBatch, owner_of
 
 
@@ -81,7 +81,8 @@ class RoITap(LogitTap):
                 weight=self.weight_of(call, student),
                 name=f'stage {_split(call.path)[1]}',
                 num_classes=head_s.num_classes,
-                labels=partial(_labels, call, head_s))
+                labels=partial(_labels, call, head_s),
+                areas=partial(areas_of, call.arguments['rois'][:, 1:]))
         ]
 
     @classmethod

@@ -36,6 +36,38 @@ def test_labels_are_those_of_the_rows(name, tmp_path):
     assert found == present | {-1}
 
 
+@pytest.mark.parametrize('name', ['retina', 'fcos', 'detr', 'deformable'])
+def test_areas_are_those_of_the_objects(name, tmp_path):
+    """Of every labelled row that of an object of its class."""
+    pairs, objects = pairs_of(name, tmp_path)
+    truth = {(int(label), int((x2 - x1) * (y2 - y1)))
+             for o in objects
+             for label, (x1, y1, x2, y2) in zip(o.labels, o.boxes)}
+    found = set()
+    for pair in pairs:
+        labels, areas = pair.labels(), pair.areas()
+        assert labels.shape == areas.shape
+        known = labels >= 0
+        found |= set(zip(labels[known].tolist(), areas[known].tolist()))
+    assert found and found <= truth
+
+
+@pytest.mark.parametrize('name, options', [('faster', {}),
+                                           ('fcos', dict(align='boxes'))])
+def test_boxes_have_areas(name, options, tmp_path):
+    """A RoI its own; a box that answers, that of the object it overlaps."""
+    pairs, objects = pairs_of(name, tmp_path, tap=options)
+    largest = max(
+        int(side.prod()) for o in objects
+        for side in o.boxes[:, 2:] - o.boxes[:, :2])
+    for pair in pairs:
+        labels, areas = pair.labels(), pair.areas()
+        assert labels.shape == areas.shape
+        # overlapping by half at least
+        assert (areas[labels >= 0] > 0).all()
+        assert (areas[labels >= 0] <= 2 * largest).all()
+
+
 @pytest.mark.parametrize('name', ['detr', 'deformable', 'maskformer'])
 def test_an_object_has_one_query(name, tmp_path):
     """The one whose teacher is nearest; two objects may share it."""
