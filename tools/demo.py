@@ -7,13 +7,13 @@ trainings run side by side; a second call goes on where the first one stopped.
 import argparse
 import contextlib
 import shlex
-import signal
 from pathlib import Path
 from typing import Any, Dict, List, Optional
 
 from demo_tasks import TASKS, Task
 from experiments.steps import (ROOT, SIDE_BY_SIDE, Display, Run, carry_out,
-                               locked, read_json, read_scalars, short)
+                               end_like_ctrl_c, locked, read_json,
+                               read_scalars, short)
 from mmengine.config import Config
 from rich.console import Console
 
@@ -225,10 +225,7 @@ def demo(args: argparse.Namespace, console: Console) -> None:
 
 
 def main() -> None:
-    # Other signals that end it are treated as Ctrl-C: no child stays behind.
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        if signal.getsignal(number) != signal.SIG_IGN:  # as nohup sets it
-            signal.signal(number, signal.default_int_handler)
+    end_like_ctrl_c()
     try:
         demo(parse_args(), Console())
     except KeyboardInterrupt:

@@ -4,26 +4,26 @@ The numbers are those of the CSV files that ``tools/run_experiments.py``
 writes, the words those of the grids.
 """
 import argparse
-import json
 from pathlib import Path
-from typing import Any, Dict, Iterator, List, Optional
+from typing import Any, Dict, Iterator, List
 
-import matplotlib
 import pandas as pd
-from experiments.grid import Grid, GridRun, describe
+from experiments.discrepancy import Measure
+from experiments.grid import Grid, describe
 from experiments.results import Discrepancies, Results
 from experiments.steps import ROOT
-from mmengine.config import Config
+from matplotlib.figure import Figure
 
 from mmdist.utils import run_tool
 
 HEAD = """# Results
 
-*Measured here*: every number on this page is of a training by
+*Measured here*: every metric on this page is of a training by
 `tools/train.py` that `tools/run_experiments.py` ran, and is kept, seed by
-seed, in a CSV file beside the tables. The page is written by
+seed, in a CSV file that is named with the tables. The page is written by
 `tools/report_experiments.py`. Means are over the seeds, whose number is in
-brackets; ± is the standard deviation of one run (n - 1).
+brackets; ± is the standard deviation of one run (n - 1). Minutes are of one
+training, two at a time on two cores that other work shared.
 """
 # What is shown of the discrepancy, of all rows.
 MEASURES = ('kl', 'inter', 'intra', 'top-1 agreement')
@@ -58,15 +58,22 @@ class Report:
         self.grid, self.folder = Grid(path, ROOT / 'work_dirs'), folder
         self.results = Results(folder / f'{path.stem}.csv')
         self.known = Discrepancies(folder / f'{path.stem}_discrepancy.csv')
-        cfg = Config.fromfile(path)
-        self.conclusion = cfg.get('conclusion', '')
+        self.runs = [
+            *self.grid.plain_runs(), *self.grid.best_runs(self.results)
+        ]
         self.field = 'test' if self.grid.test else 'metric'
+
+    def refuse_other_rows(self) -> None:
+        """Raise ValueError if the results are of another grid."""
+        if not any(run in self.results for run in self.runs):
+            raise ValueError(
+                f'{self.results.path} has no result of a run that '
+                f'{self.grid.name} declares now; train them again, or take '
+                'back what was changed in the grid or its configs')
 
     def rows_of(self, name: str) -> pd.DataFrame:
         """The results of a run by its name."""
-        grid, results = self.grid, self.results
-        runs = [*grid.plain_runs(), *grid.best_runs(results)]
-        return results.of(run for run in runs if run.name == name)
+        return self.results.of(run for run in self.runs if run.name == name)
 
     def mean(self, rows: pd.DataFrame, field: str) -> str:
         """For example '0.512 ± 0.004 (5)'."""
@@ -80,25 +87,21 @@ class Report:
         """The runs that are not in the table of teachers."""
         elsewhere = {
             pattern.format(teacher)
-            for teacher in self.teachers
+            for teacher in self.grid.teachers
             for pattern in self.taught.values()
         }
         return [
             name for name in self.grid.runs
-            if name not in elsewhere and name not in self.teachers
+            if name not in elsewhere and name not in self.grid.teachers
         ]
-
-    @property
-    def teachers(self) -> List[str]:
-        return (self.grid.discrepancy or {}).get('teachers', [])
 
     @property
     def taught(self) -> Dict[str, str]:
         """What is said of students by teacher, and the pattern of names."""
-        return (self.grid.discrepancy or {}).get('taught', {})
+        return self.grid.discrepancy.get('taught', {})
 
     def main_table(self) -> pd.DataFrame:
-        """A row a run, with the gain over the first student."""
+        """A row a run."""
         table = []
         for name in self.main_runs():
             rows = self.rows_of(name)
@@ -111,14 +114,14 @@ class Report:
             if self.grid.test:
                 row['test split'] = self.mean(rows, 'test')
             row['minutes'] = f'{rows.minutes.mean():.1f}'
-            row['options'] = options_of(rows)
+            row['options'] = self.options_of(name)
             table.append(row)
         return pd.DataFrame(table)
 
     def teacher_table(self) -> pd.DataFrame:
         """A row a teacher: its metric, the discrepancy, its students."""
         table = []
-        for teacher in self.teachers:
+        for teacher in self.grid.teachers:
             row = dict(teacher=teacher)
             row['its ' + self.grid.metric.title] = self.mean(
                 self.rows_of(teacher), 'metric')
@@ -131,21 +134,25 @@ class Report:
             table.append(row)
         return pd.DataFrame(table)
 
-    def measured(self, teacher: str) -> Optional[Dict[str, Any]]:
+    def options_of(self, name: str) -> str:
+        """The options of a run, for its table."""
+        return describe(next(r for r in self.runs if r.name == name).declared)
+
+    def measured(self, teacher: str) -> Dict[str, Any]:
         """The discrepancy of a teacher from the student alone."""
-        rows = self.known.rows
-        rows = rows[(rows.teacher == teacher) & (rows.group == 'all')]
-        return rows.iloc[-1].to_dict() if len(rows) else None
+        student = self.grid.first(self.grid.discrepancy['student'])
+        return self.known.of(Measure(student, self.grid.first(teacher)))
 
     def sweep_table(self, sweep: str) -> pd.DataFrame:
-        """The metric of each member, a row a weight and a column a τ."""
+        """The metric of each member, a column a value of the last option."""
         members = self.grid.members(sweep)
         means = self.results.means(members)
         table: Dict[str, Dict[str, str]] = {}
         for run in members:
             if run.key in means:
-                weight, tau = sides(run)
-                table.setdefault(weight, {'weight': weight})[tau] = \
+                *others, last = run.declared.items()
+                row, column = describe(dict(others)), describe(dict([last]))
+                table.setdefault(row, {'options': row})[column] = \
                     self.grid.metric.show(means[run.key])
         return pd.DataFrame(list(table.values()))
 
@@ -164,15 +171,18 @@ class Report:
                 yield (f'The sweep of {sweep.upper()}, '
                        f'{self.grid.metric.title}:')
                 yield markdown(table)
-        if self.teachers:
+        if self.grid.teachers:
             yield from self.text_of_teachers()
-        yield self.conclusion.strip()
+        yield self.grid.conclusion.strip()
 
     def text_of_teachers(self) -> Iterator[str]:
         """The table and the figure of teachers."""
         yield ('Stronger teachers, and how far the student that was trained '
                'alone (its first seed) is from each, of all rows:')
         yield markdown(self.teacher_table())
+        if self.known.path.exists():
+            yield (f'By groups of rows: [{self.known.path.name}]'
+                   f'(results/{self.known.path.name}).')
         if self.draw_teachers():
             yield f'![teachers](results/{self.grid.name}_teachers.png)'
 
@@ -189,14 +199,15 @@ class Report:
             axes.plot(values.mean(), i, '|', color=f'C{i}', markersize=18)
         axes.set_yticks(range(len(found)), found)
         axes.invert_yaxis()
-        axes.set(xlabel=f'{self.grid.metric.title}, {self.grid.title}')
+        split = ', test split' if self.grid.test else ''
+        axes.set(xlabel=f'{self.grid.metric.title}, {self.grid.title}{split}')
         axes.grid(axis='x', alpha=0.3)
         figure.savefig(self.folder / f'{self.grid.name}.png', dpi=110)
         return True
 
     def draw_teachers(self) -> bool:
         """The students' metric by the discrepancy of their teachers."""
-        known = [t for t in self.teachers if self.measured(t)]
+        known = [t for t in self.grid.teachers if self.measured(t)]
         if not known or not self.taught:
             return False
         figure, panels = new_figure(12, 4, len(MEASURES))
@@ -219,24 +230,10 @@ class Report:
         return True
 
 
-def options_of(rows: pd.DataFrame) -> str:
-    """The options of a run, for its table."""
-    return describe(json.loads(rows.options.iloc[0]))
-
-
-def sides(run: GridRun) -> Iterator[str]:
-    """The weight and the τ of a member of a sweep, as texts."""
-    values = {k.split('.')[-1]: v for k, v in run.declared.items()}
-    weight = values.get('loss_weight', values.get('beta'))
-    return f'{weight:g}', f'τ = {values["tau"]:g}'
-
-
 def new_figure(width: float, height: float, panels: int = 1) -> Any:
     """A figure and its axes."""
-    matplotlib.use('Agg')
-    from matplotlib import pyplot as plt
-    return plt.subplots(
-        1, panels, figsize=(width, height), layout='constrained', sharey=True)
+    figure = Figure(figsize=(width, height), layout='constrained')
+    return figure, figure.subplots(1, panels, sharey=True)
 
 
 def markdown(table: pd.DataFrame) -> str:
@@ -252,6 +249,7 @@ def main() -> None:
     for path in args.grids:
         report = Report(path, args.results)
         if len(report.results.rows):
+            report.refuse_other_rows()
             parts += [part for part in report.text() if part]
     args.out.write_text('\n\n'.join(parts) + '\n')
     print(f'Wrote {args.out}')

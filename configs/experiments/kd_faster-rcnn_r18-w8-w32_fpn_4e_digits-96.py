@@ -1,13 +1,4 @@
-_base_ = 'faster-rcnn_r18-w8_fpn_4e_digits-96.py'
-custom_imports = dict(imports=['mmdist'])
+_base_ = 'dist_faster-rcnn_r18-w8-w32_fpn_4e_digits-96.py'
 model = dict(
-    _delete_=True,
-    type='mmdist.DistillDetector',
-    student={{_base_.model}},
-    teacher=dict(
-        config='configs/experiments/faster-rcnn_r18-w32_fpn_4e_digits-96.py',
-        # written by tools/run_experiments.py
-        checkpoint='work_dirs/experiments/digits_det/teacher_w32/seed_0/'
-        'epoch_4.pth'),
-    distill_loss=dict(type='mmdist.KDLoss', tau=1.0, loss_weight=1.0),
-    alpha=1.0)
+    distill_loss=dict(
+        _delete_=True, type='mmdist.KDLoss', tau=1.0, loss_weight=1.0))

@@ -159,18 +159,27 @@ def write_digit_scenes(out_dir: str,
     Returns:
         bool: Whether anything was written.
     """
-    manifest = dict(
-        generator_version=GENERATOR_VERSION,
-        num_train=num_train,
-        num_val=num_val,
-        seed=seed,
-        size=size)
+    manifest = scenes_manifest(num_train, num_val, seed, size)
 
     def write(root: Path) -> None:
         for split, count in zip(SPLITS, (num_train, num_val)):
             _write_split(root, split, iter_scenes(split, count, seed, size))
 
     return write_folder(out_dir, 'digit scenes', manifest, write)
+
+
+def scenes_manifest(num_train: int = 1000,
+                    num_val: int = 240,
+                    seed: int = 0,
+                    size: int = 160) -> Dict[str, int]:
+    """What decides about every pixel of :func:`write_digit_scenes`, whose
+    arguments these are."""
+    return dict(
+        generator_version=GENERATOR_VERSION,
+        num_train=num_train,
+        num_val=num_val,
+        seed=seed,
+        size=size)
 
 
 def _background(rng: np.random.Generator, size: int) -> np.ndarray:

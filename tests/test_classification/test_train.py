@@ -72,3 +72,19 @@ def test_digits(tmp_path):
         with open(f'{drawn}.pkl', 'rb') as file:
             assert len(pickle.load(file)) == 449
         assert os.listdir(drawn)
+    assert len(browsed(folder)) == 3
+
+
+def browsed(folder):
+    """The pictures of the student beside its teacher."""
+    models = [
+        osp.join(folder, name, file) for name in ('alone', 'teacher')
+        for file in (NAMES[name], 'epoch_10.pth')
+    ]
+    out = osp.join(folder, 'browsed')
+    tool = osp.join(ROOT, 'tools', 'analysis_tools', 'browse_predictions.py')
+    subprocess.run(
+        [sys.executable, tool, *models, '--number', '3', '--out-dir', out],
+        cwd=ROOT,
+        check=True)
+    return os.listdir(out)

@@ -5,6 +5,7 @@ import sys
 
 import cv2
 import pytest
+from mmengine.config import Config
 
 from tests import helpers
 from tests.test_tools.conftest import TASKS
@@ -45,6 +46,32 @@ def test_each_picture_has_three_panels(name, prepared, tmp_path, monkeypatch):
     assert difference.mean() > 1
     # the truth of these data sets is not what random weights predict
     assert abs(rows['same'][0].astype(int) - rows['same'][1]).mean() > 1
+
+
+def test_a_teacher_has_names_of_its_own(prepared, tmp_path, monkeypatch):
+    """One that knows more classes than the student."""
+    config, own, _ = prepared('retina')
+    model = helpers.detector('retina', bbox_head=dict(num_classes=7))
+    teacher = helpers.save_teacher(
+        model,
+        tmp_path,
+        seed=3,
+        meta=dict(dataset_meta=dict(classes=[*'abcdefg'])))
+    Config(dict(model=model,
+                default_scope='mmdet')).dump(str(tmp_path / 'teacher.py'))
+    run(monkeypatch, config, own, tmp_path / 'teacher.py',
+        teacher['checkpoint'], '--number', 1, '--score-thr', 0, '--out-dir',
+        tmp_path / 'out')
+    assert len(list((tmp_path / 'out').iterdir())) == 1
+
+
+def test_no_data_is_refused(prepared, tmp_path, monkeypatch):
+    config, own, other = prepared('retina')
+    cfg = Config.fromfile(config)
+    del cfg['val_dataloader']
+    cfg.dump(str(config))
+    with pytest.raises(ValueError, match='STUDENT has no val_dataloader'):
+        run(monkeypatch, config, own, config, other)
 
 
 def test_wrong_weights_are_refused(prepared, tmp_path, monkeypatch):

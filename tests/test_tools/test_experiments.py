@@ -4,11 +4,13 @@ import io
 import json
 import runpy
 import sys
+import zipfile
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
+from mmengine.config import Config
 from rich.console import Console
 
 GRID = '''
@@ -97,7 +99,7 @@ def test_students_have_the_first_teacher(grid, tmp_path):
     teacher = by_name(grid())['KD', 1].cfg.model.teacher
     folder = tmp_path / 'runs' / 'teacher' / 'seed_3'
     assert teacher.checkpoint == str(folder / 'epoch_5.pth')
-    assert teacher.config == str(folder / 'fpn_r18-w24_5e_digits.py')
+    assert teacher.config == str(folder.with_suffix('.py'))
 
 
 def test_keys_tell_what_is_trained(grid):
@@ -112,6 +114,9 @@ def test_keys_tell_what_is_trained(grid):
                 "seeds=[3], options={'optim_wrapper.optimizer.lr': 0.1})")))
     assert other['alone', 0].key == runs['alone', 0].key
     assert other['KD', 0].key != runs['KD', 0].key
+    again = by_name(grid(GRID.replace('seeds=[3]', 'seeds=[4]')))
+    assert again['teacher', 4].key == runs['teacher', 3].key
+    assert again['KD', 0].key != runs['KD', 0].key
 
 
 def test_keys_do_not_tell_where_data_is(grid, monkeypatch):
@@ -122,13 +127,13 @@ runs = dict(alone=dict(
     config='configs/camvid/pspnet_r18-w8-d8_1xb8-1k_camvid-180x240.py'))
 '''
     keys = []
-    for place in ('data/camvid', '/another/place/camvid'):
+    for place in ('data/camvid', '/another/place/camvid', 'data'):
         monkeypatch.setenv('MMDIST_CAMVID', place)
         run = by_name(grid(text))['alone', 0]
         assert run.cfg.train_dataloader.dataset.data_root == place
         assert run.checkpoint.name == 'iter_1000.pth'
         keys.append(run.key)
-    assert keys[0] == keys[1]
+    assert len(set(keys)) == 1
 
 
 def test_what_trains_the_same_is_trained_once(tools, grid, results):
@@ -169,10 +174,20 @@ def test_the_best_of_a_sweep_is_taken(grid, results):
 @pytest.mark.parametrize('old, new, message', [
     ("teacher='teacher'", "teacher='nobody'", 'teacher.*nobody'),
     ("best_of='kd'", "best_of='dist'", 'best_of.*dist'),
+    ("'again': dict(kd, options", "'again': dict(kd, option",
+     "again.*'option'"),
+    ("'again': dict(kd, options", "'again': dict(options", "again.*'config'"),
+    ("title = 'A toy'", '', "'title'"),
+    ("student='alone'", "student='best KD'", 'best KD'),
+    ("teachers=['teacher']", "teachers=['nobody']", 'nobody'),
+    ("{loss + 'loss_weight': weight", "{f'{weight}.w': 1", 'last names'),
+    ("'again':", "'K D': kd, 'K_D':", "folder of 'K_D'"),
 ])
-def test_unknown_names_are_refused(grid, old, new, message):
+def test_what_does_not_fit_is_refused(grid, old, new, message):
+    """Unknown fields and names, and runs that would take each other's place.
+    """
     with pytest.raises(ValueError, match=message):
-        grid(GRID.replace(old, new))
+        list(grid(GRID.replace(old, new)).plain_runs())
 
 
 def test_another_file_is_no_file_of_results(tools, tmp_path):
@@ -180,6 +195,76 @@ def test_another_file_is_no_file_of_results(tools, tmp_path):
     with pytest.raises(ValueError, match='--results'):
         tools['experiments.results'].Results(tmp_path / 'toy.csv')
     assert (tmp_path / 'toy.csv').read_text() == 'a,b\n1,2\n'
+
+
+def test_two_calls_may_write_to_a_file(tools, grid, results):
+    """Neither loses what the other has added."""
+    other = tools['experiments.results'].Results(results.path)
+    runs = by_name(grid())
+    finish(results, runs['alone', 0], 1.)
+    finish(other, runs['alone', 1], 0.1 + 0.2)
+    again = tools['experiments.results'].Results(results.path)
+    assert runs['alone', 0] in again and runs['alone', 1] in again
+    assert again.rows.metric.tolist() == [1., 0.1 + 0.2]
+
+
+def trained(run, metric=None):
+    """Leave behind what a training leaves, with or without the metric."""
+    run.folder.mkdir(parents=True)
+    with zipfile.ZipFile(run.checkpoint, 'w') as archive:
+        archive.writestr('weights', b'0' * 500)
+    (run.folder / 'last_checkpoint').write_text(str(run.checkpoint))
+    scalars = run.folder / '20260101' / 'vis_data' / 'scalars.json'
+    scalars.parent.mkdir(parents=True)
+    entry = dict(step=run.length, **({} if metric is None else metric))
+    scalars.write_text(json.dumps(entry))
+    run.train.save(60., ended=True)
+
+
+def test_what_is_done_but_not_written_down_is(tools, grid, tmp_path):
+    """A call was killed between the two, or has another file."""
+    run = by_name(grid())['alone', 0]
+    trained(run, dict(mIoU=12.5))
+    tool = tools['run_experiments']
+    display = tool.GridDisplay(
+        Console(file=io.StringIO()), tmp_path / 'toy.csv')
+    assert tool.left([run.train], display) == []
+    assert display.results.rows.metric.tolist() == [12.5]
+
+
+def test_a_training_without_its_metric_begins_anew(grid):
+    """It was killed while it validated, and would not do so again."""
+    run = by_name(grid())['alone', 0]
+    trained(run)
+    assert not run.train.done and not run.train.resumable()
+    run.checkpoint.rename(run.folder / 'epoch_4.pth')
+    (run.folder / 'last_checkpoint').write_text(
+        str(run.folder / 'epoch_4.pth'))
+    assert run.train.resumable()
+
+
+def test_trains_with_the_config_that_has_the_key(grid):
+    """Whatever becomes of the file, or of options as words."""
+    text = GRID.replace(
+        "'again': dict(kd, options={loss + 'tau': 1.0})",
+        "'again': dict(kd, options={'load_from': 'a,b', 'x': {'y': [1]}})")
+    run = by_name(grid(text))['again', 1]
+    run.folder.parent.mkdir(parents=True)
+    run.train.make_ready()
+    words = run.train.arguments
+    assert words[:2] == ['tools/train.py', f'{run.folder}.py']
+    written = Config.fromfile(words[1])
+    assert written.to_dict() == run.cfg.to_dict()
+    assert written.load_from == 'a,b' and written.x == {'y': [1]}
+
+
+def test_results_of_another_grid_are_not_reported(tools, grid, results,
+                                                  tmp_path):
+    finish(results, by_name(grid())['alone', 0], 20.)
+    grid(GRID.replace('fpn_r18-w12_5e_digits', 'fpn_r18-w24_5e_digits'))
+    report = tools['report_experiments'].Report(tmp_path / 'toy.py', tmp_path)
+    with pytest.raises(ValueError, match='toy.csv'):
+        report.refuse_other_rows()
 
 
 def test_report_has_means_and_deviations(tools, grid, results, tmp_path):
@@ -193,14 +278,17 @@ def test_report_has_means_and_deviations(tools, grid, results, tmp_path):
     finish(results, read.members('kd')[1], 33.3)
     known = tools['experiments.results'].Discrepancies(tmp_path /
                                                        'toy_discrepancy.csv')
-    known.append(
-        dict.fromkeys(known.columns, 0.25)
-        | dict(teacher='teacher', group='all'))
+    measured = tools['experiments.discrepancy'].Measure(
+        read.first('alone'), read.first('teacher'))
+    row = dict.fromkeys(known.columns, 0.25)
+    known.append(row | dict(group='all', key=measured.key))
+    known.append(row | dict(group='all', key='of-others', kl=9.))
     report = tools['report_experiments'].Report(tmp_path / 'toy.py', tmp_path)
     text = '\n\n'.join(report.text())
     spread = np.std([20., 24.], ddof=1)
     assert f'| alone | 22.0 ± {spread:.1f} (2) |' in text
-    assert '| weight | τ = 4 |\n| --- | --- |\n| 1 | 33.3 |' in text
+    table = '| options | tau=4 |\n| --- | --- |\n| loss_weight=1 | 33.3 |'
+    assert table in text
     row = '| teacher | 70.0 (1) | 0.250 | 0.250 | 0.250 | 0.250 | 30.5 ± 0.7 '
     assert row in text
     assert text.endswith('So it is.')
@@ -208,15 +296,30 @@ def test_report_has_means_and_deviations(tools, grid, results, tmp_path):
         assert (tmp_path / name).stat().st_size > 5000
 
 
-def test_grids_of_the_repository_are_whole(tools, repo, results):
-    """Configs exist, options fit them, and the runs have a file each."""
+def get(cfg, name):
+    """Whether a config has a field."""
+    for part in name.split('.'):
+        if part not in cfg:
+            return False
+        cfg = cfg[part]
+    return True
+
+
+def test_grids_of_the_repository_are_whole(tools, repo):
+    """Configs exist and have what options change; runs have a folder each."""
     Grid = tools['experiments.grid'].Grid
     grids = sorted(Path(repo, 'tools', 'experiments', 'grids').glob('*.py'))
     assert len(grids) >= 4
     for path in grids:
-        runs = list(Grid(path, Path('runs')).plain_runs())
+        grid = Grid(path, Path('runs'))
+        names = [n for n, entry in grid.runs.items() if 'best_of' not in entry]
+        runs = [grid.first(name) for name in names]
+        runs += [run for sweep in grid.sweeps for run in grid.members(sweep)]
         assert len({run.folder for run in runs}) == len(runs)
-        assert all(Path(repo, run.config).is_file() for run in runs)
+        plain = {run.config: Config.fromfile(run.config) for run in runs}
+        for run in runs:
+            for name in run.declared:
+                assert 'mimic' in name or get(plain[run.config], name)
 
 
 TINY = '''
@@ -253,20 +356,21 @@ def test_a_grid_is_run(repo, tmp_path, monkeypatch, tools):
     tool = f'{repo}/tools/run_experiments.py'
     with pytest.raises(SystemExit, match='broken.*train.log'):
         runpy.run_path(tool, run_name='__main__')
+    known = pd.read_csv(tmp_path / 'tiny_discrepancy.csv')
+    assert (known.teacher == 'teacher').all()
+    assert np.isfinite(known[known.group == 'all'].kl).all()
     table = pd.read_csv(tmp_path / 'tiny.csv')
     assert sorted(table.run) == ['alone', 'dist', 'teacher']
     log = next((tmp_path / 'runs' / 'dist').rglob('scalars.json')).read_text()
     last = json.loads(log.splitlines()[-1])
     assert table[table.run == 'dist'].metric.item() == last['mIoU']
-    # The discrepancy comes after the trainings; now all but one are done.
+    # All but one are done now.
     monkeypatch.setattr(sys, 'argv', ['run_experiments.py', *words])
     text = (tmp_path / 'tiny.py').read_text()
     (tmp_path / 'tiny.py').write_text(text.replace("'no'", '0.1'))
     runpy.run_path(tool, run_name='__main__')
-    assert len(pd.read_csv(tmp_path / 'tiny.csv')) == 4
-    known = pd.read_csv(tmp_path / 'tiny_discrepancy.csv')
-    assert (known.teacher == 'teacher').all()
-    assert np.isfinite(known[known.group == 'all'].kl).all()
+    again = pd.read_csv(tmp_path / 'tiny.csv')
+    assert len(again) == 4 and again[:3].equals(table)
 
 
 def test_dry_run_trains_nothing(tools, grid, tmp_path, monkeypatch):
@@ -283,4 +387,5 @@ def test_dry_run_trains_nothing(tools, grid, tmp_path, monkeypatch):
     tool.main()
     assert 'train teacher, seed 3' in display.getvalue()
     assert 'discrepancy of alone' in display.getvalue()
-    assert not (tmp_path / 'toy.csv').exists()
+    assert 'best KD: once the sweep kd is done' in display.getvalue()
+    assert {path.name for path in tmp_path.iterdir()} == {'toy.py'}

@@ -6,7 +6,7 @@ visualizer of the student's config.
 import argparse
 import copy
 from pathlib import Path
-from typing import Any, List
+from typing import Any, Iterator, List, Optional, Sequence, Tuple
 
 import matplotlib
 import mmcv
@@ -22,7 +22,8 @@ from rich.progress import track
 from torch import nn
 
 from mmdist.models.teacher import Teacher, build_model
-from mmdist.utils import load_config, run_tool, scope_of, student_of
+from mmdist.utils import (load_config, run_tool, scope_of, student_of,
+                          wrapper_for)
 
 
 def parse_args() -> argparse.Namespace:
@@ -46,22 +47,64 @@ def parse_args() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def models_of(args: argparse.Namespace, cfg: Config) -> List[nn.Module]:
-    """The student and the teacher, with their weights."""
+def models_of(
+        args: argparse.Namespace,
+        cfg: Config) -> Tuple[nn.Module, nn.Module, Optional[Sequence[str]]]:
+    """The student and the teacher, with their weights, and the names of the
+    teacher's classes."""
     student = build_model(
         student_of(cfg.model), 'STUDENT', cfg.get('data_preprocessor'))[0]
     load_student(student, args.checkpoint)
-    teacher = Teacher(args.teacher, args.teacher_checkpoint).model
-    return [model.to(args.device).eval() for model in (student, teacher)]
+    teacher = Teacher(args.teacher, args.teacher_checkpoint)
+    models = [m.to(args.device).eval() for m in (student, teacher.model)]
+    return (*models, teacher.class_names)
 
 
-def drawn(visualizer: Visualizer, sample: BaseDataElement, what: str,
-          options: dict) -> np.ndarray:
-    """A picture with the truth ('gt') or the predictions ('pred')."""
-    picture = mmcv.imread(sample.img_path, channel_order='rgb')
-    other = dict(draw_gt=what == 'gt', draw_pred=what == 'pred')
-    visualizer.add_datasample('', picture, sample, **other, **options)
-    return visualizer.get_image()
+def draw_boxes(visualizer: Visualizer, picture: np.ndarray,
+               sample: BaseDataElement, truth: bool, score_thr: float) -> None:
+    """By the visualizer of a detector."""
+    visualizer.add_datasample(
+        '',
+        picture,
+        sample,
+        draw_gt=truth,
+        draw_pred=not truth,
+        pred_score_thr=score_thr)
+
+
+def draw_pixels(visualizer: Visualizer, picture: np.ndarray,
+                sample: BaseDataElement, truth: bool, *_: Any) -> None:
+    """By the visualizer of a segmentor."""
+    visualizer.add_datasample(
+        '', picture, sample, draw_gt=truth, draw_pred=not truth)
+
+
+def draw_class(visualizer: Visualizer, picture: np.ndarray,
+               sample: BaseDataElement, truth: bool, *_: Any) -> None:
+    """By the visualizer of a classifier."""
+    visualizer.visualize_cls(
+        picture,
+        sample,
+        classes=visualizer.dataset_meta['classes'],
+        draw_gt=truth,
+        draw_pred=not truth,
+        resize=300)
+
+
+DRAW = dict(mmdet=draw_boxes, mmseg=draw_pixels, mmpretrain=draw_class)
+
+
+def visualizer_of(cfg: Config, metainfo: dict,
+                  classes: Optional[Sequence[str]]) -> Visualizer:
+    """That of the config, with the names of the classes that are drawn."""
+    visualizer = VISUALIZERS.build(dict(cfg.visualizer, vis_backends=[]))
+    visualizer.dataset_meta = metainfo
+    if classes and len(classes) != len(metainfo['classes']):
+        palette = np.random.default_rng(0).integers(
+            256, size=(len(classes), 3))
+        visualizer.dataset_meta = dict(
+            classes=tuple(classes), palette=palette.tolist())
+    return visualizer
 
 
 def save_row(pictures: List[np.ndarray], path: Path) -> None:
@@ -79,42 +122,53 @@ def save_row(pictures: List[np.ndarray], path: Path) -> None:
 
 
 @torch.no_grad()
-def browse(args: argparse.Namespace, cfg: Config, loader: Any,
-           models: List[nn.Module]) -> int:
-    """Write the rows; how many they are."""
-    visualizer = VISUALIZERS.build(dict(cfg.visualizer, vis_backends=[]))
-    # The visualizer of detectors asks which boxes to draw.
-    options = dict(
-        pred_score_thr=args.score_thr) if scope_of(cfg) == 'mmdet' else {}
-    visualizer.dataset_meta = loader.dataset.metainfo
-    written = 0
-    for data in track(loader, 'Pictures'):
+def predictions(loader: Any, models: List[nn.Module],
+                number: int) -> Iterator[List[BaseDataElement]]:
+    """What each model says of the first pictures."""
+    for data in loader:
         # models write what they predict into the samples
-        samples = [model.test_step(copy.deepcopy(data)) for model in models]
-        for student, teacher in zip(*samples):
-            if written == args.number:
-                return written
-            row = [
-                drawn(visualizer, sample, what, options)
-                for sample, what in ((student, 'gt'), (student, 'pred'),
-                                     (teacher, 'pred'))
-            ]
-            name = Path(student.img_path).stem
-            save_row(row, args.out_dir / f'{name}.png')
-            written += 1
-    return written
+        both = [model.test_step(copy.deepcopy(data)) for model in models]
+        for samples in zip(*both):
+            yield samples
+            number -= 1
+            if not number:
+                return
+
+
+def part_of(cfg: Config, field: str) -> Any:
+    """A field of the student's config.
+
+    Raises:
+        ValueError: If there is none.
+    """
+    if not cfg.get(field):
+        raise ValueError(f'STUDENT has no {field}')
+    return cfg[field]
 
 
 def main() -> None:
     args = parse_args()
     matplotlib.use('Agg')
     cfg = load_config(args.student, 'STUDENT')
+    wrapper_for(cfg, 'STUDENT')  # refuses other libraries
     init_default_scope(scope_of(cfg))
-    loader = Runner.build_dataloader(cfg[f'{args.split}_dataloader'])
-    models = models_of(args, cfg)
+    loader = Runner.build_dataloader(part_of(cfg, f'{args.split}_dataloader'))
+    part_of(cfg, 'visualizer')
+    student, teacher, names = models_of(args, cfg)
+    metainfo = loader.dataset.metainfo
+    sides = [visualizer_of(cfg, metainfo, x) for x in (None, None, names)]
     args.out_dir.mkdir(parents=True, exist_ok=True)
-    number = browse(args, cfg, loader, models)
-    print(f'{number} pictures are in {args.out_dir}')
+    found = predictions(loader, [student, teacher], args.number)
+    total = min(args.number, len(loader.dataset))
+    for i, (ours, theirs) in enumerate(track(found, 'Pictures', total)):
+        picture = mmcv.imread(ours.img_path, channel_order='rgb')
+        row = []
+        for side, sample, truth in zip(sides, (ours, ours, theirs),
+                                       (True, False, False)):
+            DRAW[scope_of(cfg)](side, picture, sample, truth, args.score_thr)
+            row.append(side.get_image())
+        save_row(row, args.out_dir / f'{i:03d}_{Path(ours.img_path).stem}.png')
+    print(f'{total} pictures are in {args.out_dir}')
 
 
 if __name__ == '__main__':

@@ -16,8 +16,10 @@ class Measure(Step):
     """
 
     def __init__(self, student: GridRun, teacher: GridRun) -> None:
-        self.student, self.key = student, f'{student.key}-{teacher.key}'
-        stage = f'discrepancy_{student.key}'
+        self.student = student
+        self.key = '-'.join(f'{run.key}.{run.seed}'
+                            for run in (student, teacher))
+        stage = f'discrepancy_{student.key}.{student.seed}'
         super().__init__(teacher, stage, [student.train, teacher.train])
         self.name = f'discrepancy of {student.label} from {teacher.label}'
 

@@ -15,6 +15,7 @@ A grid is an MMEngine config with these fields:
   from others, and the names of what these taught, by title;
 - ``conclusion``, for the report.
 """
+import copy
 import functools
 import json
 import re
@@ -23,8 +24,55 @@ from typing import Any, Dict, Iterator, List, Optional
 
 from mmengine.config import Config
 
+from mmdist.datasets import scenes_manifest
 from .results import Results
-from .steps import ROOT, Metric, Run, digest, read_json, short
+from .steps import ROOT, Metric, Run, Step, digest, short
+
+FIELDS = {
+    'title': True,
+    'metric': True,
+    'runs': True,
+    'about': False,
+    'sweeps': False,
+    'seeds': False,
+    'scenes': False,
+    'test': False,
+    'discrepancy': False,
+    'conclusion': False
+}
+RUN_FIELDS = {'config', 'options', 'seeds', 'teacher', 'best_of'}
+
+
+class GridTraining(Step):
+    """Trains with the very config that the grid has read, from a file beside
+    the run's folder, and is not done without its metric."""
+
+    @property
+    def given_config(self) -> Path:
+        """The whole config; MMEngine writes one of this name, too."""
+        return self.folder.with_suffix('.py')
+
+    @property
+    def arguments(self) -> List[str]:
+        """The command after ``python``, without ``--resume``."""
+        return [
+            'tools/train.py',
+            short(self.given_config), '--work-dir',
+            short(self.folder)
+        ]
+
+    def make_ready(self) -> None:
+        """Write the config."""
+        self.run.cfg.dump(self.given_config)
+
+    def resumable(self) -> bool:
+        """Not after the last checkpoint: MMEngine would validate no more."""
+        return super().resumable() and not self.run.checkpoint.exists()
+
+    def output(self) -> Any:
+        """The checkpoint's path; None if it or the metric is missing."""
+        metric = self.scalar(self.run.metric.key)
+        return None if metric is None else super().output()
 
 
 class GridRun(Run):
@@ -44,22 +92,23 @@ class GridRun(Run):
                  seed: int,
                  entry: Dict[str, Any],
                  teacher: Optional['GridRun'] = None) -> None:
-        self.name, self.seed = name, seed
+        self.grid, self.name, self.seed = grid, name, seed
         self.declared = dict(entry.get('options') or {})
         options = {**self.declared, 'randomness.seed': seed}
         if teacher:
-            options['model.teacher.config'] = short(teacher.whole_config)
+            options['model.teacher.config'] = short(teacher.train.given_config)
             options['model.teacher.checkpoint'] = short(teacher.checkpoint)
         folder = grid.work_dir / re.sub(r'[^\w.=-]+', '_', name)
         super().__init__(f'{name}, seed {seed}', ROOT / entry['config'],
                          folder / f'seed_{seed}', options, grid.metric,
                          grid.manifest, teacher)
+        self.train = GridTraining(self, 'train', self.train.needs)
+        self.test = Step(self, 'test', [self.train])
         self.steps = [self.train, self.test] if grid.test else [self.train]
 
-    @property
-    def whole_config(self) -> Path:
-        """The config with its options, as MMEngine writes it down."""
-        return self.folder / self.config.name
+    def read_config(self) -> Config:
+        """The config without the options, read once for all runs."""
+        return copy.deepcopy(self.grid.config(self.config))
 
     @functools.cached_property
     def key(self) -> str:
@@ -69,10 +118,11 @@ class GridRun(Run):
         cfg.pop('randomness')
         if self.teacher:
             cfg['model']['teacher'].update(config=None, checkpoint=None)
-        text = json.dumps(cfg, default=str)
+        text = json.dumps(cfg, default=str, sort_keys=True)
         if cfg.get('data_root'):
-            text = text.replace(cfg['data_root'], '')
-        teacher = self.teacher.key if self.teacher else None
+            root = cfg['data_root'].rstrip('/')
+            text = re.sub(rf'"{re.escape(root)}(?=["/])', '"', text)
+        teacher = self.teacher and (self.teacher.key, self.teacher.seed)
         return digest([text, self.manifest, teacher])[:12]
 
     def validated(self) -> Optional[float]:
@@ -88,43 +138,91 @@ class Grid:
         work_dir (Path): Of all trainings.
 
     Raises:
-        ValueError: If a field names what is not there.
+        ValueError: If a field is missing or unknown, or names what is not
+            there.
     """
 
     def __init__(self, path: Path, work_dir: Path) -> None:
         self.name, self.work_dir = path.stem, work_dir
-        cfg = Config.fromfile(path).to_dict()
+        cfg = Config.fromfile(path, lazy_import=False).to_dict()
+        missing = [
+            f for f, needed in FIELDS.items() if needed and f not in cfg
+        ]
+        if missing:
+            raise ValueError(f'{path} has no {missing[0]!r}')
         self.title, self.about = cfg['title'], cfg.get('about', '')
         self.metric = Metric(**cfg['metric'])
         self.scenes, self.test = cfg.get('scenes'), cfg.get('test', False)
         self.seeds = cfg.get('seeds', [0])
         self.runs, self.sweeps = cfg['runs'], cfg.get('sweeps', {})
-        self.discrepancy = cfg.get('discrepancy')
+        self.discrepancy = cfg.get('discrepancy') or {}
+        self.conclusion = cfg.get('conclusion', '')
+        self.manifest = self._manifest()
+        self.configs: Dict[Path, Config] = {}
         self.made: Dict[Any, GridRun] = {}
-        self._refuse_unknown_names()
+        for name, entry in [*self.sweeps.items(), *self.runs.items()]:
+            self._check(name, entry)
+        self._check_teachers()
 
-    def _refuse_unknown_names(self) -> None:
-        for name, entry in {**self.sweeps, **self.runs}.items():
-            for field, names in (('teacher', self.runs), ('best_of',
-                                                          self.sweeps)):
-                if entry.get(field, None) not in (None, *names):
-                    raise ValueError(f'{self.name}: {field}={entry[field]!r} '
-                                     f'of {name!r} is none of {list(names)}')
+    def _manifest(self) -> dict:
+        """What is known of the scenes, drawn or not."""
+        scenes = dict(self.scenes or {})
+        scenes.pop('out_dir', None)
+        return scenes_manifest(**scenes) if scenes else {}
 
-    @functools.cached_property
-    def manifest(self) -> dict:
-        """What is known of the scenes, once they are drawn."""
-        if not self.scenes:
-            return {}
-        return read_json(ROOT / self.scenes['out_dir'] / 'manifest.json')
+    def _check(self, name: str, entry: Dict[str, Any]) -> None:
+        """Refuse fields that are not there or name what is not."""
+        unknown = set(entry) - RUN_FIELDS
+        if unknown or 'config' not in entry:
+            raise ValueError(f'{self.name}: {name!r} has ' + (
+                f'{sorted(unknown)[0]!r}, which is none of '
+                f'{sorted(RUN_FIELDS)}' if unknown else "no 'config'"))
+        for field, names in (('teacher', self.runs), ('best_of', self.sweeps)):
+            if entry.get(field) not in (None, *names):
+                raise ValueError(f'{self.name}: {field}={entry[field]!r} '
+                                 f'of {name!r} is none of {list(names)}')
+
+    def _check_teachers(self) -> None:
+        """Those whose weights others need must be known from the start."""
+        needed = [e.get('teacher') for e in self.runs.values()]
+        if self.discrepancy:
+            needed += [self.discrepancy['student'], *self.teachers]
+        for name in filter(None, needed):
+            if name not in self.runs or 'best_of' in self.runs[name]:
+                raise ValueError(
+                    f'{self.name}: {name!r} is a teacher or in `discrepancy`, '
+                    'and must be one of `runs` without `best_of`')
+
+    def config(self, path: Path) -> Config:
+        """The content of a config."""
+        if path not in self.configs:
+            self.configs[path] = Config.fromfile(path)
+        return self.configs[path]
+
+    @property
+    def teachers(self) -> List[str]:
+        """Those whose discrepancy is measured."""
+        return self.discrepancy.get('teachers', [])
 
     def run(self, name: str, seed: int, entry: Dict[str, Any]) -> GridRun:
-        """The run of an entry; the same one each time."""
+        """The run of an entry; the same one each time.
+
+        Raises:
+            ValueError: If another has its name or its folder.
+        """
+        options = dict(entry.get('options') or {})
         if (name, seed) not in self.made:
             teacher = entry.get('teacher')
-            self.made[name,
-                      seed] = GridRun(self, name, seed, entry,
-                                      self.first(teacher) if teacher else None)
+            made = GridRun(self, name, seed, entry,
+                           self.first(teacher) if teacher else None)
+            if made.folder in {run.folder for run in self.made.values()}:
+                raise ValueError(
+                    f'{self.name}: the folder of {name!r} is that '
+                    'of another run; rename one')
+            self.made[name, seed] = made
+        if self.made[name, seed].declared != options:
+            raise ValueError(f'{self.name}: two runs are called {name!r}; '
+                             'let their options differ by their last names')
         return self.made[name, seed]
 
     def first(self, name: str) -> GridRun:
@@ -138,7 +236,8 @@ class Grid:
         return [
             self.run(f'{sweep}: {describe(options)}', seed,
                      dict(entry, options=options))
-            for options in entry['options'] for seed in entry['seeds']
+            for options in entry['options']
+            for seed in entry.get('seeds', self.seeds)
         ]
 
     def plain_runs(self) -> Iterator[GridRun]:
@@ -177,6 +276,6 @@ class Grid:
 
 def describe(options: Dict[str, Any]) -> str:
     """Options as text, by the last part of their names."""
-    return ', '.join(f'{k.split(".")[-1]}={v:g}'
-                     if isinstance(v, float) else f'{k.split(".")[-1]}={v}'
-                     for k, v in options.items())
+    return ', '.join(f'{name.split(".")[-1]}='
+                     f'{f"{value:g}" if isinstance(value, float) else value}'
+                     for name, value in options.items())

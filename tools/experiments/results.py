@@ -1,17 +1,19 @@
 """What trainings and measurements gave, a row each, in files that are kept."""
+import fcntl
 import json
+import os
+import subprocess
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Dict, Iterable, List
+from typing import Any, Dict, Iterable, Iterator, List
 
-import mmengine
 import pandas as pd
-import torch
 
-import mmdist
+from .steps import ROOT, versions
 
 
 class Table:
-    """A CSV file, written anew with every row.
+    """A CSV file, to which several calls may write at a time.
 
     Args:
         path (Path): The file.
@@ -23,28 +25,45 @@ class Table:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.rows = pd.DataFrame(columns=self.columns)
-        if path.exists():
-            self.rows = pd.read_csv(path)
-            if list(self.rows) != self.columns:
-                raise ValueError(f'{path} has other columns than results of '
-                                 'experiments; choose another --results')
+        self.rows = self._read()
 
-    def append(self, row: Dict[str, Any]) -> None:
-        """Add a row and write the file."""
-        rows = self.rows.to_dict('records') + [row]
-        self.rows = pd.DataFrame(rows, columns=self.columns)
+    def _read(self) -> pd.DataFrame:
+        if not self.path.exists():
+            return pd.DataFrame(columns=self.columns)
+        rows = pd.read_csv(
+            self.path, dtype=dict(key=str), float_precision='round_trip')
+        if list(rows) != self.columns:
+            raise ValueError(f'{self.path} has other columns than results of '
+                             'experiments; choose another --results')
+        return rows
+
+    def append(self, *rows: Dict[str, Any]) -> None:
+        """Add rows to those that the file has now."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        partial = self.path.with_suffix('.partial')
-        self.rows.to_csv(partial, index=False)
-        partial.replace(self.path)
+        with _alone(self.path.parent):
+            known = self._read().to_dict('records')
+            self.rows = pd.DataFrame(known + [*rows], columns=self.columns)
+            partial = self.path.with_suffix('.partial')
+            self.rows.to_csv(partial, index=False)
+            partial.replace(self.path)
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Wait until no other call writes to a folder."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
 
 
 class Results(Table):
     """The metrics of runs."""
     columns = [
-        'run', 'seed', 'metric', 'test', 'minutes', 'options', 'key', 'mmdist',
-        'mmengine', 'torch'
+        'run', 'seed', 'metric', 'test', 'minutes', 'options', 'key', 'commit',
+        'versions'
     ]
 
     def __contains__(self, run: Any) -> bool:
@@ -64,9 +83,8 @@ class Results(Table):
                 minutes=round(run.train.seconds / 60, 2),
                 options=json.dumps(run.declared),
                 key=run.key,
-                mmdist=mmdist.__version__,
-                mmengine=mmengine.__version__,
-                torch=torch.__version__))
+                commit=commit(),
+                versions=' '.join(versions())))
 
     def of(self, runs: Iterable[Any]) -> pd.DataFrame:
         """The rows of runs, under the names that these have."""
@@ -93,11 +111,24 @@ class Discrepancies(Table):
 
     def add(self, step: Any) -> None:
         """Write down what was measured, a row a group."""
-        for group, values in step.output().items():
-            self.append(
-                dict(
-                    student=step.student.name,
-                    teacher=step.run.name,
-                    group=group,
-                    key=step.key,
-                    **values))
+        names = dict(
+            student=step.student.name, teacher=step.run.name, key=step.key)
+        self.append(*(dict(names, group=group, **values)
+                      for group, values in step.output().items()))
+
+    def of(self, step: Any) -> Dict[str, Any]:
+        """What was measured of all rows; empty if nothing was."""
+        rows = self.rows[(self.rows.key == step.key)
+                         & (self.rows.group == 'all')]
+        return rows.iloc[-1].to_dict() if len(rows) else {}
+
+
+def commit() -> str:
+    """The checkout's; empty without git."""
+    command = ['git', 'describe', '--always', '--dirty']
+    try:
+        return subprocess.run(
+            command, cwd=ROOT, capture_output=True, text=True,
+            check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return ''

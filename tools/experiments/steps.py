@@ -6,7 +6,7 @@ import contextlib
 import fcntl
 import functools
 import hashlib
-import importlib
+import importlib.util
 import json
 import os
 import re
@@ -28,7 +28,8 @@ SIDE_BY_SIDE = 2
 MAX_THREADS = 4  # models this small do not use more
 POLL_SECONDS = 1
 # Another version of any of these may give other results.
-VERSIONED = ('mmdist', 'torch', 'mmengine', 'mmcv', 'mmdet', 'mmseg')
+VERSIONED = ('mmdist', 'torch', 'mmengine', 'mmcv', 'mmdet', 'mmseg',
+             'mmpretrain')
 # mmengine logs e.g. 'Epoch(train)  [2][ 40/125]  lr: 1e-3  eta: 0:02:10'.
 PROGRESS = re.compile(r'(?:Epoch|Iter)\(\w+\) +([][ /\d]+\]) .*?eta: (\S+)')
 
@@ -68,7 +69,7 @@ class Run:
         self.label, self.config, self.folder = label, config, folder
         self.options, self.metric, self.manifest = options, metric, manifest
         self.teacher = teacher
-        self.cfg = Config.fromfile(config)
+        self.cfg = self.read_config()
         self.cfg.merge_from_dict(options)
         loop = self.cfg.train_cfg
         self.unit = 'iter' if loop.get('max_iters') else 'epoch'
@@ -78,14 +79,25 @@ class Run:
         self.train = Step(self, 'train', [teacher.train] if teacher else [])
         self.test = Step(self, 'test', [self.train])
 
+    def read_config(self) -> Config:
+        """The config without the options."""
+        return Config.fromfile(self.config)
+
     @functools.cached_property
     def fingerprint(self) -> str:
         """Changes with everything that the results depend on."""
-        versions = [importlib.import_module(m).__version__ for m in VERSIONED]
-        parts = [self.cfg.to_dict(), self.manifest, versions]
+        parts = [self.cfg.to_dict(), self.manifest, versions()]
         if self.teacher:
             parts.append(self.teacher.fingerprint)
         return digest(parts)
+
+
+def versions() -> List[str]:
+    """Those of the packages that are installed."""
+    return [
+        importlib.import_module(name).__version__ for name in VERSIONED
+        if importlib.util.find_spec(name)
+    ]
 
 
 def digest(parts: Any) -> str:
@@ -161,6 +173,15 @@ class Step:
             for entry in read_scalars(self.folder) if key in entry
         }
         return values.get(self.run.length)
+
+    def resumable(self) -> bool:
+        """Whether an attempt left a checkpoint from which it goes on."""
+        pointer = self.folder / 'last_checkpoint'  # mmengine's
+        return bool(self.record) and pointer.is_file() and zipfile.is_zipfile(
+            ROOT / pointer.read_text().strip())
+
+    def make_ready(self) -> None:
+        """Write what the command needs; nothing here."""
 
     def output(self) -> Any:
         """The checkpoint's path or the metric; None if incomplete."""
@@ -248,6 +269,11 @@ class Display:
         del self.progress[step.name]
         self.say(f'{step.name}: done, {step.seconds / 60:.1f} min')
 
+    def fail(self, step: Step, why: str) -> None:
+        """A step has ended otherwise."""
+        self.progress.pop(step.name, None)
+        self.say(why)
+
 
 def short(path: Path) -> str:
     """A path as a user types it in the root of the checkout."""
@@ -283,12 +309,11 @@ def environment(jobs: int) -> Dict[str, str]:
 def prepare(step: Step) -> List[str]:
     """Make the folder ready; the command, which resumes what was begun."""
     command = [sys.executable, *step.arguments]
-    pointer = step.folder / 'last_checkpoint'  # mmengine's; tests have none
-    if step.record and pointer.is_file() and zipfile.is_zipfile(
-            ROOT / pointer.read_text().strip()):
+    if step.resumable():
         return command + ['--resume']
     clear(step)
     step.folder.mkdir(parents=True, exist_ok=True)
+    step.make_ready()
     step.save(step.seconds)
     return command
 
@@ -313,7 +338,7 @@ def carry_out(steps: List[Step],
               display: Display,
               lock: int,
               jobs: int = SIDE_BY_SIDE,
-              keep_going: bool = False) -> None:
+              keep_going: bool = False) -> List[str]:
     """Run the steps that are not done, several at a time.
 
     Args:
@@ -324,8 +349,12 @@ def carry_out(steps: List[Step],
         keep_going (bool): Whether a failure stops only what needs the step.
             Defaults to False.
 
+    Returns:
+        list[str]: What failed, and what waits for it.
+
     Raises:
-        SystemExit: If a step fails; the others are stopped, or have ended.
+        SystemExit: If a step fails; the others are stopped. Not with
+            `keep_going`.
     """
     waiting = [step for step in steps if not step.done]
     running: List[Attempt] = []
@@ -334,42 +363,65 @@ def carry_out(steps: List[Step],
         while running or ready_steps(waiting, jobs):
             for step in ready_steps(waiting, jobs - len(running)):
                 waiting.remove(step)
-                running.append(begin(step, display, lock, jobs))
+                failures += begin(step, running, display, lock, jobs)
             time.sleep(POLL_SECONDS)
             failures += look_after(running, display)
             if failures and not keep_going:
-                break
+                raise SystemExit('\n'.join(failures))
     finally:
         for attempt in running:
             attempt.stop()
-    if failures:
-        raise SystemExit('\n'.join(failures))
+    return failures + [
+        f'"{step.name}" waits for what failed' for step in waiting
+    ]
 
 
-def begin(step: Step, display: Display, lock: int, jobs: int) -> Attempt:
-    """Start a step, and tell of it."""
-    attempt = Attempt(step, lock, jobs)
+def begin(step: Step, running: List[Attempt], display: Display, lock: int,
+          jobs: int) -> List[str]:
+    """Start a step; what is to be said if it cannot be."""
+    try:
+        attempt = Attempt(step, lock, jobs)
+    except SystemExit as error:
+        display.fail(step, f'"{step.name}" did not begin: {error}')
+        return [f'"{step.name}" did not begin: {error}']
+    running.append(attempt)
     verb = 'goes on' if '--resume' in attempt.process.args else 'begins'
     display.say(f'{step.name}: {verb}, log in {short(step.log)}')
-    return attempt
+    return []
 
 
 def look_after(running: List[Attempt], display: Display) -> List[str]:
     """Take out the steps that have ended; what is to be said of failures."""
     failures = []
     for attempt in list(running):
-        ended, code = attempt.poll(), attempt.process.returncode
+        step, ended = attempt.step, attempt.poll()
+        code = attempt.process.returncode
         if code is not None:
             running.remove(attempt)
         if ended:
-            display.end(attempt.step)
+            display.end(step)
         elif code is None:
-            display.update(attempt.step)
+            display.update(step)
         else:
-            step = attempt.step
-            failures.append(f'Stopped because "{step.name}" failed with exit '
-                            f'code {code}; see {short(step.log)}.')
+            failures.append(failure(step, code))
+            display.fail(step, failures[-1])
     return failures
+
+
+def failure(step: Step, code: int) -> str:
+    """What is to be said of a step that ended with an exit code."""
+    what = f'failed with exit code {code}' if code else (
+        f'ended without its {"checkpoint or " * (step.stage == "train")}'
+        f'{step.run.metric.key}')
+    return f'Stopped because "{step.name}" {what}; see {short(step.log)}.'
+
+
+def end_like_ctrl_c() -> None:
+    """Treat other signals that end a tool as Ctrl-C: no child stays behind.
+    """
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) != signal.SIG_IGN:  # as nohup sets it
+            signal.signal(number, signal.default_int_handler)
 
 
 def ready_steps(waiting: List[Step], slots: int) -> List[Step]:

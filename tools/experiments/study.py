@@ -1,0 +1,82 @@
+"""What the grids of digit scenes have in common: the paper's ablation, its
+sweeps, and teachers of rising strength."""
+from typing import Any, Dict
+
+LOSS = 'model.distill_loss.'
+WEIGHTS = (0.5, 1.0, 2.0, 4.0)
+TEMPERATURES = (1.0, 2.0, 4.0)
+# Of sweeps alone, so that the seeds of results did not choose the options.
+SWEEP_SEED = 10
+MIMIC = {
+    'model.mimic_loss.type': 'mmdist.MimicLoss',
+    'model.mimic_loss.loss_weight': 1.0
+}
+
+
+def ablation(student: str, kd: Dict[str, Any], dist: Dict[str, Any],
+             teachers: Dict[str, Dict[str, Any]]) -> Dict[str, Any]:
+    """The fields `runs`, `sweeps` and `discrepancy` of a grid.
+
+    Args:
+        student (str): Its config.
+        kd (dict): The run with vanilla KD.
+        dist (dict): That with DIST.
+        teachers (dict): Runs, from the weakest to the strongest.
+    """
+    runs = {
+        **teachers, 'student alone': dict(config=student),
+        'KD': kd,
+        'DIST': dist,
+        'DIST, inter only': dict(dist, options={LOSS + 'gamma': 0.0}),
+        'DIST, intra only': dict(dist, options={LOSS + 'beta': 0.0}),
+        'DIST + mimic': dict(dist, options=MIMIC),
+        'KD, best of its sweep': dict(kd, best_of='kd'),
+        'DIST, best of its sweep': dict(dist, best_of='dist'),
+        'KD, alpha=0': dict(kd, options={'model.alpha': 0.0}),
+        'DIST, alpha=0': dict(dist, options={'model.alpha': 0.0}),
+        **{
+            f'{name} from {teacher}': dict(
+                entry, teacher=teacher, seeds=[0, 1, 2])
+            for teacher in teachers
+            for name, entry in (('KD', kd), ('DIST', dist))
+        }
+    }
+    sweeps = dict(
+        kd=sweep(kd, 'loss_weight'), dist=sweep(dist, 'beta', 'gamma'))
+    discrepancy = dict(
+        student='student alone',
+        teachers=list(teachers),
+        taught=dict(KD='KD from {}', DIST='DIST from {}'))
+    return dict(runs=runs, sweeps=sweeps, discrepancy=discrepancy)
+
+
+def sweep(run: Dict[str, Any], *weights: str) -> Dict[str, Any]:
+    """Every weight with every temperature.
+
+    Args:
+        run (dict): What is swept.
+        *weights (str): Fields of the loss that get the same weight.
+    """
+    options = [{
+        **{
+            LOSS + field: weight
+            for field in weights
+        }, LOSS + 'tau': tau
+    } for weight in WEIGHTS for tau in TEMPERATURES]
+    return dict(run, seeds=[SWEEP_SEED], options=options)
+
+
+def widths(config: str, *channels: int) -> Dict[str, Dict[str, Any]]:
+    """Teachers by the base channels of their ResNet-18, of one seed."""
+    return {
+        f'teacher w{width}':
+        dict(
+            config=config,
+            seeds=[0],
+            options={
+                'model.backbone.base_channels': width,
+                'model.backbone.stem_channels': width,
+                'model.neck.in_channels': [width * 2**i for i in range(4)]
+            })
+        for width in channels
+    }
