@@ -100,10 +100,10 @@ def visualizer_of(cfg: Config, metainfo: dict,
     visualizer = VISUALIZERS.build(dict(cfg.visualizer, vis_backends=[]))
     visualizer.dataset_meta = metainfo
     if classes and len(classes) != len(metainfo['classes']):
-        palette = np.random.default_rng(0).integers(
+        colours = np.random.default_rng(0).integers(
             256, size=(len(classes), 3))
         visualizer.dataset_meta = dict(
-            classes=tuple(classes), palette=palette.tolist())
+            classes=tuple(classes), palette=[*map(tuple, colours.tolist())])
     return visualizer
 
 
