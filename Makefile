@@ -56,7 +56,7 @@ lint: setup
 # needs no model, so an environment of its own; warnings are errors
 docs: VENV := .venv-docs
 docs:
-	test -x $(VENV)/bin/python || $(or $(PYTHON),python3) -m venv $(VENV)
+	$(VENV)/bin/python -m pip --version >/dev/null 2>&1 || $(or $(PYTHON),python3) -m venv --clear $(VENV)
 	$(VENV)/bin/python -m pip install -q -c requirements/constraints.txt -r requirements/docs.txt
 	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build --strict --quiet
 

@@ -228,7 +228,11 @@ def build(model, seed=0):
     """Build a model with MMDetection alone, from a seed."""
     torch.manual_seed(seed)
     with DefaultScope.overwrite_default_scope('mmdet'):
-        return MODELS.build(Config(dict(model=copy.deepcopy(model))).model)
+        built = MODELS.build(Config(dict(model=copy.deepcopy(model))).model)
+    # Deformable DETR leaves what was in memory there until init_weights.
+    if isinstance(getattr(built, 'level_embed', None), torch.nn.Parameter):
+        torch.nn.init.normal_(built.level_embed)
+    return built
 
 
 def save_teacher(model, folder, seed=1, **content):

@@ -20,17 +20,14 @@ def test_tutorial_runs(repo, tmp_path):
         cell.source = cell.source.replace('work_dirs/tutorial', str(tmp_path))
     NotebookClient(
         notebook,
-        timeout=300,
+        timeout=900,
         resources=dict(metadata=dict(
             path=f'{repo}/docs/en/notebooks'))).execute()
-    said = [
-        '\n'.join(texts(cell)) for cell in notebook.cells
-        if cell.cell_type == 'code'
-    ]
-    everything = '\n'.join(said)
-    assert 'is ready: python tools/train.py' in everything
-    assert 'loss_kd_inter' in said[6] and 'loss_kd_intra' in said[6]
-    assert 'mIoU' in said[7]
-    assert '<IPython.core.display.Image' in said[8]
-    assert 'top-1 agreement' in said[9]
+    said = '\n'.join(text for cell in notebook.cells
+                     if cell.cell_type == 'code' for text in texts(cell))
+    for words in ('is ready: python tools/train.py', 'PixelTap pairs',
+                  'loss_kd_inter', 'loss_kd_intra', 'the teacher is right',
+                  'Epoch(test)', '<IPython.core.display.Image',
+                  'top-1 agreement'):
+        assert words in said, said
     assert (tmp_path / 'dist' / 'epoch_5.pth').is_file()

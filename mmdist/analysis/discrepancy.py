@@ -32,7 +32,7 @@ class Discrepancy:
 
     Rows are in the groups 'all', 'foreground' and 'background' (with and
     without an object, where the ground truth says it), 'small', 'medium' and
-    'large' (of objects with boxes, as COCO divides them, in pixels of the
+    'large' (of boxes with an object, as COCO divides them, in pixels of the
     input), and that of their pair (a stage, a level or a head). A row's score
     for a class is, of several anchors, that of the best.
 

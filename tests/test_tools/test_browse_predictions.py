@@ -68,7 +68,7 @@ def test_a_teacher_has_names_of_its_own(prepared, tmp_path, monkeypatch):
 def test_no_data_is_refused(prepared, tmp_path, monkeypatch):
     config, own, other = prepared('retina')
     cfg = Config.fromfile(config)
-    del cfg['val_dataloader']
+    cfg.pop('val_dataloader')
     cfg.dump(str(config))
     with pytest.raises(ValueError, match='STUDENT has no val_dataloader'):
         run(monkeypatch, config, own, config, other)

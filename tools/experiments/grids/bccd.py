@@ -1,8 +1,8 @@
 title = 'Blood cells, detection'
 about = """
 The pairs of [configs/bccd](../../configs/bccd), 205 photographs for training
-and a test split of 72 that is looked at once, by the last checkpoint of each
-run. Teachers are trained with one seed.
+and a test split of 72, which chose nothing: the last checkpoint of each run is
+tested. Teachers are trained with one seed.
 """
 metric = dict(key='coco/bbox_mAP', title='mAP', format='.3f')
 test = True
