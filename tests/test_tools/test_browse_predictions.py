@@ -62,7 +62,13 @@ def test_a_teacher_has_names_of_its_own(prepared, tmp_path, monkeypatch):
     run(monkeypatch, config, own, tmp_path / 'teacher.py',
         teacher['checkpoint'], '--number', 1, '--score-thr', 0, '--out-dir',
         tmp_path / 'out')
-    assert len(list((tmp_path / 'out').iterdir())) == 1
+    run(monkeypatch, config, own, config, own, '--number', 1, '--score-thr', 0,
+        '--out-dir', tmp_path / 'same')
+    other, same = (
+        panels(next((tmp_path / name).iterdir())) for name in ('out', 'same'))
+    for panel in (0, 1):  # the student's are not drawn with these names
+        assert (other[panel] == same[panel]).all()
+    assert (other[2] != same[2]).any()
 
 
 def test_no_data_is_refused(prepared, tmp_path, monkeypatch):

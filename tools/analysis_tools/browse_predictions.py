@@ -25,6 +25,8 @@ from mmdist.models.teacher import Teacher, build_model
 from mmdist.utils import (load_config, run_tool, scope_of, student_of,
                           wrapper_for)
 
+TITLES = ('ground truth', 'student', 'teacher')
+
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
@@ -94,10 +96,12 @@ def draw_class(visualizer: Visualizer, picture: np.ndarray,
 DRAW = dict(mmdet=draw_boxes, mmseg=draw_pixels, mmpretrain=draw_class)
 
 
-def visualizer_of(cfg: Config, metainfo: dict,
+def visualizer_of(cfg: Config, name: str, metainfo: dict,
                   classes: Optional[Sequence[str]]) -> Visualizer:
-    """That of the config, with the names of the classes that are drawn."""
-    visualizer = VISUALIZERS.build(dict(cfg.visualizer, vis_backends=[]))
+    """One like the config's, with the names of the classes that it draws."""
+    # MMEngine has one of a name.
+    visualizer = VISUALIZERS.build(
+        dict(cfg.visualizer, vis_backends=[], name=name))
     visualizer.dataset_meta = metainfo
     if classes and len(classes) != len(metainfo['classes']):
         colours = np.random.default_rng(0).integers(
@@ -113,8 +117,7 @@ def save_row(pictures: List[np.ndarray], path: Path) -> None:
     height, width = pictures[0].shape[:2]
     figure = Figure(
         figsize=(15, 5 * height / width + 0.4), layout='constrained')
-    titles = ('ground truth', 'student', 'teacher')
-    for axes, picture, title in zip(figure.subplots(1, 3), pictures, titles):
+    for axes, picture, title in zip(figure.subplots(1, 3), pictures, TITLES):
         axes.imshow(picture)
         axes.set_title(title)
         axes.axis('off')
@@ -156,7 +159,10 @@ def main() -> None:
     part_of(cfg, 'visualizer')
     student, teacher, names = models_of(args, cfg)
     metainfo = loader.dataset.metainfo
-    sides = [visualizer_of(cfg, metainfo, x) for x in (None, None, names)]
+    sides = [
+        visualizer_of(cfg, title, metainfo, x)
+        for title, x in zip(TITLES, (None, None, names))
+    ]
     args.out_dir.mkdir(parents=True, exist_ok=True)
     found = predictions(loader, [student, teacher], args.number)
     total = min(args.number, len(loader.dataset))
