@@ -95,7 +95,7 @@ def measures(grid: Grid, known: Discrepancies) -> List[Step]:
     return list(dict.fromkeys(needs + missing))
 
 
-def left(steps: List[Step], display: GridDisplay) -> List[Step]:
+def left(steps: Iterable[Step], display: GridDisplay) -> List[Step]:
     """The steps that are not done; what is done already is written down."""
     for step in steps:
         if step.done:
@@ -107,17 +107,19 @@ def carry_on(grid: Grid, args: argparse.Namespace, display: GridDisplay,
              lock: int) -> List[str]:
     """First what is known, then what takes the best of a sweep.
 
+    Measurements are taken as soon as their models are trained.
+
     Returns:
         list[str]: What failed.
     """
     results, failures = display.results, []
-    stages = (lambda: steps_of(grid.plain_runs(), results),
-              lambda: measures(grid, display.discrepancies),
+    stages = (lambda: measures(grid, display.discrepancies) + steps_of(
+        grid.plain_runs(), results),
               lambda: steps_of(grid.best_runs(results), results))
     for stage in stages:
         with display.status:
             failures += carry_out(
-                left(stage(), display),
+                left(dict.fromkeys(stage()), display),
                 display,
                 lock,
                 args.jobs,
