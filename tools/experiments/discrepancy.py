@@ -28,7 +28,7 @@ class Measure(Step):
         """The command after ``python``."""
         models = [
             short(path) for run in (self.student, self.run)
-            for path in (run.whole_config, run.checkpoint)
+            for path in (run.train.given_config, run.checkpoint)
         ]
         return [TOOL, *models, '--out-dir', short(self.folder)]
 
