@@ -5,7 +5,7 @@ writes, the words those of the grids.
 """
 import argparse
 from pathlib import Path
-from typing import Any, Dict, Iterator, List
+from typing import Any, Dict, Iterator, List, Tuple
 
 import pandas as pd
 from experiments.discrepancy import Measure
@@ -25,7 +25,7 @@ seed, in a CSV file that is named with the tables. The page is written by
 brackets; ± is the standard deviation of one run (n - 1). Minutes are of one
 training, two at a time on two cores that other work shared.
 """
-# What is shown of the discrepancy, of all rows.
+# What is shown of the discrepancy, of labelled rows.
 MEASURES = ('kl', 'inter', 'intra', 'top-1 agreement')
 
 
@@ -178,7 +178,7 @@ class Report:
     def text_of_teachers(self) -> Iterator[str]:
         """The table and the figure of teachers."""
         yield ('Stronger teachers, and how far the student that was trained '
-               'alone (its first seed) is from each, of all rows:')
+               'alone (its first seed) is from each on rows with a label:')
         yield markdown(self.teacher_table())
         if self.known.path.exists():
             yield (f'By groups of rows: [{self.known.path.name}]'
@@ -205,6 +205,18 @@ class Report:
         figure.savefig(self.folder / f'{self.grid.name}.png', dpi=110)
         return True
 
+    def points(self, measure: str,
+               pattern: str) -> List[Tuple[float, float, float]]:
+        """Of each teacher a measure, the mean and the deviation of what its
+        students reach, by the measure."""
+        points = []
+        for teacher in self.grid.teachers:
+            found = self.measured(teacher)
+            values = self.rows_of(pattern.format(teacher)).metric
+            if found and len(values):
+                points.append((found[measure], values.mean(), values.std()))
+        return sorted(points)
+
     def draw_teachers(self) -> bool:
         """The students' metric by the discrepancy of their teachers."""
         known = [t for t in self.grid.teachers if self.measured(t)]
@@ -213,15 +225,10 @@ class Report:
         figure, panels = new_figure(12, 4, len(MEASURES))
         for axes, name in zip(panels, MEASURES):
             for title, pattern in self.taught.items():
-                rows = [
-                    self.rows_of(pattern.format(t))['metric'] for t in known
-                ]
-                axes.errorbar([self.measured(t)[name] for t in known],
-                              [r.mean() for r in rows],
-                              [r.std() for r in rows],
-                              fmt='o',
-                              capsize=3,
-                              label=title)
+                points = self.points(name, pattern)
+                if points:
+                    axes.errorbar(
+                        *zip(*points), fmt='o-', capsize=3, label=title)
             axes.set(xlabel=name)
             axes.grid(alpha=0.3)
         panels[0].set(ylabel=self.grid.metric.title)

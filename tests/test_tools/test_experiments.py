@@ -281,8 +281,9 @@ def test_report_has_means_and_deviations(tools, grid, results, tmp_path):
     measured = tools['experiments.discrepancy'].Measure(
         read.first('alone'), read.first('teacher'))
     row = dict.fromkeys(known.columns, 0.25)
-    known.append(row | dict(group='all', key=measured.key))
-    known.append(row | dict(group='all', key='of-others', kl=9.))
+    known.append(row | dict(group='foreground', key=measured.key))
+    known.append(row | dict(group='all', key=measured.key, kl=7.))
+    known.append(row | dict(group='foreground', key='of-others', kl=9.))
     report = tools['report_experiments'].Report(tmp_path / 'toy.py', tmp_path)
     text = '\n\n'.join(report.text())
     spread = np.std([20., 24.], ddof=1)

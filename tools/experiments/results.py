@@ -117,9 +117,9 @@ class Discrepancies(Table):
                       for group, values in step.output().items()))
 
     def of(self, step: Any) -> Dict[str, Any]:
-        """What was measured of all rows; empty if nothing was."""
+        """What was measured of labelled rows; empty if nothing was."""
         rows = self.rows[(self.rows.key == step.key)
-                         & (self.rows.group == 'all')]
+                         & (self.rows.group == 'foreground')]
         return rows.iloc[-1].to_dict() if len(rows) else {}
 
 
