@@ -8,7 +8,10 @@ import os
 from pathlib import Path
 
 from mmdist.models.teacher import build_model
-from mmdist.utils import find_config, load_config, run_tool, wrapper_for
+from mmdist.utils import (class_names_of, find_config, load_config, run_tool,
+                          wrapper_for)
+
+ROOT = Path(__file__).resolve().parents[1]
 
 TEMPLATE = '''_base_ = {base!r}
 custom_imports = dict(imports={imports!r})
@@ -18,9 +21,9 @@ model = dict(
     student={{{{_base_.model}}}},
     teacher=dict(
         config={teacher!r},
-        checkpoint={checkpoint!r}{more}),
+        checkpoint={checkpoint!r}{class_map}),
     distill_loss=dict(
-        type='mmdist.DISTLoss', beta={weight}, gamma={weight}, tau=1.0))
+        type='mmdist.DISTLoss', beta={weight}, gamma={weight}, tau=1.0){tap})
 '''
 
 
@@ -38,6 +41,11 @@ def parse_args():
         help='the teacher knows more classes; those of the training set are '
         'found by their names')
     parser.add_argument(
+        '--align',
+        choices=['boxes'],
+        help='for a teacher of another family: it answers for the boxes of '
+        'the student')
+    parser.add_argument(
         '--out', type=Path, help='default: ./dist_<name of the student>')
     parser.add_argument(
         '--force', action='store_true', help='overwrite an existing file')
@@ -49,6 +57,13 @@ def imports_of(cfg):
     imports = (cfg.get('custom_imports') or {}).get('imports') or []
     imports = [imports] if isinstance(imports, str) else [*imports]
     return [*imports, *(['mmdist'] if 'mmdist' not in imports else [])]
+
+
+def place_of(path):
+    """What the config says of a teacher's file: trainings start in the
+    checkout, so that a path from elsewhere must be whole."""
+    here = Path.cwd().resolve() == ROOT
+    return path if here or not os.path.exists(path) else os.path.abspath(path)
 
 
 def base_of(student, folder):
@@ -75,19 +90,22 @@ def main():
         imports=imports_of(cfg),
         wrapper=wrapper,
         weight=weight,
-        teacher=args.teacher,
-        checkpoint=args.checkpoint,
-        more=f',\n        class_map={args.class_map!r}'
-        if args.class_map else '')
+        teacher=place_of(args.teacher),
+        checkpoint=place_of(args.checkpoint),
+        class_map=f',\n        class_map={args.class_map!r}'
+        if args.class_map else '',
+        tap=f',\n    tap=dict(align={args.align!r})' if args.align else '')
     out.parent.mkdir(parents=True, exist_ok=True)
     part = out.with_name(f'_partial_{out.name}')
     part.write_text(text)
     try:
-        build_model(str(part), 'model')
+        model = build_model(str(part), 'model')[0]
+        model.compare_classes(class_names_of(cfg))
         part.replace(out)
     finally:
         part.unlink(missing_ok=True)
-    print(f'{out} is ready: python tools/train.py {out}')
+    train = os.path.relpath(ROOT / 'tools' / 'train.py')
+    print(f'{out} is ready: python {train} {out}')
 
 
 if __name__ == '__main__':

@@ -4,6 +4,7 @@ The numbers are those of the CSV files that ``tools/run_experiments.py``
 writes, the words those of the grids.
 """
 import argparse
+import os
 from pathlib import Path
 from typing import Any, Dict, Iterator, List, Tuple
 
@@ -37,7 +38,10 @@ def parse_args() -> argparse.Namespace:
         type=Path,
         help='default: all of tools/experiments/grids')
     parser.add_argument(
-        '--results', type=Path, default=ROOT / 'docs' / 'en' / 'results')
+        '--results',
+        type=Path,
+        default=ROOT / 'docs' / 'en' / 'results',
+        help='folder of the files GRID.csv (default: docs/en/results)')
     parser.add_argument(
         '--out', type=Path, default=ROOT / 'docs' / 'en' / 'results.md')
     args = parser.parse_args()
@@ -52,9 +56,11 @@ class Report:
     Args:
         path (Path): The grid.
         folder (Path): Of its CSV files, and of figures.
+        page (Path): What is written, for links.
     """
 
-    def __init__(self, path: Path, folder: Path) -> None:
+    def __init__(self, path: Path, folder: Path, page: Path) -> None:
+        self.page = page
         self.grid, self.folder = Grid(path, ROOT / 'work_dirs'), folder
         self.results = Results(folder / f'{path.stem}.csv')
         self.known = Discrepancies(folder / f'{path.stem}_discrepancy.csv')
@@ -62,6 +68,10 @@ class Report:
             *self.grid.plain_runs(), *self.grid.best_runs(self.results)
         ]
         self.field = 'test' if self.grid.test else 'metric'
+
+    def link(self, name: str) -> str:
+        """A file of the folder, as the page names it."""
+        return os.path.relpath(self.folder / name, self.page.parent)
 
     def refuse_other_rows(self) -> None:
         """Raise ValueError if the results are of another grid."""
@@ -162,9 +172,9 @@ class Report:
         yield self.grid.about.strip()
         yield markdown(self.main_table())
         yield (f'Every training: [{self.results.path.name}]'
-               f'(results/{self.results.path.name}).')
+               f'({self.link(self.results.path.name)}).')
         if self.draw_runs():
-            yield f'![runs](results/{self.grid.name}.png)'
+            yield f'![runs]({self.link(self.grid.name)}.png)'
         for sweep in self.grid.sweeps:
             table = self.sweep_table(sweep)
             if len(table):
@@ -182,9 +192,9 @@ class Report:
         yield markdown(self.teacher_table())
         if self.known.path.exists():
             yield (f'By groups of rows: [{self.known.path.name}]'
-                   f'(results/{self.known.path.name}).')
+                   f'({self.link(self.known.path.name)}).')
         if self.draw_teachers():
-            yield f'![teachers](results/{self.grid.name}_teachers.png)'
+            yield f'![teachers]({self.link(self.grid.name)}_teachers.png)'
 
     def draw_runs(self) -> bool:
         """A point a seed and a line for the mean, a row a run."""
@@ -254,10 +264,12 @@ def main() -> None:
     args = parse_args()
     parts = [HEAD.strip()]
     for path in args.grids:
-        report = Report(path, args.results)
-        if len(report.results.rows):
-            report.refuse_other_rows()
-            parts += [part for part in report.text() if part]
+        report = Report(path, args.results, args.out)
+        if not len(report.results.rows):
+            print(f'{report.results.path} has no results yet: left out')
+            continue
+        report.refuse_other_rows()
+        parts += [part for part in report.text() if part]
     args.out.write_text('\n\n'.join(parts) + '\n')
     print(f'Wrote {args.out}')
 

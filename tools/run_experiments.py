@@ -26,7 +26,9 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         '--work-dir', type=Path, help='default: work_dirs/experiments/GRID')
     parser.add_argument(
-        '--results', type=Path, help='default: docs/en/results/GRID.csv')
+        '--results',
+        type=Path,
+        help='a CSV file (default: docs/en/results/GRID.csv)')
     parser.add_argument(
         '--jobs', type=int, default=2, help='trainings at a time (default: 2)')
     parser.add_argument(

@@ -258,8 +258,9 @@ class TeacherMonitor:
             part for name, loss in losses.items() if 'loss' in name
             for part in (loss if isinstance(loss, (list, tuple)) else [loss])
         ], logits)
-        MessageHub.get_current_instance().update_scalar(
-            'train/kd_grad_ratio', kd / own if own else 0.)
+        if own:  # with alpha=0 it may have none
+            MessageHub.get_current_instance().update_scalar(
+                'train/kd_grad_ratio', kd / own)
         self._without_gradient = 0 if kd else self._without_gradient + 1
         if self._without_gradient == self.iters:
             self._warn('No term of distillation has had a gradient in '

@@ -89,6 +89,23 @@ def check_enough_names(teacher: Names, number: int) -> None:
             f'{", ".join(teacher)}')
 
 
+def check_all_named(teacher: Names, number: Optional[int]) -> None:
+    """Make sure that the names are of all that the teacher predicts.
+
+    Args:
+        teacher (Sequence[str], optional): The teacher's names.
+        number (int, optional): Classes that it predicts.
+
+    Raises:
+        ValueError: If both are known and differ.
+    """
+    if teacher and number and len(teacher) != number:
+        raise ValueError(
+            f'{FIELD} goes by names, but model.teacher predicts {number} '
+            f'classes and names {len(teacher)}: {", ".join(teacher)}; name '
+            'the config with which it was trained, or list labels instead')
+
+
 def check_named_map(spec: Sequence[Any], teacher: Names,
                     student: Names) -> None:
     """Make sure that a map by names does not swap classes of one name.

@@ -151,6 +151,15 @@ def test_the_ratio_of_gradients_is_logged(trained, tmp_path):
     assert scalar.current() == pytest.approx(1 / 3, rel=1e-5)
 
 
+def test_no_ratio_without_gradients_of_the_student(trained, tmp_path):
+    """With alpha=0 nothing but distillation may reach the logits."""
+    logits = torch.randn(6, NUM_CLASSES, requires_grad=True)
+    TeacherMonitor().watch([], [logits], dict(loss_kd=logits.square().sum()),
+                           dict(loss_ce=0 * logits.sum()))
+    assert 'train/kd_grad_ratio' not in \
+        MessageHub.get_current_instance().log_scalars
+
+
 def test_gradients_are_left_as_they_were(trained, tmp_path):
     """Looking at gradients writes none, and a backward is still possible."""
     wrapper = distil(trained, tmp_path, steps=1)

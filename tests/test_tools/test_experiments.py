@@ -262,7 +262,8 @@ def test_results_of_another_grid_are_not_reported(tools, grid, results,
                                                   tmp_path):
     finish(results, by_name(grid())['alone', 0], 20.)
     grid(GRID.replace('fpn_r18-w12_5e_digits', 'fpn_r18-w24_5e_digits'))
-    report = tools['report_experiments'].Report(tmp_path / 'toy.py', tmp_path)
+    report = tools['report_experiments'].Report(tmp_path / 'toy.py', tmp_path,
+                                                tmp_path / 'a' / 'page.md')
     with pytest.raises(ValueError, match='toy.csv'):
         report.refuse_other_rows()
 
@@ -284,7 +285,8 @@ def test_report_has_means_and_deviations(tools, grid, results, tmp_path):
     known.append(row | dict(group='foreground', key=measured.key))
     known.append(row | dict(group='all', key=measured.key, kl=7.))
     known.append(row | dict(group='foreground', key='of-others', kl=9.))
-    report = tools['report_experiments'].Report(tmp_path / 'toy.py', tmp_path)
+    report = tools['report_experiments'].Report(tmp_path / 'toy.py', tmp_path,
+                                                tmp_path / 'a' / 'page.md')
     text = '\n\n'.join(report.text())
     spread = np.std([20., 24.], ddof=1)
     assert f'| alone | 22.0 ± {spread:.1f} (2) |' in text
@@ -293,6 +295,7 @@ def test_report_has_means_and_deviations(tools, grid, results, tmp_path):
     row = '| teacher | 70.0 (1) | 0.250 | 0.250 | 0.250 | 0.250 | 30.5 ± 0.7 '
     assert row in text
     assert text.endswith('So it is.')
+    assert '![runs](../toy.png)' in text
     for name in ('toy.png', 'toy_teachers.png'):
         assert (tmp_path / name).stat().st_size > 5000
 

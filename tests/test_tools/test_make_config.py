@@ -4,6 +4,7 @@ import runpy
 import sys
 
 import pytest
+import torch
 from mmengine.config import Config
 
 from tests import helpers, segmentors
@@ -53,6 +54,56 @@ def test_it_writes_a_config_that_trains(scope, wrapper, tmp_path, monkeypatch):
     run(TRAIN, monkeypatch, out, '--work-dir', tmp_path / 'run')
     log, = (tmp_path / 'run').glob('*/vis_data/scalars.json')
     assert 'loss_kd_inter' in log.read_text()
+
+
+def test_paths_hold_wherever_it_was_written(tmp_path, monkeypatch):
+    """Trainings start in the checkout."""
+    student, weights = prepare('mmdet', tmp_path)
+    monkeypatch.chdir(tmp_path)
+    run(TOOL, monkeypatch, 'student.py', 'student.py', osp.basename(weights))
+    teacher = Config.fromfile('dist_student.py').model.teacher
+    assert teacher == dict(config=str(student), checkpoint=weights)
+    monkeypatch.chdir(ROOT)
+    run(TRAIN, monkeypatch, tmp_path / 'dist_student.py', '--work-dir',
+        tmp_path / 'run')
+    assert (tmp_path / 'run' / 'epoch_1.pth').is_file()
+
+
+def test_classes_of_other_names_are_refused(tmp_path, monkeypatch):
+    """Before a training, as it would in its first iteration."""
+    student, weights = prepare('mmdet', tmp_path)
+    names = Config.fromfile(
+        str(student)).train_dataloader.dataset.metainfo.classes
+    content = torch.load(weights, weights_only=True)
+    content['meta'] = dict(dataset_meta=dict(classes=names[::-1]))
+    torch.save(content, weights)
+    with pytest.raises(ValueError, match='label 0 is'):
+        run(TOOL, monkeypatch, student, student, weights, '--out',
+            tmp_path / 'mine.py')
+    run(TOOL, monkeypatch, student, student, weights, '--class-map', 'names',
+        '--out', tmp_path / 'mine.py')
+    content['meta'] = dict(dataset_meta=dict(classes=[*'xyz']))
+    torch.save(content, weights)
+    with pytest.raises(ValueError, match='has no class'):
+        run(TOOL, monkeypatch, student, student, weights, '--class-map',
+            'names', '--out', tmp_path / 'other.py')
+    assert not (tmp_path / 'other.py').exists()
+
+
+def test_a_teacher_of_another_family(tmp_path, monkeypatch):
+    """The sentence that refuses it names the way, which works."""
+    student, _ = prepare('mmdet', tmp_path)
+    teacher = helpers.save_teacher(helpers.detector('faster'), tmp_path)
+    config = tmp_path / 'faster.py'
+    Config(dict(model=teacher['config'],
+                default_scope='mmdet')).dump(str(config))
+    models = student, config, teacher['checkpoint']
+    with pytest.raises(ValueError, match=r"tap=dict\(align='boxes'\)"):
+        run(TOOL, monkeypatch, *models, '--out', tmp_path / 'mine.py')
+    run(TOOL, monkeypatch, *models, '--align', 'boxes', '--out',
+        tmp_path / 'mine.py')
+    cfg = Config.fromfile(str(tmp_path / 'mine.py'))
+    assert cfg.model.tap == dict(align='boxes')
 
 
 def test_imports_of_the_student_are_kept(tmp_path, monkeypatch):

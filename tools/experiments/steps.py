@@ -412,7 +412,7 @@ def failure(step: Step, code: int) -> str:
     """What is to be said of a step that ended with an exit code."""
     what = f'failed with exit code {code}' if code else (
         f'ended without its {"checkpoint or " * (step.stage == "train")}'
-        f'{step.run.metric.key}')
+        f'{step.run.metric.key} (a detector that finds nothing has none)')
     return f'Stopped because "{step.name}" {what}; see {short(step.log)}.'
 
 

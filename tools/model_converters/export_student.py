@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from mmengine.config import Config
 from mmengine.registry import DefaultScope
-from safetensors.torch import save_file
+from safetensors.torch import save
 
 from mmdist.models.teacher import build_model
 from mmdist.utils import (allow_mmengine_checkpoints, run_tool, scope_of,
@@ -71,9 +71,10 @@ def write(path, weights, meta):
     """A file of PyTorch or safetensors, by the suffix."""
     # Heads of one module share their memory, which safetensors refuses.
     weights = {n: w.clone().contiguous() for n, w in weights.items()}
+    path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f'{path.name}.partial')
     if path.suffix == '.safetensors':
-        save_file(weights, part)
+        part.write_bytes(save(weights))  # save_file lets the owner alone read
     else:
         torch.save(dict(meta=meta, state_dict=weights), part)
     part.replace(path)

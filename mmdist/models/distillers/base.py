@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from mmdist.engine import TeacherMonitor
 from mmdist.registry import MODELS
-from ..class_names import (check_class_names, check_enough_names,
-                           check_named_map, class_map_of)
+from ..class_names import (check_all_named, check_class_names,
+                           check_enough_names, check_named_map, class_map_of)
 from ..losses.base import LogitLoss, check_weight
 from ..taps import LogitPair, TeacherBatch, build_tap, tensors_in, watch_method
 from ..teacher import Teacher, build_model, preserve_rng
@@ -86,6 +86,7 @@ class BaseDistiller(BaseModel):
         self._check_kind(self.kd_teacher.model, 'model.teacher.config')
         self.tap = build_tap(model, **(tap or {}))
         self._connect_tap(self._class_map_now())
+        self._check_names_of_teacher()
         self.distill_loss = _build_logit_loss(distill_loss)
         if mimic_loss is not None:
             self.distiller = nn.ModuleDict(
@@ -223,7 +224,7 @@ class BaseDistiller(BaseModel):
             ValueError: If the training set's classes are not the teacher's.
         """
         if not self._saw_classes:
-            self._compare_classes()
+            self.compare_classes(_training_classes())
             self._saw_classes = True
         if not self.kd_scale:
             losses = self.kd_student.loss(inputs, data_samples)
@@ -293,15 +294,31 @@ class BaseDistiller(BaseModel):
                 f'`{self.tap.method}`: nothing can be distilled from it')
         return losses, calls, extracted
 
-    def _compare_classes(self) -> None:
-        """Compare names as soon as those of the training set are known."""
-        names_t, names_s = self.kd_teacher.class_names, _training_classes()
+    def compare_classes(self, names_s: Optional[Sequence[str]]) -> None:
+        """Compare names as soon as those of the training set are known.
+
+        Args:
+            names_s (Sequence[str], optional): Those of the training set.
+
+        Raises:
+            ValueError: If student and teacher predict other classes, or
+                `class_map` is impossible.
+        """
+        names_t = self.kd_teacher.class_names
         if self.kd_teacher.class_map is None:
             check_class_names(names_t, names_s)
         elif self.kd_teacher.class_map == 'names':
             self._connect_tap(class_map_of('names', names_t, names_s))
         else:
             check_named_map(self.kd_teacher.class_map, names_t, names_s)
+
+    def _check_names_of_teacher(self) -> None:
+        """A map by names needs the names of all that the teacher predicts."""
+        spec, names = self.kd_teacher.class_map, self.kd_teacher.class_names
+        head = self.kd_teacher.model.get_submodule(self.tap.teacher_heads[-1])
+        number = getattr(head, 'num_classes', None)
+        if spec is not None and not all(isinstance(x, int) for x in spec):
+            check_all_named(names, number)
 
     def _connect_tap(self, class_map: Optional[List[int]]) -> None:
         self.tap.connect(self.kd_student, self.kd_teacher.model, class_map)

@@ -1,3 +1,4 @@
+import inspect
 from typing import Any, Dict, Type
 
 from torch import nn
@@ -46,11 +47,13 @@ def build_tap(student: nn.Module, **options: Any) -> LogitTap:
 
 def _build(tap: Type[LogitTap], student: nn.Module, options: Dict[str, Any],
            **parts: Any) -> LogitTap:
-    try:
-        built = tap(student, **parts, **options)
-    except TypeError as error:
-        raise ValueError(f'model.tap: {tap.__name__} does not take '
-                         f'{sorted(options)} ({error})') from error
+    known = set(inspect.signature(tap).parameters) - {'student', *parts}
+    unknown = sorted(set(options) - known)
+    if unknown:
+        raise ValueError(
+            f'model.tap: {tap.__name__} does not take {", ".join(unknown)}, '
+            f'but {", ".join(sorted(known)) or "no options"}')
+    built = tap(student, **parts, **options)
     if not built.heads:
         raise ValueError(
             f'model.student is a {type(student).__name__} whose heads are '

@@ -292,7 +292,9 @@ class LogitTap(metaclass=ABCMeta):
                 f'model.teacher.config is a {type(teacher).__name__}, which '
                 f'has no class logits for {self.instances}, but the student '
                 f'is a {type(student).__name__} and learns from those; '
-                'choose a teacher of the same kind')
+                'choose a teacher of the same kind, or let one of another '
+                "kind answer for the student's boxes: model.tap="
+                "dict(align='boxes')")
         self.check_pairable(student, teacher)
 
     def _find_teacher(self, teacher: nn.Module) -> List[str]:

@@ -342,6 +342,19 @@ def test_names_that_the_teacher_lacks_are_refused(data, tmp_path):
     assert not list((tmp_path / 'run').glob('*.pth'))
 
 
+def test_names_of_some_of_a_teachers_classes_are_refused(tmp_path):
+    """They would be taken for the first ones."""
+    teacher = save_teacher(
+        detector('retina', bbox_head=dict(num_classes=5)),
+        tmp_path,
+        meta=dict(dataset_meta=dict(classes=('disc', 'bar', 'square'))))
+    for class_map in ('names', ['disc', 'bar', 'square'], ['disc', 1, 2]):
+        refused(
+            detector('retina'), dict(teacher, class_map=class_map),
+            'predicts 5 classes and names 3: disc, bar, square')
+    build_distiller(detector('retina'), dict(teacher, class_map=[0, 1, 4]))
+
+
 def test_names_of_a_smaller_teacher_are_refused(tmp_path):
     """When the model is built: no training set can have them all."""
     teacher = save_teacher(
