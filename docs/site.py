@@ -15,8 +15,7 @@ from mkdocs.structure.pages import Page
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = 'docs/en/'
 # what a page may link to, beside the pages
-COPIED = ('configs/**/*.py', 'tools/**/*.py', 'tools/*.sh',
-          'requirements/*.txt', 'mmdist/**/*.py', 'LICENSE')
+COPIED = ('configs/**/*.py', 'tools/**/*.py', 'requirements/*.txt', 'LICENSE')
 LINK = re.compile(r'(\]\()([^)#\s:]+)((?:#[^)\s]*)?\))')
 
 

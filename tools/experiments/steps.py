@@ -367,7 +367,7 @@ def carry_out(steps: List[Step],
             time.sleep(POLL_SECONDS)
             failures += look_after(running, display)
             if failures and not keep_going:
-                raise SystemExit('\n'.join(failures))
+                raise SystemExit(f'Stopped because {"; ".join(failures)}')
     finally:
         for attempt in running:
             attempt.stop()
@@ -413,7 +413,7 @@ def failure(step: Step, code: int) -> str:
     what = f'failed with exit code {code}' if code else (
         f'ended without its {"checkpoint or " * (step.stage == "train")}'
         f'{step.run.metric.key} (a detector that finds nothing has none)')
-    return f'Stopped because "{step.name}" {what}; see {short(step.log)}.'
+    return f'"{step.name}" {what}; see {short(step.log)}'
 
 
 def end_like_ctrl_c() -> None:
