@@ -322,8 +322,9 @@ def _gradient_of_p(rows: Rows, of_rows: Tensor, columns: Sequence[Tensor],
 def _through(activation: str, rows: Rows, axis: int, out: Tensor) -> None:
     """Backward through the activation, in place."""
     if activation == 'softmax':
-        out -= torch.mul(out, rows.p, out=rows.q).sum(axis, True)
-        out *= rows.p
+        product = torch.mul(out, rows.p, out=rows.q)
+        total = product.sum(axis, True)
+        torch.addcmul(product, rows.p, total, value=-1, out=out)
     else:
         out *= rows.p
         out.addcmul_(out, rows.p, value=-1)
