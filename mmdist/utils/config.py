@@ -50,6 +50,9 @@ def find_config(name: str, field: str) -> str:
 def load_config(source: Union[str, dict], field: str) -> Config:
     """Load the config of a student or teacher.
 
+    Of a config that distils it is the student that is meant, whose
+    checkpoints that training writes: a student may teach others.
+
     Args:
         source (str | dict): A path, a ``'package::path'``, or the model dict
             itself.
@@ -62,6 +65,23 @@ def load_config(source: Union[str, dict], field: str) -> Config:
         FileNotFoundError: If there is no such config.
         ValueError: If it is no config of a model.
     """
+    cfg = _load(source, field)
+    if _distils(cfg.model):
+        preprocessor = cfg.model.get('data_preprocessor')
+        cfg.model = _load(cfg.model.student, f'model.student of {field}').model
+        if preprocessor:  # as the wrapper does
+            cfg.model.setdefault('data_preprocessor', preprocessor)
+        if _distils(cfg.model):
+            raise ValueError(f'{field}={source!r} distils a config that '
+                             'distils; name that of a plain model')
+    return cfg
+
+
+def _distils(model: dict) -> bool:
+    return 'student' in model and 'distill_loss' in model
+
+
+def _load(source: Union[str, dict], field: str) -> Config:
     if isinstance(source, (dict, ConfigDict)):
         if 'type' not in source:
             raise ValueError(f'{field} has no `type`, the name of its model')
@@ -158,6 +178,6 @@ def student_of(model: dict) -> dict:
     Returns:
         dict: A model dict.
     """
-    if 'student' not in model or 'distill_loss' not in model:
+    if not _distils(model):
         return model
     return load_config(model['student'], 'model.student').model

@@ -236,6 +236,33 @@ def test_student_of_a_plain_model_is_the_model():
     assert student_of(model) is model
 
 
+def test_a_config_that_distils_stands_for_its_student(tmp_path):
+    """Its checkpoints are the student's, which may teach others."""
+    model = detector('retina')
+    own = dict(type='DetDataPreprocessor', mean=[1.] * 3)
+    plain = {k: v for k, v in model.items() if k != 'data_preprocessor'}
+    path = str(tmp_path / 'dist.py')
+    Config(
+        dict(
+            data_preprocessor=own,
+            default_scope='mmdet',
+            model=dict(
+                type='mmdist.DistillDetector', student=plain,
+                distill_loss={}))).dump(path)
+    cfg = load_config(path, 'model.teacher.config')
+    assert cfg.model.to_dict() == dict(plain, data_preprocessor=own)
+    assert scope_of(cfg) == 'mmdet'
+
+
+def test_a_config_that_distils_itself_is_refused(tmp_path):
+    """By a sentence, not without end."""
+    path = tmp_path / 'dist.py'
+    path.write_text("model = dict(type='mmdist.DistillDetector', "
+                    f"student='{path}', distill_loss=dict())")
+    words = sentence(load_config, str(path), 'model.student')
+    assert 'name that of a plain model' in words
+
+
 def test_student_of_a_distiller_is_its_student(tmp_path):
     """Given as a dict, a path or a package name."""
     model = detector('retina')

@@ -1,4 +1,5 @@
 """The wrapper: a student that also learns from a teacher."""
+import inspect
 from collections import defaultdict
 from contextlib import ExitStack
 from typing import (Any, ContextManager, Dict, List, Optional, Sequence, Set,
@@ -399,8 +400,9 @@ def _refuse_unknown(fields: Dict[str, Any], name: str) -> None:
         raise ValueError(
             f'{name} has no field {", ".join(map(repr, fields))} but student, '
             'teacher, distill_loss, alpha, mimic_loss, tap and '
-            'strict_teacher; correct the spelling, or write _delete_=True in '
-            '`model` if a base config has the others')
+            'strict_teacher; correct the spelling, put what is the '
+            "student's into model.student, or write _delete_=True in `model` "
+            'if a base config has the others')
 
 
 def _refuse_missing(fields: Dict[str, Any]) -> None:
@@ -427,7 +429,18 @@ def _build_loss(cfg: dict, field: str) -> nn.Module:
     try:
         return MODELS.build(cfg)
     except (KeyError, TypeError) as error:
-        raise ValueError(f'model.{field}: {error}') from error
+        raise ValueError(f'model.{field}: {error}{_help_with(cfg)}') from error
+
+
+def _help_with(cfg: dict) -> str:
+    """What MMEngine does not say of a type or an argument that it refuses."""
+    name = str(cfg.get('type')) if isinstance(cfg, dict) else ''
+    loss = MODELS.get(f'{MODELS.scope}.{name.rpartition(".")[2]}')
+    if loss is None:
+        return ''
+    full = f'{MODELS.scope}.{loss.__name__}'
+    fields = ', '.join(inspect.signature(loss).parameters)
+    return f'; {full} takes {fields}' if name == full else f'; write {full}'
 
 
 def _build_logit_loss(cfg: dict) -> LogitLoss:

@@ -8,8 +8,8 @@ import torch
 from mmengine.config import Config
 
 from tests.helpers import (DENSE, NUM_CLASSES, TWO_STAGE, assert_same, batch,
-                           build, build_distiller, detector, flat, gradients,
-                           prepared, save_teacher, total)
+                           build, build_distiller, detector, distiller_cfg,
+                           flat, gradients, prepared, save_teacher, total)
 
 # What switches distillation off.
 OFF = dict(
@@ -224,6 +224,19 @@ def test_student_of_a_package(tmp_path):
     assert wrapper.backbone.depth == 18
     assert wrapper.backbone.conv1.out_channels == 64
     assert wrapper.bbox_head.num_classes == 80
+
+
+def test_a_student_teaches_another(make, tmp_path):
+    """With the config and the checkpoint of its own training."""
+    first = initialised(make('retina'))
+    path, checkpoint = (str(tmp_path / name) for name in ('a.py', 'a.pth'))
+    model = distiller_cfg(
+        detector('retina'), save_teacher(detector('faster'), tmp_path))
+    Config(dict(default_scope='mmdet', model=model)).dump(path)
+    torch.save(dict(state_dict=first.state_dict()), checkpoint)
+    wrapper = build_distiller(
+        detector('retina'), dict(config=path, checkpoint=checkpoint))
+    assert_same(wrapper.teacher.model.state_dict(), first.state_dict())
 
 
 def test_teacher_is_in_no_module_tree(make):
