@@ -7,9 +7,12 @@ import argparse
 import os
 from pathlib import Path
 
-from mmdist.models.teacher import build_model
+from mmengine.config import Config
+from mmengine.registry import DefaultScope
+
+from mmdist.registry import MODELS
 from mmdist.utils import (class_names_of, find_config, load_config, run_tool,
-                          wrapper_for)
+                          scope_of, wrapper_for)
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -99,7 +102,8 @@ def main():
     part = out.with_name(f'_partial_{out.name}')
     part.write_text(text)
     try:
-        model = build_model(str(part), 'model')[0]
+        with DefaultScope.overwrite_default_scope(scope_of(cfg)):
+            model = MODELS.build(Config.fromfile(part).model)
         model.compare_classes(class_names_of(cfg))
         part.replace(out)
     finally:

@@ -66,14 +66,16 @@ def load_config(source: Union[str, dict], field: str) -> Config:
         ValueError: If it is no config of a model.
     """
     cfg = _load(source, field)
-    if _distils(cfg.model):
+    seen = [source]
+    while _distils(cfg.model):
+        student = cfg.model.student
+        if student in seen:
+            raise ValueError(f'{field}={student!r} is its own student')
+        seen.append(student)
         preprocessor = cfg.model.get('data_preprocessor')
-        cfg.model = _load(cfg.model.student, f'model.student of {field}').model
+        cfg.model = _load(student, f'model.student of {field}').model
         if preprocessor:  # as the wrapper does
             cfg.model.setdefault('data_preprocessor', preprocessor)
-        if _distils(cfg.model):
-            raise ValueError(f'{field}={source!r} distils a config that '
-                             'distils; name that of a plain model')
     return cfg
 
 
@@ -178,6 +180,4 @@ def student_of(model: dict) -> dict:
     Returns:
         dict: A model dict.
     """
-    if not _distils(model):
-        return model
-    return load_config(model['student'], 'model.student').model
+    return load_config(model, 'model').model if _distils(model) else model

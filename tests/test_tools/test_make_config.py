@@ -69,6 +69,17 @@ def test_paths_hold_wherever_it_was_written(tmp_path, monkeypatch):
     assert (tmp_path / 'run' / 'epoch_1.pth').is_file()
 
 
+def test_what_it_writes_may_be_a_student_and_a_teacher(tmp_path, monkeypatch):
+    """A config that distils stands for its student."""
+    student, weights = prepare('mmdet', tmp_path)
+    monkeypatch.chdir(tmp_path)
+    run(TOOL, monkeypatch, 'student.py', 'student.py', weights)
+    run(TOOL, monkeypatch, 'dist_student.py', 'dist_student.py', weights)
+    again = Config.fromfile('dist_dist_student.py').model
+    assert again.type == again.student.type == 'mmdist.DistillDetector'
+    assert again.teacher.config == str(tmp_path / 'dist_student.py')
+
+
 def test_classes_of_other_names_are_refused(tmp_path, monkeypatch):
     """Before a training, as it would in its first iteration."""
     student, weights = prepare('mmdet', tmp_path)

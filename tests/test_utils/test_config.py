@@ -252,6 +252,8 @@ def test_a_config_that_distils_stands_for_its_student(tmp_path):
     cfg = load_config(path, 'model.teacher.config')
     assert cfg.model.to_dict() == dict(plain, data_preprocessor=own)
     assert scope_of(cfg) == 'mmdet'
+    twice = dict(type='mmdist.DistillDetector', student=path, distill_loss={})
+    assert load_config(twice, 'model.student').model.type == model['type']
 
 
 def test_a_config_that_distils_itself_is_refused(tmp_path):
@@ -260,7 +262,7 @@ def test_a_config_that_distils_itself_is_refused(tmp_path):
     path.write_text("model = dict(type='mmdist.DistillDetector', "
                     f"student='{path}', distill_loss=dict())")
     words = sentence(load_config, str(path), 'model.student')
-    assert 'name that of a plain model' in words
+    assert 'is its own student' in words
 
 
 def test_student_of_a_distiller_is_its_student(tmp_path):

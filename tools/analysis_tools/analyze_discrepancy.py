@@ -20,7 +20,7 @@ from mmdist.analysis import Discrepancy
 from mmdist.models.distillers import BaseDistiller
 from mmdist.models.teacher import load_strictly, read_checkpoint, weights_in
 from mmdist.utils import (class_names_of, load_config, run_tool, scope_of,
-                          student_of, wrapper_for)
+                          wrapper_for)
 
 # More classes than a figure can name.
 MOST_NAMES = 40
@@ -98,7 +98,7 @@ def distiller_of(args: argparse.Namespace, cfg: Config, config: str,
     wrapper = MODELS.build(
         dict(
             type=wrapper_for(cfg, 'STUDENT'),
-            student=student_of(cfg.model),
+            student=cfg.model,
             teacher=dict(config=config, checkpoint=checkpoint),
             distill_loss=dict(type='mmdist.DISTLoss', tau=args.tau),
             tap=dict(align=args.align) if args.align else None,

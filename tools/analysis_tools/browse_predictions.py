@@ -22,8 +22,7 @@ from rich.progress import track
 from torch import nn
 
 from mmdist.models.teacher import Teacher, build_model
-from mmdist.utils import (load_config, run_tool, scope_of, student_of,
-                          wrapper_for)
+from mmdist.utils import load_config, run_tool, scope_of, wrapper_for
 
 TITLES = ('ground truth', 'student', 'teacher')
 
@@ -54,8 +53,8 @@ def models_of(
         cfg: Config) -> Tuple[nn.Module, nn.Module, Optional[Sequence[str]]]:
     """The student and the teacher, with their weights, and the names of the
     teacher's classes."""
-    student = build_model(
-        student_of(cfg.model), 'STUDENT', cfg.get('data_preprocessor'))[0]
+    student = build_model(cfg.model, 'STUDENT',
+                          cfg.get('data_preprocessor'))[0]
     load_student(student, args.checkpoint)
     teacher = Teacher(args.teacher, args.teacher_checkpoint)
     models = [m.to(args.device).eval() for m in (student, teacher.model)]
