@@ -13,52 +13,70 @@ from .blocks import compute_dtype
 from .rule import Rule, activate, differentiated_once, rounded_squares
 
 # Logits of a table up to which this is the faster way.
-SMALL = 2**17
+SMALL = 2**18
 # Up to which float64 takes no longer than float32.
 TINY = 2**13
 
 
-class Relation(NamedTuple):
-    """Rows, or columns, and their correlations; see :func:`_relate`.
+class Relations(NamedTuple):
+    """Rows and columns of probabilities, and their correlations.
 
     Attributes:
-        centred (Tensor): ``(2, R, C)``, the student's and the teacher's.
-        squares (Tensor): Sums of their squares.
-        inverse (Tensor): 1 by the product of norms and eps; 0 for constant
-            ones.
+        rows (Tensor): Centred by row, ``(2, R, C)``, the student's and the
+            teacher's.
+        columns (Tensor): The same, centred by column.
+        squares (Tensor): Sums of their squares, ``(2, R + C)``.
+        inverse (Tensor): 1 by the product of norms and eps, ``(R + C, )``; 0
+            for constant ones.
         rho (Tensor): The correlations; 0 for constant ones.
     """
-    centred: Tensor
+    rows: Tensor
+    columns: Tensor
     squares: Tensor
     inverse: Tensor
     rho: Tensor
 
 
-def _relate(p: Tensor, dim: int, eps: float, dtype: torch.dtype) -> Relation:
+def _relate(p: Tensor, eps: float, dtype: torch.dtype) -> Relations:
     """Correlate the probabilities of student and teacher, ``(2, R, C)``.
 
     Those that vary no more than ``dtype`` tells apart are constant.
     """
-    mean = p.mean(dim, True)
-    centred = p - mean
-    squares = centred.square().sum(dim, True)
-    least = rounded_squares(mean, p.shape[dim], dtype)
+    # A sum and what is made of it are two calls, each half of a mean's time.
+    sums, numbers = [p.sum(2, True), p.sum(1, True)], [p.shape[2], p.shape[1]]
+    rows, columns = (
+        torch.add(p, total, alpha=-1 / number)
+        for total, number in zip(sums, numbers))
+    squares = torch.cat([rows.square().sum(2), columns.square().sum(1)], 1)
+    least = torch.cat([
+        rounded_squares(total, 1 / number, dtype).flatten(1)
+        for total, number in zip(sums, numbers)
+    ], 1)
     varies = (squares > least).all(0)
     inverse = squares.prod(0).sqrt_().add_(eps).reciprocal_()
-    inverse = torch.where(varies, inverse, inverse.new_zeros(()))
-    products = torch.mul(*centred).sum(dim - 1, True)
-    return Relation(centred, torch.maximum(squares, least), inverse,
-                    products.mul_(inverse))
+    inverse = torch.where(varies, inverse, 0.)
+    products = torch.cat(
+        [torch.mul(*rows.unbind()).sum(1),
+         torch.mul(*columns.unbind()).sum(0)])
+    return Relations(rows, columns, torch.maximum(squares, least), inverse,
+                     products.mul_(inverse))
 
 
-def _of_student(relation: Relation, grad: Tensor) -> Tensor:
-    """The gradient of the student's probabilities where that of each
-    correlation is ``grad``."""
-    a, b = relation.centred
-    squares_a, squares_b = relation.squares
-    of_b = relation.inverse * grad
-    of_a = (squares_b / squares_a).sqrt_().mul_(relation.rho).mul_(of_b)
-    return (b * of_b).addcmul_(a, of_a, value=-1)
+def _of_student(relations: Relations, grad: Tensor) -> Tensor:
+    """The gradient of the student's probabilities where that of the
+    correlations is ``grad``."""
+    squares_s, squares_t = relations.squares.unbind()
+    of_t = relations.inverse * grad
+    of_s = (squares_t / squares_s).sqrt_().mul_(relations.rho).mul_(of_t)
+    (rows_s, rows_t), (columns_s, columns_t) = (
+        x.unbind() for x in (relations.rows, relations.columns))
+    sizes = rows_s.shape
+    (rows_of_s, columns_of_s), (rows_of_t, columns_of_t) = (
+        x.split(sizes) for x in (of_s, of_t))
+    gradient = rows_t * rows_of_t[:, None]
+    gradient.addcmul_(rows_s, rows_of_s[:, None], value=-1)
+    gradient.addcmul_(columns_t, columns_of_t)
+    return gradient.addcmul_(columns_s, columns_of_s, value=-1)
 
 
 def _to_rows(logits: Tensor, dtype: torch.dtype) -> Tensor:
@@ -98,25 +116,25 @@ class SmallDistances(torch.autograd.Function):
                 rule: Rule) -> Tuple[Tensor, Tensor]:
         p = _activate(student, teacher, rule)
         dtype = compute_dtype(student)
-        rows, columns = (_relate(p, dim, rule.eps, dtype) for dim in (2, 1))
+        relations = _relate(p, rule.eps, dtype)
         ctx.rule = rule
-        ctx.save_for_backward(student, p[0], *rows, *columns)
-        return ((1 - rows.rho.mean()).to(dtype),
-                (1 - columns.rho.mean()).to(dtype))
+        ctx.save_for_backward(student, p[0], *relations)
+        return tuple(
+            torch.rsub(rho.sum(), 1, alpha=1 / len(rho)).to(dtype)
+            for rho in relations.rho.split(p.shape[1:]))
 
     @staticmethod
     @differentiated_once
     def backward(ctx, grad_inter: Tensor, grad_intra: Tensor) -> tuple:
         student, p, *relations = ctx.saved_tensors
-        of_p = _of_student(
-            Relation(*relations[:4]),
-            grad_inter / (-p.shape[0] * ctx.rule.tau))
-        of_p += _of_student(
-            Relation(*relations[4:]),
-            grad_intra / (-p.shape[1] * ctx.rule.tau))
+        grad = torch.cat([
+            (grad / (-number * ctx.rule.tau)).expand(number)
+            for grad, number in zip((grad_inter, grad_intra), p.shape)
+        ])
+        of_p = _of_student(Relations(*relations), grad)
         of_p *= p
         if ctx.rule.student == 'softmax':
-            of_p -= p * of_p.sum(1, True)
+            of_p.addcmul_(p, of_p.sum(1, True), value=-1)
         else:
             of_p.addcmul_(of_p, p, value=-1)
         return _from_rows(of_p, student), None, None

@@ -79,10 +79,10 @@ def differentiated_once(backward: Callable) -> Callable:
 
     @wraps(backward)
     def wrapper(ctx, *grads: Tensor) -> tuple:
+        if not torch.is_grad_enabled():  # without create_graph
+            return backward(ctx, *grads)
         with torch.no_grad():
             gradient, *others = backward(ctx, *grads)
-        if torch.is_grad_enabled():
-            gradient = _Derived.apply(gradient, ctx.saved_tensors[0])
-        return (gradient, *others)
+        return (_Derived.apply(gradient, ctx.saved_tensors[0]), *others)
 
     return wrapper
