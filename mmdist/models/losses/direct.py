@@ -44,9 +44,8 @@ def _relate(p: Tensor, eps: float, dtype: torch.dtype) -> Relations:
     """
     # A sum and what is made of it are two calls, each half of a mean's time.
     sums, numbers = [p.sum(2, True), p.sum(1, True)], [p.shape[2], p.shape[1]]
-    rows, columns = (
-        torch.add(p, total, alpha=-1 / number)
-        for total, number in zip(sums, numbers))
+    rows, columns = (torch.add(p, total, alpha=-1 / number)
+                     for total, number in zip(sums, numbers))
     squares = torch.cat([rows.square().sum(2), columns.square().sum(1)], 1)
     least = torch.cat([
         rounded_squares(total, 1 / number, dtype).flatten(1)
@@ -55,9 +54,10 @@ def _relate(p: Tensor, eps: float, dtype: torch.dtype) -> Relations:
     varies = (squares > least).all(0)
     inverse = squares.prod(0).sqrt_().add_(eps).reciprocal_()
     inverse = torch.where(varies, inverse, 0.)
-    products = torch.cat(
-        [torch.mul(*rows.unbind()).sum(1),
-         torch.mul(*columns.unbind()).sum(0)])
+    products = torch.cat([
+        torch.mul(*rows.unbind()).sum(1),
+        torch.mul(*columns.unbind()).sum(0)
+    ])
     return Relations(rows, columns, torch.maximum(squares, least), inverse,
                      products.mul_(inverse))
 
