@@ -23,8 +23,10 @@ HEAD = """# Results
 `tools/train.py` that `tools/run_experiments.py` ran, and is kept, seed by
 seed, in a CSV file that is named with the tables. The page is written by
 `tools/report_experiments.py`. Means are over the seeds, whose number is in
-brackets; ± is the standard deviation of one run (n - 1). Minutes are of one
-training, two at a time on two cores that other work shared.
+brackets; ± is the standard deviation of one run (n - 1). A gain is the mean
+of the differences from the baseline with the same seed, which draws the same
+initial weights and order of pictures; ± is the deviation of one difference.
+Minutes are of one training, two at a time on two cores that other work shared.
 """
 # What is shown of the discrepancy, of labelled rows.
 MEASURES = ('kl', 'inter', 'intra', 'top-1 agreement')
@@ -93,6 +95,18 @@ class Report:
         spread = f' ± {show(values.std())}' if len(values) > 1 else ''
         return f'{show(values.mean())}{spread} ({len(values)})'
 
+    def gain(self, name: str) -> str:
+        """For example '+0.025 ± 0.019 (5)'; empty without a baseline."""
+        baseline = self.grid.runs[name].get('baseline')
+        if baseline is None:
+            return ''
+        own, base = (
+            self.rows_of(run).set_index('seed')[self.field]
+            for run in (name, baseline))
+        gains = (own - base).dropna().rename('gain').to_frame()
+        mean = self.mean(gains, 'gain')
+        return mean if mean.startswith('-') or not mean else f'+{mean}'
+
     def main_runs(self) -> List[str]:
         """The runs that are not in the table of teachers."""
         elsewhere = {
@@ -123,6 +137,7 @@ class Report:
             }
             if self.grid.test:
                 row['test split'] = self.mean(rows, 'test')
+            row['gain'] = self.gain(name)
             row['minutes'] = f'{rows.minutes.mean():.1f}'
             row['options'] = self.options_of(name)
             table.append(row)
@@ -139,8 +154,9 @@ class Report:
             for name in MEASURES:
                 row[name] = f'{measured[name]:.3f}' if measured else ''
             for title, pattern in self.taught.items():
-                row[title] = self.mean(
-                    self.rows_of(pattern.format(teacher)), 'metric')
+                name = pattern.format(teacher)
+                row[title] = self.mean(self.rows_of(name), 'metric')
+                row[f'{title}, gain'] = self.gain(name)
             table.append(row)
         return pd.DataFrame(table)
 

@@ -19,7 +19,7 @@ about = 'About it.'
 metric = dict(key='mIoU', title='mIoU (%)', format='.1f')
 seeds = [0, 1]
 kd = dict(config='configs/experiments/kd_fpn_r18-w12-w24_5e_digits.py',
-          teacher='teacher')
+          teacher='teacher', baseline='alone')
 loss = 'model.distill_loss.'
 sweeps = dict(kd=dict(kd, seeds=[5], options=[
     {loss + 'loss_weight': weight, loss + 'tau': tau}
@@ -174,6 +174,7 @@ def test_the_best_of_a_sweep_is_taken(grid, results):
 @pytest.mark.parametrize('old, new, message', [
     ("teacher='teacher'", "teacher='nobody'", 'teacher.*nobody'),
     ("best_of='kd'", "best_of='dist'", 'best_of.*dist'),
+    ("baseline='alone'", "baseline='none'", 'baseline.*none'),
     ("'again': dict(kd, options", "'again': dict(kd, option",
      "again.*'option'"),
     ("'again': dict(kd, options", "'again': dict(options", "again.*'config'"),
@@ -289,11 +290,12 @@ def test_report_has_means_and_deviations(tools, grid, results, tmp_path):
                                                 tmp_path / 'a' / 'page.md')
     text = '\n\n'.join(report.text())
     spread = np.std([20., 24.], ddof=1)
-    assert f'| alone | 22.0 ± {spread:.1f} (2) |' in text
+    assert f'| alone | 22.0 ± {spread:.1f} (2) |  |' in text
+    gain = f'+8.5 ± {np.std([10., 7.], ddof=1):.1f} (2) |'
     table = '| options | tau=4 |\n| --- | --- |\n| loss_weight=1 | 33.3 |'
     assert table in text
     row = '| teacher | 70.0 (1) | 0.250 | 0.250 | 0.250 | 0.250 | 30.5 ± 0.7 '
-    assert row in text
+    assert f'{row}(2) | {gain}' in text
     assert text.endswith('So it is.')
     assert '![runs](../toy.png)' in text
     for name in ('toy.png', 'toy_teachers.png'):

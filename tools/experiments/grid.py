@@ -4,9 +4,10 @@ A grid is an MMEngine config with these fields:
 
 - ``title``, ``about`` (Markdown) and ``metric`` (key, title, format);
 - ``runs``: name -> ``dict(config=..., options={...}, seeds=[...],
-  teacher=..., best_of=...)``. ``options`` are those of ``--cfg-options``;
-  ``teacher`` is the name of another run, whose first seed teaches;
-  ``best_of`` names a sweep, whose best options are added;
+  teacher=..., best_of=..., baseline=...)``. ``options`` are those of
+  ``--cfg-options``; ``teacher`` is the name of another run, whose first seed
+  teaches; ``best_of`` names a sweep, whose best options are added;
+  ``baseline`` is the name of the run over which the gain is reported;
 - ``sweeps``: the same with a list of ``options``, one for each member;
 - ``seeds`` of runs that name none, ``scenes`` (digit scenes to be drawn,
   arguments of ``write_digit_scenes``), ``test=True`` (each model is tested by
@@ -40,7 +41,7 @@ FIELDS = {
     'discrepancy': False,
     'conclusion': False
 }
-RUN_FIELDS = {'config', 'options', 'seeds', 'teacher', 'best_of'}
+RUN_FIELDS = {'config', 'options', 'seeds', 'teacher', 'best_of', 'baseline'}
 
 
 class GridTraining(Step):
@@ -177,7 +178,8 @@ class Grid:
             raise ValueError(f'{self.name}: {name!r} has ' + (
                 f'{sorted(unknown)[0]!r}, which is none of '
                 f'{sorted(RUN_FIELDS)}' if unknown else "no 'config'"))
-        for field, names in (('teacher', self.runs), ('best_of', self.sweeps)):
+        for field, names in (('teacher', self.runs), ('baseline', self.runs),
+                             ('best_of', self.sweeps)):
             if entry.get(field) not in (None, *names):
                 raise ValueError(f'{self.name}: {field}={entry[field]!r} '
                                  f'of {name!r} is none of {list(names)}')

@@ -18,13 +18,15 @@ def ablation(student: str, kd: Dict[str, Any], dist: Dict[str, Any],
     """The fields `runs`, `sweeps` and `discrepancy` of a grid.
 
     Args:
-        student (str): Its config.
+        student (str): Its config; alone, it is the baseline.
         kd (dict): The run with vanilla KD.
         dist (dict): That with DIST.
         teachers (dict): Runs, from the weakest to the strongest.
     """
+    alone = 'student alone'
+    kd, dist = (dict(entry, baseline=alone) for entry in (kd, dist))
     runs = {
-        **teachers, 'student alone': dict(config=student),
+        **teachers, alone: dict(config=student),
         'KD': kd,
         'DIST': dist,
         'DIST, inter only': dict(dist, options={LOSS + 'gamma': 0.0}),
@@ -44,7 +46,7 @@ def ablation(student: str, kd: Dict[str, Any], dist: Dict[str, Any],
     sweeps = dict(
         kd=sweep(kd, 'loss_weight'), dist=sweep(dist, 'beta', 'gamma'))
     discrepancy = dict(
-        student='student alone',
+        student=alone,
         teachers=list(teachers),
         taught=dict(KD='KD from {}', DIST='DIST from {}'))
     return dict(runs=runs, sweeps=sweeps, discrepancy=discrepancy)

@@ -14,8 +14,10 @@ runs = {
     dict(
         config=f'{folder}{prefix}_fpn_{epochs}e_bccd.py',
         **(dict(seeds=[0]) if name == 'teacher' else {}),
-        **(dict(teacher=f'{detector}, teacher') if name in ('KD',
-                                                            'DIST') else {}))
+        **(dict(
+            teacher=f'{detector}, teacher',
+            baseline=f'{detector}, student alone')
+           if name in ('KD', 'DIST') else {}))
     for detector, names in {
         'RetinaNet': {
             'teacher': ('retinanet_r18-w32', 30),

@@ -17,9 +17,11 @@ runs = {
     'KD':
     dict(
         config=folder + 'kd_pspnet_r18-w8-deeplabv3-w24' + end,
-        teacher='teacher'),
+        teacher='teacher',
+        baseline='student alone'),
     'DIST':
     dict(
         config=folder + 'dist_pspnet_r18-w8-deeplabv3-w24' + end,
-        teacher='teacher')
+        teacher='teacher',
+        baseline='student alone')
 }
