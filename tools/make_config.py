@@ -76,6 +76,14 @@ def base_of(student, folder):
     return os.path.relpath(find_config(student, 'STUDENT'), folder)
 
 
+def built_as_by_a_runner(cfg):
+    """The wrapper of a config."""
+    if cfg.get('data_preprocessor'):
+        cfg.model.setdefault('data_preprocessor', cfg.data_preprocessor)
+    with DefaultScope.overwrite_default_scope(scope_of(cfg)):
+        return MODELS.build(cfg.model)
+
+
 def main():
     args = parse_args()
     name = os.path.basename(args.student.partition('::')[2] or args.student)
@@ -102,8 +110,7 @@ def main():
     part = out.with_name(f'_partial_{out.name}')
     part.write_text(text)
     try:
-        with DefaultScope.overwrite_default_scope(scope_of(cfg)):
-            model = MODELS.build(Config.fromfile(part).model)
+        model = built_as_by_a_runner(Config.fromfile(part))
         model.compare_classes(class_names_of(cfg))
         part.replace(out)
     finally:

@@ -6,7 +6,7 @@ writes, the words those of the grids.
 import argparse
 import os
 from pathlib import Path
-from typing import Any, Dict, Iterator, List, Tuple
+from typing import Any, Dict, Iterator, List, Optional, Tuple
 
 import pandas as pd
 from experiments.discrepancy import Measure
@@ -70,6 +70,7 @@ class Report:
             *self.grid.plain_runs(), *self.grid.best_runs(self.results)
         ]
         self.field = 'test' if self.grid.test else 'metric'
+        self.gain_title = 'gain, test split' if self.grid.test else 'gain'
 
     def link(self, name: str) -> str:
         """A file of the folder, as the page names it."""
@@ -95,9 +96,13 @@ class Report:
         spread = f' ± {show(values.std())}' if len(values) > 1 else ''
         return f'{show(values.mean())}{spread} ({len(values)})'
 
+    def baseline_of(self, name: str) -> Optional[str]:
+        """The run over which a run gains; None if it is not declared."""
+        return self.grid.runs.get(name, {}).get('baseline')
+
     def gain(self, name: str) -> str:
         """For example '+0.025 ± 0.019 (5)'; empty without a baseline."""
-        baseline = self.grid.runs[name].get('baseline')
+        baseline = self.baseline_of(name)
         if baseline is None:
             return ''
         own, base = (
@@ -137,7 +142,8 @@ class Report:
             }
             if self.grid.test:
                 row['test split'] = self.mean(rows, 'test')
-            row['gain'] = self.gain(name)
+            if any(map(self.baseline_of, self.main_runs())):
+                row[self.gain_title] = self.gain(name)
             row['minutes'] = f'{rows.minutes.mean():.1f}'
             row['options'] = self.options_of(name)
             table.append(row)
@@ -155,8 +161,9 @@ class Report:
                 row[name] = f'{measured[name]:.3f}' if measured else ''
             for title, pattern in self.taught.items():
                 name = pattern.format(teacher)
-                row[title] = self.mean(self.rows_of(name), 'metric')
-                row[f'{title}, gain'] = self.gain(name)
+                row[title] = self.mean(self.rows_of(name), self.field)
+                if self.baseline_of(name):
+                    row[f'{title}, {self.gain_title}'] = self.gain(name)
             table.append(row)
         return pd.DataFrame(table)
 
@@ -187,6 +194,10 @@ class Report:
         yield f'## {self.grid.title}'
         yield self.grid.about.strip()
         yield markdown(self.main_table())
+        baselines = dict.fromkeys(
+            filter(None, map(self.baseline_of, self.grid.runs)))
+        if baselines:
+            yield f'Gains are over *{"*, *".join(baselines)}*.'
         yield (f'Every training: [{self.results.path.name}]'
                f'({self.link(self.results.path.name)}).')
         if self.draw_runs():

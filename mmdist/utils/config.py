@@ -66,21 +66,32 @@ def load_config(source: Union[str, dict], field: str) -> Config:
         ValueError: If it is no config of a model.
     """
     cfg = _load(source, field)
+    if isinstance(source, str):
+        field = f'{field}={source!r}: its model'
     seen = [source]
     while _distils(cfg.model):
         student = cfg.model.student
         if student in seen:
-            raise ValueError(f'{field}={student!r} is its own student')
+            raise ValueError(f'{field}.student comes back to itself')
         seen.append(student)
-        preprocessor = cfg.model.get('data_preprocessor')
-        cfg.model = _load(student, f'model.student of {field}').model
-        if preprocessor:  # as the wrapper does
-            cfg.model.setdefault('data_preprocessor', preprocessor)
+        cfg = _of_student(cfg, _load(student, f'{field}.student'))
     return cfg
 
 
 def _distils(model: dict) -> bool:
     return 'student' in model and 'distill_loss' in model
+
+
+def _of_student(cfg: Config, student: Config) -> Config:
+    """A config that distils with its student as the model, which is built as
+    the wrapper builds it."""
+    if student.get('default_scope'):
+        cfg.default_scope = student.default_scope
+    preprocessor = cfg.model.get('data_preprocessor')
+    cfg.model = student.model
+    if preprocessor:
+        cfg.model.setdefault('data_preprocessor', preprocessor)
+    return cfg
 
 
 def _load(source: Union[str, dict], field: str) -> Config:
@@ -99,6 +110,9 @@ def _load(source: Union[str, dict], field: str) -> Config:
                          f'{error}') from error
     if 'model' not in cfg:
         raise ValueError(f'{field}={source!r} has no `model`')
+    if not isinstance(cfg.model, dict):
+        raise ValueError(f'{field}={source!r}: its `model` must be a dict, '
+                         f'but is a {type(cfg.model).__name__}')
     if cfg.get('data_preprocessor'):
         # As MMEngine's runner does with the config that it is given.
         cfg.model.setdefault('data_preprocessor', cfg.data_preprocessor)

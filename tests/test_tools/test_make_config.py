@@ -69,6 +69,19 @@ def test_paths_hold_wherever_it_was_written(tmp_path, monkeypatch):
     assert (tmp_path / 'run' / 'epoch_1.pth').is_file()
 
 
+def test_the_preprocessor_of_the_top_level_is_checked(tmp_path, monkeypatch):
+    """Where a runner takes it from."""
+    student, weights = prepare('mmdet', tmp_path)
+    cfg = Config.fromfile(str(student))
+    cfg.data_preprocessor = dict(
+        cfg.model.pop('data_preprocessor'), type='DetDataPreprocessr')
+    cfg.dump(str(tmp_path / 'top.py'))
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match='DetDataPreprocessr'):
+        run(TOOL, monkeypatch, 'top.py', 'student.py', weights)
+    assert not (tmp_path / 'dist_top.py').exists()
+
+
 def test_what_it_writes_may_be_a_student_and_a_teacher(tmp_path, monkeypatch):
     """A config that distils stands for its student."""
     student, weights = prepare('mmdet', tmp_path)

@@ -256,13 +256,50 @@ def test_a_config_that_distils_stands_for_its_student(tmp_path):
     assert load_config(twice, 'model.student').model.type == model['type']
 
 
+def test_the_scope_is_the_students(tmp_path):
+    """As where the wrapper builds it; that of the distilling config may be
+    missing."""
+    inner, outer = (str(tmp_path / name) for name in ('s.py', 'd.py'))
+    Config(dict(default_scope='mmdet', model=detector('retina'))).dump(inner)
+    Config(
+        dict(
+            model=dict(
+                type='mmdist.DistillDetector', student=inner,
+                distill_loss={}))).dump(outer)
+    with DefaultScope.overwrite_default_scope('mmseg'):
+        assert scope_of(load_config(outer, 'model.student')) == 'mmdet'
+
+
 def test_a_config_that_distils_itself_is_refused(tmp_path):
     """By a sentence, not without end."""
-    path = tmp_path / 'dist.py'
-    path.write_text("model = dict(type='mmdist.DistillDetector', "
-                    f"student='{path}', distill_loss=dict())")
-    words = sentence(load_config, str(path), 'model.student')
-    assert 'is its own student' in words
+    paths = [tmp_path / 'a.py', tmp_path / 'b.py']
+    for path, other in zip(paths, paths[::-1]):
+        path.write_text("model = dict(type='mmdist.DistillDetector', "
+                        f"student='{other}', distill_loss=dict())")
+    words = sentence(load_config, str(paths[0]), 'model.teacher.config')
+    assert f"model.teacher.config='{paths[0]}'" in words
+    assert 'comes back to itself' in words
+
+
+@pytest.mark.parametrize('student, words', [
+    ('no.py', "model.student='no.py': there is no such config"),
+    (None, 'model.student must be'),
+])
+def test_a_wrong_student_is_named_as_the_user_does(student, words):
+    """Where the distilling config is the one that is tested."""
+    model = dict(
+        type='mmdist.DistillDetector', student=student, distill_loss={})
+    with pytest.raises((ValueError, FileNotFoundError), match=words):
+        student_of(model)
+
+
+@pytest.mark.parametrize('model', [None, 5])
+def test_a_model_that_is_no_dict_is_refused(model, tmp_path):
+    """By the file and the field."""
+    path = tmp_path / 'model.py'
+    path.write_text(f'model = {model}')
+    words = sentence(load_config, str(path), 'model.teacher.config')
+    assert f"model.teacher.config='{path}'" in words and 'dict' in words
 
 
 def test_student_of_a_distiller_is_its_student(tmp_path):

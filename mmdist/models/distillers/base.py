@@ -34,7 +34,8 @@ class BaseDistiller(BaseModel):
 
     Args:
         student (str | dict): A model dict, a config path or
-            ``'package::path'``.
+            ``'package::path'``. A config that distils stands for its own
+            student; its teacher and losses are left out.
         teacher (dict): ``config`` (as for the student) and ``checkpoint`` (a
             path or URL), both required; ``class_map`` ('names', or a list of
             the teacher's classes) where the student has some of its classes
@@ -426,30 +427,40 @@ def _build_teacher(cfg: dict, student: nn.Module) -> Teacher:
 
 
 def _build_loss(cfg: dict, field: str) -> nn.Module:
+    if not isinstance(cfg, dict) or not cfg.get('type'):
+        raise ValueError(f'model.{field} must be a dict with a `type`, but is '
+                         f'{cfg!r}')
     try:
         return MODELS.build(cfg)
     except (KeyError, TypeError) as error:
-        raise ValueError(f'model.{field}: {error}{_help_with(cfg)}') from error
+        loss = _own_loss(cfg)
+        if loss is None:
+            advice = ''
+        elif isinstance(error, KeyError):
+            advice = f'; write mmdist.{loss.__name__}'
+        else:
+            known = ', '.join(inspect.signature(loss).parameters)
+            advice = f'; {loss.__name__} takes {known}'
+        raise ValueError(f'model.{field}: {error}{advice}') from error
 
 
-def _help_with(cfg: dict) -> str:
-    """What MMEngine does not say of a type or an argument that it refuses."""
-    name = str(cfg.get('type')) if isinstance(cfg, dict) else ''
-    loss = MODELS.get(f'{MODELS.scope}.{name.rpartition(".")[2]}')
-    if loss is None:
-        return ''
-    full = f'{MODELS.scope}.{loss.__name__}'
-    fields = ', '.join(inspect.signature(loss).parameters)
-    return f'; {full} takes {fields}' if name == full else f'; write {full}'
+def _own_loss(cfg: dict) -> Optional[type]:
+    """The loss of mmdist that a config names, in whatever way."""
+    kind = cfg['type']
+    name = kind if isinstance(kind, str) else getattr(kind, '__name__', '')
+    return MODELS.module_dict.get(name.rpartition('.')[2])
 
 
 def _build_logit_loss(cfg: dict) -> LogitLoss:
-    loss = _build_loss(cfg, 'distill_loss')
-    if not isinstance(loss, LogitLoss):
-        raise ValueError(f'model.distill_loss is a {type(loss).__name__}, '
-                         'which is no loss on logits; choose mmdist.DISTLoss '
-                         'or mmdist.KDLoss')
-    return loss
+    kind = _own_loss(cfg) if isinstance(cfg, dict) and 'type' in cfg else None
+    if kind is None or issubclass(kind, LogitLoss):
+        loss = _build_loss(cfg, 'distill_loss')
+        if isinstance(loss, LogitLoss):
+            return loss
+        kind = type(loss)
+    raise ValueError(f'model.distill_loss is a {kind.__name__}, which is no '
+                     'loss on logits; choose mmdist.DISTLoss or '
+                     'mmdist.KDLoss')
 
 
 @torch.no_grad()

@@ -1,8 +1,9 @@
 """The relations of DIST of a small table, whole.
 
-Where calls take longer than what they compute, both models go through each
-of them together, what backward needs is kept, and nothing is recomputed:
-half of the calls of the formula that autograd differentiates.
+Where calls take longer than what they compute, or their tables stay in the
+cache, both models go through each of them together, what backward needs is
+kept, and nothing is recomputed: half of the calls of the formula that autograd
+differentiates.
 """
 from typing import NamedTuple, Tuple
 
@@ -12,9 +13,9 @@ from torch import Tensor
 from .blocks import compute_dtype
 from .rule import Rule, activate, differentiated_once, rounded_squares
 
-# Logits of a table up to which this is the faster way.
+# Logits of a table below which this is the faster way.
 SMALL = 2**18
-# Up to which float64 takes no longer than float32.
+# Below which float64 takes no longer than float32.
 TINY = 2**13
 
 
@@ -25,7 +26,8 @@ class Relations(NamedTuple):
         rows (Tensor): Centred by row, ``(2, R, C)``, the student's and the
             teacher's.
         columns (Tensor): The same, centred by column.
-        squares (Tensor): Sums of their squares, ``(2, R + C)``.
+        squares (Tensor): Sums of their squares, ``(2, R + C)``; of constant
+            ones what can be divided by.
         inverse (Tensor): 1 by the product of norms and eps, ``(R + C, )``; 0
             for constant ones.
         rho (Tensor): The correlations; 0 for constant ones.
@@ -42,7 +44,7 @@ def _relate(p: Tensor, eps: float, dtype: torch.dtype) -> Relations:
 
     Those that vary no more than ``dtype`` tells apart are constant.
     """
-    # A sum and what is made of it are two calls, each half of a mean's time.
+    # A mean is a sum and a division; the difference can divide, too.
     sums, numbers = [p.sum(2, True), p.sum(1, True)], [p.shape[2], p.shape[1]]
     rows, columns = (torch.add(p, total, alpha=-1 / number)
                      for total, number in zip(sums, numbers))

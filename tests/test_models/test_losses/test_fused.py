@@ -12,6 +12,7 @@ from mmdist.models.losses.functional import (dist_terms, kd_terms,
 from mmdist.models.losses.rule import activate
 
 TOOLS = Path(__file__).resolve().parents[3] / 'tools'
+SMALL = direct.SMALL
 ACTIVATIONS = [('softmax', 'softmax'), ('sigmoid', 'sigmoid'),
                ('softmax', 'sigmoid'), ('sigmoid', 'softmax')]
 SHAPES = [(300, 7), (4, 9, 11, 13), (3, 5, 41), (2, 6, 3, 4, 5), (1, 40),
@@ -123,10 +124,13 @@ def test_no_gradient_takes_no_memory_for_one(monkeypatch):
     assert not taken
 
 
+@pytest.mark.parametrize('small', [0, SMALL])
 @pytest.mark.parametrize('shape', [(3000, 19), (2, 150, 20, 20)])
 @pytest.mark.parametrize('activations', ACTIVATIONS)
-def test_float32_has_seven_digits(shape, activations, monkeypatch):
-    """Blocks of a real size; the formula as written has five here."""
+def test_float32_has_seven_digits(shape, activations, small, monkeypatch):
+    """Blocks of a real size, or the whole; the formula as written has five
+    here."""
+    monkeypatch.setattr(direct, 'SMALL', small)
     monkeypatch.setattr(blocks, 'BLOCKS', dict(cpu=(2**13, 2**13)))
     student, teacher = logits(shape, torch.float32)
     terms, gradient = in_blocks(student, teacher, activations)
@@ -290,7 +294,7 @@ class NoReading(TorchDispatchMode):
 
 
 @pytest.mark.parametrize('terms', [dist_terms, kd_terms])
-@pytest.mark.parametrize('small', [0, 2**17])
+@pytest.mark.parametrize('small', [0, SMALL])
 @pytest.mark.parametrize('activations', ACTIVATIONS)
 def test_no_value_is_read(terms, small, activations, monkeypatch):
     """Neither forward nor backward, whatever the way."""
