@@ -428,8 +428,9 @@ def _build_teacher(cfg: dict, student: nn.Module) -> Teacher:
 
 def _build_loss(cfg: dict, field: str) -> nn.Module:
     if not isinstance(cfg, dict) or not cfg.get('type'):
-        raise ValueError(f'model.{field} must be a dict with a `type`, but is '
-                         f'{cfg!r}')
+        raise ValueError(
+            f'model.{field}: it must be a dict with a `type`, but is '
+            f'{cfg!r}')
     try:
         return MODELS.build(cfg)
     except (KeyError, TypeError) as error:
