@@ -58,7 +58,7 @@ What it says:
   tests of the losses); the set-up may be: students of four epochs that are
   short of training, and teachers that agree with them about the top class
   equally often (0.66 to 0.69).
-- A temperature of 4 instead of 1 costs both 0.01 to 0.04, and DIST with weights of 4 falls
-  behind its defaults by 0.04 (one seed a setting: differences below 0.02 say
-  nothing).
+- A temperature of 4 instead of 1 costs both 0.01 to 0.04, and DIST with
+  weights of 4 falls behind its defaults by 0.04 (one seed a setting:
+  differences below 0.02 say nothing).
 """
