@@ -13,29 +13,36 @@ from .blocks import Table, compute_dtype
 from .rule import Rule, differentiated_once
 
 
+def _finite(logs: Tensor) -> Tensor:
+    """Logarithms of which 0 times any is 0: logits of -inf mask classes."""
+    lowest = torch.finfo(logs.dtype).min
+    if logs.requires_grad:
+        return logs.clamp(min=lowest)
+    return logs.clamp_(min=lowest)
+
+
 def _log_distribution(logits: Tensor, activation: str, axis: int) -> Tensor:
-    """Logarithms of probabilities that sum to 1 over the classes."""
+    """Logarithms of probabilities that sum to 1 over the classes, finite."""
     if activation == 'softmax':
-        return logits.log_softmax(axis)
+        return _finite(logits.log_softmax(axis))
     logs = F.logsigmoid(logits)
-    return logs - logs.logsumexp(axis, keepdim=True)
+    return _finite(logs - logs.logsumexp(axis, keepdim=True))
 
 
 def _log_pair(logits: Tensor, activation: str,
               axis: int) -> Tuple[Tensor, Tensor]:
     """``log p`` and ``log(1 - p)`` of every class, both finite."""
     if activation == 'sigmoid':
-        return F.logsigmoid(logits), F.logsigmoid(-logits)
+        return _finite(F.logsigmoid(logits)), _finite(F.logsigmoid(-logits))
     log_p = logits.log_softmax(axis)
-    lowest = torch.finfo(logits.dtype).min
-    return log_p, torch.log1p(-log_p.exp()).clamp(min=lowest)
+    return _finite(log_p), _finite(torch.log1p(-log_p.exp()))
 
 
 def _sum(student: Tensor, teacher: Tensor, rule: Rule, axis: int) -> Tensor:
     """The divergences of all rows of a block together."""
     if rule.student == 'softmax':
         log_t = _log_distribution(teacher, rule.teacher, axis)
-        difference = log_t - student.log_softmax(axis)
+        difference = log_t - _log_distribution(student, 'softmax', axis)
         return difference.mul_(log_t.exp_()).sum()
     pairs = zip(
         _log_pair(teacher, rule.teacher, axis),
