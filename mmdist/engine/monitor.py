@@ -216,10 +216,16 @@ class TeacherMonitor:
         elif swapped > max(
                 _clearly_above(teacher), _clearly_above(chance),
                 teacher + luck):
+            # Wrong channels alone leave a teacher at chance; below it, names
+            # are exchanged, or each class has the colour of another.
+            other = ('; if that is right, its classes are in another order '
+                     '(model.teacher.class_map)' if teacher < chance /
+                     2 else '')
             self._warn(
                 f'The teacher is right about {teacher:.3f}, but about '
                 f'{swapped:.3f} if red and blue are exchanged: correct '
-                'bgr_to_rgb of data_preprocessor in model.teacher.config')
+                'bgr_to_rgb of data_preprocessor in model.teacher.config'
+                f'{other}')
         elif teacher < _clearly_above(chance):
             self._warn(f'The teacher is right about {teacher:.3f}, which is '
                        f'chance ({chance:.3f}). Either {CAUSES}')

@@ -119,6 +119,25 @@ def test_a_bad_teacher_is_noticed(trained, tmp_path, log, change, match):
         distil(trained, tmp_path, change=change, strict_teacher=True)
 
 
+@pytest.mark.parametrize('shift, named', [(1, True), (0, False)])
+def test_classes_in_another_order_are_not_taken_for_colours(shift, named, log):
+    """Below chance both are named; at chance the channels alone."""
+    labels = torch.arange(60) % 3
+    truth = torch.nn.functional.one_hot(labels).float()
+    right = torch.arange(60) < 20  # a third, which is chance
+    wrong = truth.roll(1, 1)
+    teacher = wrong if shift else torch.where(right[:, None], truth, wrong)
+    pair, swapped = (
+        LogitPair(truth, logits, num_classes=3, labels=lambda: labels)
+        for logits in (teacher, truth))
+    monitor = TeacherMonitor(iters=1)
+    with torch.no_grad():
+        monitor.watch([pair], [truth], {}, {}, [swapped])
+    warning, = warnings_in(log)
+    assert 'correct bgr_to_rgb' in warning
+    assert ('class_map' in warning) == named
+
+
 def test_a_student_that_is_better_is_noticed(trained, tmp_path, log):
     """As when the checkpoints of student and teacher were exchanged."""
     monitor = TeacherMonitor()
