@@ -5,7 +5,8 @@ train_pipeline = [
     dict(type='LoadImageFromFile'),
     dict(type='LoadAnnotations'),
     dict(type='PhotoMetricDistortion'),
-    dict(type='RandomRotate', prob=1., degree=10., pad_val=0, seg_pad_val=255),
+    # Corners are background: MMSegmentation's class_weight takes no 255.
+    dict(type='RandomRotate', prob=1., degree=10., pad_val=0, seg_pad_val=0),
     dict(type='PackSegInputs')
 ]
 train_dataloader = dict(dataset=dict(pipeline=train_pipeline))
