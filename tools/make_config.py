@@ -7,12 +7,9 @@ import argparse
 import os
 from pathlib import Path
 
-from mmengine.config import Config
-from mmengine.registry import DefaultScope
-
-from mmdist.registry import MODELS
+from mmdist.models.teacher import build_model
 from mmdist.utils import (class_names_of, find_config, load_config, run_tool,
-                          scope_of, wrapper_for)
+                          wrapper_for)
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -76,14 +73,6 @@ def base_of(student, folder):
     return os.path.relpath(find_config(student, 'STUDENT'), folder)
 
 
-def built_as_by_a_runner(cfg):
-    """The wrapper of a config."""
-    if cfg.get('data_preprocessor'):
-        cfg.model.setdefault('data_preprocessor', cfg.data_preprocessor)
-    with DefaultScope.overwrite_default_scope(scope_of(cfg)):
-        return MODELS.build(cfg.model)
-
-
 def main():
     args = parse_args()
     name = os.path.basename(args.student.partition('::')[2] or args.student)
@@ -110,7 +99,7 @@ def main():
     part = out.with_name(f'_partial_{out.name}')
     part.write_text(text)
     try:
-        model = built_as_by_a_runner(Config.fromfile(part))
+        model = build_model(str(part), 'model', resolve=False)[0]
         model.compare_classes(class_names_of(cfg))
         part.replace(out)
     finally:

@@ -218,9 +218,9 @@ class TeacherMonitor:
                 teacher + luck):
             # Wrong channels alone leave a teacher at chance; below it, names
             # are exchanged, or each class has the colour of another.
+            below = teacher < chance / 2
             other = ('; if that is right, its classes are in another order '
-                     '(model.teacher.class_map)' if teacher < chance /
-                     2 else '')
+                     '(model.teacher.class_map)' if below else '')
             self._warn(
                 f'The teacher is right about {teacher:.3f}, but about '
                 f'{swapped:.3f} if red and blue are exchanged: correct '

@@ -39,17 +39,17 @@ def preserve_rng() -> Iterator[None]:
         np.random.set_state(numpy_state)
 
 
-def build_model(
-        source: Union[str, dict],
-        field: str,
-        data_preprocessor: Optional[dict] = None
-) -> Tuple[nn.Module, ConfigDict]:
+def build_model(source: Union[str, dict],
+                field: str,
+                data_preprocessor: Optional[dict] = None,
+                resolve: bool = True) -> Tuple[nn.Module, ConfigDict]:
     """Build the model of a config in that config's own scope.
 
     Args:
         source (str | dict): See :func:`mmdist.utils.load_config`.
         field (str): The field of the user's config, for errors.
         data_preprocessor (dict, optional): For a model that names none.
+        resolve (bool): See there.
 
     Returns:
         tuple[nn.Module, ConfigDict]: The model, its weights not initialised,
@@ -59,7 +59,7 @@ def build_model(
         FileNotFoundError: If there is no such config.
         ValueError: If it is no config of a model.
     """
-    cfg = load_config(source, field)
+    cfg = load_config(source, field, resolve)
     if data_preprocessor is not None:
         cfg.model = {'data_preprocessor': data_preprocessor, **cfg.model}
     try:

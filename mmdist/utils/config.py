@@ -47,7 +47,9 @@ def find_config(name: str, field: str) -> str:
     return path
 
 
-def load_config(source: Union[str, dict], field: str) -> Config:
+def load_config(source: Union[str, dict],
+                field: str,
+                resolve: bool = True) -> Config:
     """Load the config of a student or teacher.
 
     Of a config that distils it is the student that is meant, whose
@@ -57,6 +59,7 @@ def load_config(source: Union[str, dict], field: str) -> Config:
         source (str | dict): A path, a ``'package::path'``, or the model dict
             itself.
         field (str): The field of the user's config, for errors.
+        resolve (bool): False keeps the wrapper of a config that distils.
 
     Returns:
         Config: With at least the key ``model``.
@@ -69,7 +72,7 @@ def load_config(source: Union[str, dict], field: str) -> Config:
     if isinstance(source, str):
         field = f'{field}={source!r}: its model'
     seen = [source]
-    while _distils(cfg.model):
+    while resolve and _distils(cfg.model):
         student = cfg.model.student
         if student in seen:
             raise ValueError(f'{field}.student comes back to itself')
