@@ -16,9 +16,8 @@ import torch
 from mmengine.dist import (get_world_size, init_dist, is_distributed,
                            is_main_process)
 from rich.console import Console
-from rich.progress import track
 from rich.table import Table
-from timing import MIB, add_arguments, in_turns, peak_memory, save
+from timing import MIB, add_arguments, in_turns, peak_memory, progress, save
 from torch import Tensor
 
 from mmdist.models.losses.functional import dist_terms, to_rows
@@ -186,7 +185,7 @@ def main() -> None:
     results = [
         measure(shape, activation, args.repeats, args.device,
                 getattr(torch, args.dtype))
-        for shape, activation in track(args.shapes, 'Measuring')
+        for shape, activation in progress(args.shapes)
     ]
     if not is_main_process():
         return

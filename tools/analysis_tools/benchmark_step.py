@@ -19,9 +19,8 @@ import torch
 from mmengine.config import Config
 from mmengine.logging import MMLogger
 from rich.console import Console
-from rich.progress import track
 from rich.table import Table
-from timing import MIB, add_arguments, in_turns, peak_memory, save
+from timing import MIB, add_arguments, in_turns, peak_memory, progress, save
 from torch import Tensor, nn
 from zoo_models import (PACKAGES, ZooConfig, batch_for, build, build_wrapper,
                         load)
@@ -258,7 +257,7 @@ def main() -> None:
     options = dict(dtype=args.teacher_dtype)
     results = [
         measure(Pair(*pair, args.size, args.device, **options), args.repeats)
-        for pair in track(args.pairs, 'Measuring')
+        for pair in progress(args.pairs)
     ]
     show(
         results, f'Two pictures of {args.size} pixels, {args.device}, '

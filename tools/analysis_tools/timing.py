@@ -5,26 +5,37 @@ import time
 from itertools import accumulate
 from pathlib import Path
 from statistics import median
-from typing import Any, Callable, Dict, List
+from typing import Any, Callable, Dict, Iterable, List, Sequence
 
 import torch
+from rich.progress import track
 from torch.profiler import profile
 
 MIB = 2**20
 
 
+def progress(sequence: Sequence) -> Iterable:
+    """A bar that is drawn between measurements only: one that refreshes
+    itself would take its time from a thread that is measured."""
+    return track(sequence, 'Measuring', auto_refresh=False)
+
+
 def in_turns(steps: Dict[str, Callable], repeats: int,
              device: str) -> Dict[str, float]:
-    """Medians in milliseconds of steps that are run in turns."""
+    """Medians in milliseconds of steps that are run in turns.
+
+    What a step returns is freed when the clock has stopped.
+    """
     times: Dict[str, List[float]] = {name: [] for name in steps}
     for repeat in range(repeats + 1):
         for name, step in steps.items():
             begun = time.perf_counter()
-            step()
+            result = step()
             if device != 'cpu':
                 torch.cuda.synchronize(device)
             if repeat:  # the first warms up
                 times[name].append(1000 * (time.perf_counter() - begun))
+            del result
     return {name: median(values) for name, values in times.items()}
 
 

@@ -44,18 +44,17 @@ def _relate(p: Tensor, eps: float, dtype: torch.dtype) -> Relations:
 
     Those that vary no more than ``dtype`` tells apart are constant.
     """
+    number, num_classes = p.shape[1:]
     # A mean is a sum and a division; the difference can divide, too.
-    sums, numbers = [p.sum(2, True), p.sum(1, True)], [p.shape[2], p.shape[1]]
-    rows, columns = (torch.add(p, total, alpha=-1 / number)
-                     for total, number in zip(sums, numbers))
-    squares = torch.cat([rows.square().sum(2), columns.square().sum(1)], 1)
-    least = torch.cat([
-        rounded_squares(total, 1 / number, dtype).flatten(1)
-        for total, number in zip(sums, numbers)
-    ], 1)
-    varies = (squares > least).all(0)
-    inverse = squares.prod(0).sqrt_().add_(eps).reciprocal_()
-    inverse = torch.where(varies, inverse, 0.)
+    of_rows, of_columns = p.sum(2, True), p.sum(1, True)
+    rows = torch.add(p, of_rows, alpha=-1 / num_classes)
+    columns = torch.add(p, of_columns, alpha=-1 / number)
+    squares = torch.cat([(rows * rows).sum(2), (columns * columns).sum(1)], 1)
+    sums = [of_rows * num_classes**-.5, of_columns.mT * number**-.5]
+    least = rounded_squares(torch.cat(sums, 1).squeeze(2), 1, dtype)
+    constant = (squares <= least).any(0)
+    inverse = torch.mul(*squares.unbind()).sqrt_().add_(eps).reciprocal_()
+    inverse.masked_fill_(constant, 0)
     products = torch.cat([
         torch.mul(*rows.unbind()).sum(1),
         torch.mul(*columns.unbind()).sum(0)
@@ -74,17 +73,17 @@ def _of_student(relations: Relations, grad: Tensor) -> Tensor:
         x.unbind() for x in (relations.rows, relations.columns))
     sizes = rows_s.shape
     (rows_of_s, columns_of_s), (rows_of_t, columns_of_t) = (
-        x.split(sizes) for x in (of_s, of_t))
+        x.split_with_sizes(sizes) for x in (of_s, of_t))
     gradient = rows_t * rows_of_t[:, None]
     gradient.addcmul_(rows_s, rows_of_s[:, None], value=-1)
     gradient.addcmul_(columns_t, columns_of_t)
     return gradient.addcmul_(columns_s, columns_of_s, value=-1)
 
 
-def _to_rows(logits: Tensor, dtype: torch.dtype) -> Tensor:
+def _to_rows(logits: Tensor) -> Tensor:
     if logits.dim() > 2:
         logits = logits.movedim(1, -1).flatten(0, -2)
-    return logits.to(dtype)
+    return logits
 
 
 def _from_rows(rows: Tensor, like: Tensor) -> Tensor:
@@ -100,7 +99,8 @@ def _activate(student: Tensor, teacher: Tensor, rule: Rule) -> Tensor:
     """Probabilities of both, ``(2, R, C)``."""
     tiny = student.numel() < TINY
     dtype = torch.float64 if tiny else compute_dtype(student)
-    rows = torch.stack([_to_rows(x, dtype) for x in (student, teacher)])
+    # promoted, where autocast gives the models two dtypes
+    rows = torch.stack([_to_rows(student), _to_rows(teacher)]).to(dtype)
     if rule.tau != 1:
         rows /= rule.tau
     if rule.student == rule.teacher:
@@ -123,7 +123,7 @@ class SmallDistances(torch.autograd.Function):
         ctx.save_for_backward(student, p[0], *relations)
         return tuple(
             torch.rsub(rho.sum(), 1, alpha=1 / len(rho)).to(dtype)
-            for rho in relations.rho.split(p.shape[1:]))
+            for rho in relations.rho.split_with_sizes(p.shape[1:]))
 
     @staticmethod
     @differentiated_once

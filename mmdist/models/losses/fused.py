@@ -3,243 +3,54 @@
 Written as tensor operations, the formula makes ten tables of the logits'
 size. Here a block of the logits that fits a processor's cache is read once
 forward and once backward; what is kept between the two are seven numbers a
-class, and up to six a row in the memory of the gradient. Rows need nothing but
-themselves; columns need the moments of all rows, to which the blocks add up.
+class, and up to eight a row in the memory of the gradient. Rows need nothing
+but themselves (see :mod:`.rows`); columns need the moments of all rows, to
+which the blocks add up.
 
 Probabilities are centred before they are squared, rows by ``1 / C`` or the
 mean of their sigmoids, columns by their mean within the block; they are kept
 as they are, because centred ones have few digits where they are small.
 """
-import math
-from typing import List, NamedTuple, Optional, Sequence, Tuple, Union
+from typing import Optional, Sequence, Tuple, Union
 
 import torch
 from torch import Tensor
 
 from . import direct
 from .blocks import Block, Table, compute_dtype
-from .rule import ROUNDINGS, Rule, differentiated_once, rounded_squares
+from .rows import Rows, Ways
+from .rule import Rule, differentiated_once, rounded_squares
 
 Tensors = Sequence[Tensor]
-LOG2_E = 1 / math.log(2)
 MEAN_S, MEAN_T, SQUARES_S, SQUARES_T, PRODUCTS = range(5)
 # Numbers a row that forward keeps for backward, at most.
-MOST_KEPT = 6
-# Blocks whose moments are merged at a time.
-GROUP = 4
+MOST_KEPT = 8
 
 
-class Numbers(NamedTuple):
-    """Numbers as tensors without dimensions, which calls take faster.
-
-    Attributes:
-        mean (Tensor): ``1 / C``.
-        rounding (Tensor): Squared deviations of a row of the mean 1 that are
-            its rounding.
-        tiny (Tensor): What can be squared and multiplied.
-        eps (Tensor): That of the rule.
-        zero (Tensor): 0.
-    """
-    mean: Tensor
-    rounding: Tensor
-    tiny: Tensor
-    eps: Tensor
-    zero: Tensor
-
-    @classmethod
-    def of(cls, rule: Rule, table: Table) -> 'Numbers':
-        """Those of a table."""
-        dtype, number = compute_dtype(table.student), table.num_classes
-        info = torch.finfo(dtype)
-        numbers = [
-            1 / number, number * (ROUNDINGS * info.eps)**2, info.tiny**.5,
-            rule.eps, 0.
-        ]
-        # filled there: a copy to a GPU would wait for it
-        return cls(
-            *(torch.full((), x, dtype=dtype, device=table.student.device)
-              for x in numbers))
-
-
-class Rows(NamedTuple):
-    """A block's probabilities, and the gradient of its rows' correlations:
-    ``of_q`` times the teacher's centred probabilities, less ``of_p`` times
-    the student's.
-
-    Attributes:
-        p (Tensor): The student's probabilities, three dimensions.
-        q (Tensor): The teacher's.
-        mean_p (Tensor): Of the rows, or ``1 / C``.
-        mean_q (Tensor): The same of the teacher.
-        of_p (Tensor): 0 for constant rows.
-        of_q (Tensor): 0 for constant rows.
-    """
-    p: Tensor
-    q: Tensor
-    mean_p: Tensor
-    mean_q: Tensor
-    of_p: Tensor
-    of_q: Tensor
-
-
-class Way(NamedTuple):
-    """How the logits of a block become probabilities.
-
-    Attributes:
-        tau (float): Temperature.
-        activation (str): 'softmax' or 'sigmoid'.
-        axis (int): That of the classes.
-        numbers (Numbers): Of the table.
-    """
-    tau: float
-    activation: str
-    axis: int
-    numbers: Numbers
-
-    def probabilities(self, logits: Tensor, out: Tensor,
-                      kept: Tensors = ()) -> List[Tensor]:
-        """Write probabilities.
-
-        Args:
-            logits (Tensor): Of a block.
-            out (Tensor): Where they are written.
-            kept (Tensors): What this has returned for the block.
-
-        Returns:
-            list[Tensor]: What the rows were normalised by.
-        """
-        if self.in_one:
-            torch.softmax(logits, 2, dtype=out.dtype, out=out)
-            return []
-        if logits.dtype != out.dtype or logits.stride(2) != 1:
-            logits = out.copy_(logits)
-        if self.activation == 'softmax':
-            return self._softmax(logits, out, *kept)
-        if self.tau == 1:
-            torch.sigmoid(logits, out=out)
-        else:
-            torch.div(logits, self.tau, out=out).sigmoid_()
-        return [*kept] or [out.mean(self.axis, True)]
-
-    def _softmax(self,
-                 logits: Tensor,
-                 out: Tensor,
-                 highest: Optional[Tensor] = None,
-                 scale: Optional[Tensor] = None) -> List[Tensor]:
-        """By powers of 2, which take a third of the time of the library's
-        exponentials."""
-        if highest is None:
-            highest = logits.amax(self.axis, True)
-        # First the difference: of large logits products differ by their
-        # rounding, which overflows as an exponent.
-        torch.sub(logits, highest, out=out)
-        out.mul_(LOG2_E / self.tau).exp2_()
-        if scale is None:
-            scale = out.sum(self.axis, True).reciprocal_()
-        out.mul_(scale)
-        return [highest, scale]
-
-    def mean(self, kept: Tensors) -> Tensor:
-        """Of rows, from what :meth:`probabilities` returns."""
-        return self.numbers.mean if self.activation == 'softmax' else kept[0]
-
-    @property
-    def in_one(self) -> bool:
-        """Whether the library has one fast call for it: where classes lie
-        side by side."""
-        return (self.activation, self.axis, self.tau) == ('softmax', 2, 1)
-
-    @property
-    def num_kept(self) -> int:
-        """How many numbers a row :meth:`probabilities` returns."""
-        return 0 if self.in_one else dict(
-            softmax=2, sigmoid=1)[self.activation]
-
-
-class Ways(NamedTuple):
-    """:class:`Way` of the student and of the teacher."""
-    student: Way
-    teacher: Way
-
-    @classmethod
-    def of(cls, rule: Rule, table: Table) -> 'Ways':
-        """Those of a table."""
-        numbers = Numbers.of(rule, table)
-        return cls(*(Way(rule.tau, activation, table.axis, numbers)
-                     for activation in (rule.student, rule.teacher)))
-
-    def relate(self, block: Block) -> Tuple[Rows, Tensor, List[Tensor]]:
-        """Compute the rows of a block, in the first two of its buffers.
-
-        Returns:
-            tuple[Rows, Tensor, list[Tensor]]: The rows, their correlations,
-            and what :meth:`again` finds in the gradient.
-        """
-        p, q, spare = block.buffers
-        numbers, axis = self.student.numbers, self.student.axis
-        kept_p = self.student.probabilities(block.student, p)
-        kept_q = self.teacher.probabilities(block.teacher, q)
-        mean_p, mean_q = self.student.mean(kept_p), self.teacher.mean(kept_q)
-        squares_q = torch.sub(q, mean_q, out=spare).square_().sum(axis, True)
-        squares_p = torch.sub(p, mean_p, out=spare).square_().sum(axis, True)
-        centred = torch.sub(p, mean_p, out=spare)
-        rounded = centred.sum(axis, True).mul_(mean_q)  # 0, but for rounding
-        products = centred.mul_(q).sum(axis, True).sub_(rounded)
-        varies = _varies(squares_p, mean_p, numbers)
-        varies &= _varies(squares_q, mean_q, numbers)
-        of_q = (squares_p * squares_q).sqrt_().add_(numbers.eps).reciprocal_()
-        of_q = torch.where(varies, of_q, numbers.zero)
-        rho = products.mul_(of_q)
-        ratio = squares_q.div_(torch.maximum(squares_p, numbers.tiny))
-        of_p = ratio.sqrt_().mul_(rho).mul_(of_q)
-        rows = Rows(p, q, mean_p, mean_q, of_p, of_q)
-        return rows, rho, [of_p, of_q, *kept_p, *kept_q]
-
-    def again(self, block: Block) -> Rows:
-        """The same of a block that was related before."""
-        p, q, _ = block.buffers
-        axis, number = self.student.axis, 2 + self.student.num_kept
-        # a copy, because the gradient is written over it
-        kept = block.kept(axis, number + self.teacher.num_kept).clone()
-        kept = kept.split(1, axis)
-        self.student.probabilities(block.student, p, kept[2:number])
-        self.teacher.probabilities(block.teacher, q, kept[number:])
-        return Rows(p, q, self.student.mean(kept[2:]),
-                    self.teacher.mean(kept[number:]), *kept[:2])
-
-
-def _varies(squares: Tensor, mean: Tensor, numbers: Numbers) -> Tensor:
-    """As :func:`rounded_squares`, with numbers that calls take faster."""
-    least = mean.square().mul_(numbers.rounding)
-    return squares > torch.maximum(least, numbers.tiny)
-
-
-def _column_moments(p: Tensor, q: Tensor, spare: Tensor,
-                    axes: Sequence[int]) -> List[Tensor]:
-    """Means and centred sums of squares and products of the classes.
+def _column_moments(buffers: Tensors, axes: Sequence[int],
+                    out: Tensors) -> None:
+    """Write means and centred sums of squares and products of the classes.
 
     Overwrites the probabilities.
     """
-    means = [x.mean(axes, True) for x in (p, q)]
-    for x, mean in zip((p, q), means):
-        x -= mean
-    return means + [
-        torch.mul(x, y, out=spare).sum(axes, True)
-        for x, y in ((p, p), (q, q), (p, q))
-    ]
+    p, q, spare = buffers
+    for x, mean in ((p, out[MEAN_S]), (q, out[MEAN_T])):
+        x.sub_(torch.mean(x, axes, True, out=mean))
+    for x, y, total in ((p, p, out[SQUARES_S]), (q, q, out[SQUARES_T]),
+                        (p, q, out[PRODUCTS])):
+        torch.sum(torch.mul(x, y, out=spare), axes, True, out=total)
 
 
-def _merged(parts: Tensors, counts: Sequence[int]) -> Tensor:
-    """The moments of blocks together, from ``(5, C)`` and the rows of each."""
-    if len(parts) == 1:
-        return parts[0]
-    table = torch.stack(parts)
-    weights = torch.stack([table.new_full((1, ), n) for n in counts])
-    means = (weights[..., None] * table[:, :2]).sum(0) / sum(counts)
-    d_s, d_t = (table[:, :2] - means).unbind(1)
-    between = [(weights * x * y).sum(0)
-               for x, y in ((d_s, d_s), (d_t, d_t), (d_s, d_t))]
-    return torch.cat([means, table[:, 2:].sum(0) + torch.stack(between)])
+def _merge(total: Tensor, number: int, part: Tensor, more: int) -> None:
+    """Add the moments of ``more`` rows to those of ``number``, ``(5, C)``
+    both, in place."""
+    share = more / (number + more)
+    delta = part[:SQUARES_S] - total[:SQUARES_S]
+    total[:SQUARES_S].add_(delta, alpha=share)
+    d_s, d_t = delta
+    for index, x, y in ((SQUARES_S, d_s, d_s), (SQUARES_T, d_t, d_t),
+                        (PRODUCTS, d_s, d_t)):
+        total[index].add_(part[index]).addcmul_(x, y, value=number * share)
 
 
 def _forward(table: Table,
@@ -250,22 +61,31 @@ def _forward(table: Table,
     Args:
         table (Table): The logits.
         rule (Rule): How they become relations.
-        gradient (Tensor, optional): A table where backward will write; what
-            it needs is kept there.
+        gradient (Tensor, optional): Where backward will write; what it needs
+            is kept there.
     """
     ways = Ways.of(rule, table)
-    similarities, moments, counts = [], [], []
+    similarities, moments, number = [], None, 0
+    of_block = table.student.new_empty(
+        5, table.num_classes, dtype=compute_dtype(table.student))
     for block in table.blocks(gradient):
-        _, rho, kept = ways.relate(block)
-        similarities.append(rho.sum())
-        of_block = torch.cat(_column_moments(*block.buffers, table.axes))
-        moments.append(of_block.view(5, table.num_classes).double())
-        counts.append(rho.numel())
-        if block.keeps:
-            torch.cat(kept, table.axis, out=block.kept(table.axis, len(kept)))
-        if len(moments) == GROUP:
-            moments, counts = [_merged(moments, counts)], [sum(counts)]
-    return torch.stack(similarities).double().sum(), _merged(moments, counts)
+        rows = (
+            ways.new_rows(block.buffers[0])
+            if gradient is None else ways.rows_within(block.gradient))
+        ways.relate(block, rows)
+        if gradient is None:
+            similarities.append(ways.correlate(rows).sum())
+        _column_moments(block.buffers, table.axes,
+                        of_block.view(5, *table.of_classes).unbind())
+        if number:
+            _merge(moments, number, of_block, rows.rho.numel())
+        else:
+            moments = of_block.to(torch.float64, copy=True)
+        number += rows.rho.numel()
+    if gradient is not None:
+        rho = ways.correlate(ways.rows_within(table.view(gradient)))
+        similarities = list(rho.sum((1, 2)))
+    return torch.stack(similarities).double().sum(), moments
 
 
 def _gradient(of_rows: Tensor,
@@ -278,7 +98,8 @@ def _gradient(of_rows: Tensor,
 
     Args:
         of_rows (Tensor): That of a row's correlation.
-        of_columns (Tensor): ``(3, C)``, see :func:`_of_columns`.
+        of_columns (Tensor): ``(3, C)``, see :func:`_of_columns`, in the dtype
+            that is computed in; overwritten.
         student (Tensor): Logits.
         teacher (Tensor): Logits.
         rule (Rule): How they become relations.
@@ -286,48 +107,55 @@ def _gradient(of_rows: Tensor,
     """
     table = Table(student, teacher)
     ways = Ways.of(rule, table)
-    numbers = ways.student.numbers
-    shape = (3, 1, 1, -1) if table.axis == 2 else (3, 1, -1, 1)
-    columns = (of_columns / rule.tau).to(numbers.eps).view(shape).unbind()
-    of_rows = (of_rows / rule.tau).to(numbers.eps)
+    columns = of_columns.div_(rule.tau).view(3, *table.of_classes).unbind()
+    of_rows = (of_rows / rule.tau).to(of_columns.dtype)
     again = gradient is not None
-    if not again:
+    if again:
+        ways.weigh(ways.rows_within(table.view(gradient)), of_rows)
+    else:
         gradient = table.empty()
     for block in table.blocks(gradient):
-        if again and block.keeps:
-            rows = ways.again(block)
+        if again:
+            rows = ways.rows_within(block.gradient)
+            ways.again(block, rows)
+            scale_q = ways.teacher.scale(rows.kept_q)
         else:
-            rows, _, _ = ways.relate(block)
-        out = block.buffers[2]
-        _gradient_of_p(rows, of_rows, columns, out)
-        _through(rule.student, rows, table.axis, out)
-        if out is not block.gradient:
-            block.gradient.copy_(out)
+            rows, scale_q = ways.new_rows(block.buffers[0]), ways.numbers.one
+            ways.relate(block, rows)
+            ways.correlate(rows)
+            ways.weigh(rows, of_rows)
+        _gradient_of_p(block.buffers, rows, scale_q, columns)
+        _through(rule.student, table.axis, block)
     return gradient
 
 
-def _gradient_of_p(rows: Rows, of_rows: Tensor, columns: Sequence[Tensor],
-                   out: Tensor) -> None:
-    """Write the gradient of the student's probabilities, up to a number a
-    row where these sum to 1. Overwrites the teacher's."""
+def _gradient_of_p(buffers: Tensors, rows: Rows, scale_q: Tensor,
+                   columns: Tensors) -> None:
+    """Write the gradient of the student's probabilities in the last buffer.
+    Overwrites the teacher's."""
+    p, q, out = buffers
     of_s, of_t, added = columns
-    torch.sub(rows.q, rows.mean_q, out=out)
-    torch.addcmul(added, out, rows.of_q * of_rows, out=out)
-    out.addcmul_(rows.q, of_t)
-    centred = torch.sub(rows.p, rows.mean_p, out=rows.q)
-    out.addcmul_(centred, rows.of_p * of_rows, value=-1)
-    out.addcmul_(rows.p, of_s)
+    # One factor for the relations of the row and of the column.
+    torch.addcmul(rows.of_q * scale_q, scale_q, of_t, out=out)
+    torch.addcmul(added, q, out, out=out)
+    out.addcmul_(p, torch.add(rows.of_p, of_s, out=q))
+    out.sub_(rows.centre)
 
 
-def _through(activation: str, rows: Rows, axis: int, out: Tensor) -> None:
-    """Backward through the activation, in place."""
+def _through(activation: str, axis: int, block: Block) -> None:
+    """Backward through the activation, into the gradient."""
+    p, spare, grad = block.buffers
     if activation == 'softmax':
-        product = torch.mul(out, rows.p, out=rows.q)
-        total = product.sum(axis, True)
-        torch.addcmul(product, rows.p, total, value=-1, out=out)
+        product = torch.mul(grad, p, out=spare)
+        factors = product, p, product.sum(axis, True)
     else:
-        out *= rows.p
-        out.addcmul_(out, rows.p, value=-1)
+        grad.mul_(p)
+        factors = grad, grad, p
+    out = block.gradient
+    if out.dtype == grad.dtype:
+        torch.addcmul(*factors, value=-1, out=out)
+    else:
+        out.copy_(torch.addcmul(*factors, value=-1, out=grad))
 
 
 class _Distances(torch.autograd.Function):
@@ -340,9 +168,9 @@ class _Distances(torch.autograd.Function):
         # Backward writes what it needs over what forward keeps there, once.
         ctx.gradient = None
         if (differentiable and ctx.needs_input_grad[0]
+                and student.dtype == compute_dtype(student)
                 and table.num_classes >= MOST_KEPT):
-            gradient = table.empty()
-            ctx.gradient = gradient if table.holds(gradient) else None
+            ctx.gradient = table.empty()
         similarity, moments = _forward(table, rule, ctx.gradient)
         dtype = compute_dtype(student)
         ctx.rule, ctx.num_rows = rule, table.num_rows
@@ -357,9 +185,11 @@ class _Distances(torch.autograd.Function):
         # Another backward, after or beside this one, computes all.
         gradient, ctx.gradient = ctx.gradient, None
         student, teacher, moments, inverse, rho = ctx.saved_tensors
-        of_moments = _of_correlations(grad_intra, moments, inverse, rho)
-        gradient = _gradient(grad_inter / -ctx.num_rows,
-                             _of_columns(*of_moments, moments), student,
+        columns = _of_columns(
+            *_of_correlations(grad_intra, moments, inverse, rho), moments)
+        # Here, so that those of float64 are gone when blocks come.
+        columns = columns.to(compute_dtype(student))
+        gradient = _gradient(grad_inter / -ctx.num_rows, columns, student,
                              teacher, ctx.rule, gradient)
         return gradient, None, None, None
 
@@ -387,6 +217,7 @@ def _backward_operator(grad_similarity: Tensor, grad_moments: Tensor,
     columns = _of_columns(grad_moments[SQUARES_S], grad_moments[PRODUCTS],
                           moments)
     columns[2] += grad_moments[MEAN_S] * student.shape[1] / student.numel()
+    columns = columns.to(compute_dtype(student))
     return _gradient(grad_similarity, columns, student, teacher,
                      Rule(tau, student_activation, teacher_activation, eps))
 

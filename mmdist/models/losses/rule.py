@@ -53,7 +53,7 @@ def rounded_squares(mean: Tensor, number: Union[int, Tensor],
     """
     info = torch.finfo(dtype)
     least = mean * (ROUNDINGS * info.eps * number**0.5)
-    return least.square_().clamp_(min=info.tiny**0.5)
+    return least.mul_(least).clamp_(min=info.tiny**0.5)
 
 
 class _Derived(torch.autograd.Function):
