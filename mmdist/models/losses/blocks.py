@@ -16,8 +16,11 @@ BLOCKS = dict(cpu=(2**16, 3 * 2**17), other=(2**19, 2**22))
 # Parts of the logits that a block is: three buffers of its size, and a few
 # numbers a row, are less than a tenth of the logits.
 SHARE = 32
-# A table of fewer blocks of the least size is small: they are twice as large.
+# A table of fewer blocks of the least size is small: its blocks are at least
+# twice as large, and have so many rows, which lie side by side where classes
+# do not.
 MANY = 16
+SIDE_BY_SIDE = 384
 # The rows of a part of a picture are a multiple: the widest vectors, twice.
 LANES = 32
 # Classes from which rows that lie in one piece are computed as they lie: calls
@@ -117,7 +120,7 @@ class Table:
         table = self.student
         low, high = BLOCKS['cpu' if table.device.type == 'cpu' else 'other']
         if table.numel() <= MANY * low:  # a large part of little memory
-            low *= 2
+            low = max(2 * low, SIDE_BY_SIDE * self.num_classes)
         size = min(max(table.numel() // SHARE, low), high)
         length = table.shape[self.axes[1]]
         step = max(size // self.num_classes, 1)

@@ -14,9 +14,9 @@ from .blocks import compute_dtype
 from .rule import Rule, activate, differentiated_once, rounded_squares
 
 # Logits of a table below which this is the faster way.
-SMALL = 2**18
+SMALL = 9 * 2**15
 # Below which float64 takes no longer than float32.
-TINY = 2**13
+TINY = 2**12
 
 
 class Relations(NamedTuple):
