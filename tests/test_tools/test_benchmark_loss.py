@@ -12,11 +12,11 @@ TOOL = 'benchmark_loss.py'
 def test_it_writes_what_it_measured(tmp_path):
     """A table, JSON and a plot; both ways of both activations."""
     files = tmp_path / 'times.json', tmp_path / 'times.png'
-    done = run(TOOL, '--shapes', '2,19,128,128:softmax', '64,80:sigmoid',
+    done = run(TOOL, '--shapes', '4,19,128,128:softmax', '64,80:sigmoid',
                '--repeats', 3, '--threads', 1, '--json', files[0], '--plot',
                files[1])
     assert done.returncode == 0, done.stderr[-2000:]
-    assert '2×19×128×128' in done.stdout and files[1].stat().st_size > 1000
+    assert '4×19×128×128' in done.stdout and files[1].stat().st_size > 1000
     first, second = json.loads(files[0].read_text())
     assert [first['activation'],
             second['activation']] == ['softmax', 'sigmoid']
