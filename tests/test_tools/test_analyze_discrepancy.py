@@ -18,6 +18,7 @@ TOOL = osp.join(ROOT, 'tools', 'analysis_tools', 'analyze_discrepancy.py')
 def run(monkeypatch, *arguments):
     """Run the tool in this process."""
     monkeypatch.setattr(sys, 'argv', [TOOL, *map(str, arguments)])
+    monkeypatch.syspath_prepend(osp.dirname(TOOL))
     with helpers.quick():
         runpy.run_path(TOOL, run_name='__main__')
 

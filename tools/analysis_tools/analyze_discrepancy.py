@@ -6,7 +6,7 @@ of mmdist compare their class logits for the same instances.
 import argparse
 import json
 from pathlib import Path
-from typing import Any, Dict, Iterator, List, Tuple
+from typing import Any, Dict, Iterator, List
 
 import matplotlib
 import numpy as np
@@ -15,10 +15,11 @@ from mmengine.config import Config
 from mmengine.registry import MODELS, init_default_scope
 from mmengine.runner import Runner
 from rich.progress import track
+from student_teachers import (add_models, load_student, named_teachers,
+                              parse_models)
 
 from mmdist.analysis import Discrepancy
 from mmdist.models.distillers import BaseDistiller
-from mmdist.models.teacher import load_strictly, read_checkpoint, weights_in
 from mmdist.utils import (class_names_of, load_config, run_tool, scope_of,
                           wrapper_for)
 
@@ -28,12 +29,7 @@ MOST_NAMES = 40
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
-    parser.add_argument('student', help="the student's config")
-    parser.add_argument('checkpoint', help="the student's weights")
-    parser.add_argument(
-        'teachers',
-        nargs='+',
-        help='config and weights of a teacher, and of others')
+    add_models(parser)
     parser.add_argument(
         '--split',
         choices=['train', 'val', 'test'],
@@ -50,10 +46,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--seed', type=int, default=0)
     parser.add_argument(
         '--out-dir', type=Path, default=Path('work_dirs/discrepancy'))
-    args = parser.parse_args()
-    if len(args.teachers) % 2:
-        parser.error('each teacher needs a config and a checkpoint')
-    return args
+    return parse_models(parser)
 
 
 def innermost(dataset: Dict[str, Any]) -> Dict[str, Any]:
@@ -107,17 +100,6 @@ def distiller_of(args: argparse.Namespace, cfg: Config, config: str,
     return wrapper.to(args.device).eval()
 
 
-def load_student(model: torch.nn.Module, checkpoint: str) -> None:
-    """Load weights as strictly as a teacher's."""
-    try:
-        weights = weights_in(read_checkpoint(checkpoint), checkpoint)
-        load_strictly(model, weights, checkpoint)
-    except (ValueError, FileNotFoundError) as error:
-        text = str(error).replace('model.teacher.checkpoint', 'CHECKPOINT')
-        text = text.replace('model.teacher.config', 'STUDENT')
-        raise type(error)(text) from error
-
-
 def measure(args: argparse.Namespace, cfg: Config, config: str,
             checkpoint: str) -> Dict[str, Any]:
     """What :class:`Discrepancy` finds of one teacher."""
@@ -133,15 +115,6 @@ def measure(args: argparse.Namespace, cfg: Config, config: str,
         for pair in wrapper.pairs(data['inputs'], data['data_samples']):
             found.update(pair)
     return found.summary()
-
-
-def named(args: argparse.Namespace) -> Iterator[Tuple[str, str, str]]:
-    """Name, config and checkpoint of each teacher."""
-    stems = [Path(config).stem for config in args.teachers[::2]]
-    for i, (stem, config, checkpoint) in enumerate(
-            zip(stems, args.teachers[::2], args.teachers[1::2])):
-        again = stems.count(stem) > 1
-        yield f'{stem}_{i}' if again else stem, config, checkpoint
 
 
 def table_of(results: Dict[str, Dict[str, Any]]) -> str:
@@ -253,7 +226,7 @@ def main() -> None:
     init_default_scope(scope_of(cfg))
     results = {
         name: measure(args, cfg, config, checkpoint)
-        for name, config, checkpoint in named(args)
+        for name, config, checkpoint in named_teachers(args)
     }
     names = list(class_names_of(cfg) or [])
     args.out_dir.mkdir(parents=True, exist_ok=True)

@@ -12,13 +12,13 @@ import matplotlib
 import mmcv
 import numpy as np
 import torch
-from analyze_discrepancy import load_student
 from mmengine.config import Config
 from mmengine.registry import VISUALIZERS, init_default_scope
 from mmengine.runner import Runner
 from mmengine.structures import BaseDataElement
 from mmengine.visualization import Visualizer
 from rich.progress import track
+from student_teachers import load_student
 from torch import nn
 
 from mmdist.models.teacher import Teacher, build_model

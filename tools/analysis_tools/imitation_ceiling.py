@@ -1,0 +1,172 @@
+"""Measure what a detector would reach if it imitated a teacher perfectly.
+
+The student predicts its own boxes with the teacher's class logits for them.
+What is missing to the teacher then is in proposals and box regression, which
+distillation of class logits does not teach.
+"""
+import argparse
+import json
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any, Callable, Dict, Iterator, List
+
+from mmengine.config import Config
+from mmengine.registry import init_default_scope
+from mmengine.runner import Runner
+from rich.console import Console
+from rich.table import Table
+from student_teachers import (add_models, load_student, named_teachers,
+                              parse_models)
+from torch import nn
+
+from mmdist.models.taps.teacher_batch import replaced
+from mmdist.models.teacher import Teacher
+from mmdist.utils import load_config, run_tool, scope_of
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
+    add_models(parser)
+    parser.add_argument(
+        '--split',
+        choices=['val', 'test'],
+        default='val',
+        help='of the data of the student (default: %(default)s)')
+    parser.add_argument(
+        '--work-dir', type=Path, default=Path('work_dirs/imitation_ceiling'))
+    return parse_models(parser)
+
+
+def runner_of(args: argparse.Namespace) -> Runner:
+    """That tests the student, with its weights."""
+    cfg = Config(load_config(args.student, 'STUDENT').to_dict())
+    init_default_scope(scope_of(cfg))
+    for field in ('dataloader', 'evaluator', 'cfg'):
+        if cfg.get(f'{args.split}_{field}') is None:
+            raise ValueError(f'STUDENT has no {args.split}_{field}')
+        cfg[f'test_{field}'] = cfg[f'{args.split}_{field}']
+    cfg.test_cfg = dict(type='TestLoop')
+    for split in ('train', 'val'):
+        for field in ('dataloader', 'evaluator', 'cfg'):
+            cfg.pop(f'{split}_{field}', None)
+    cfg.pop('optim_wrapper', None)
+    cfg.pop('param_scheduler', None)
+    cfg.update(work_dir=str(args.work_dir), load_from=None, resume=False)
+    runner = Runner.from_cfg(cfg)
+    load_student(runner.model, args.checkpoint)
+    return runner
+
+
+class Borrowed:
+    """The class logits of a teacher, in the place of the student's.
+
+    Args:
+        model (nn.Module): The student.
+        teacher (Teacher): Sees the student's pictures.
+    """
+
+    def __init__(self, model: nn.Module, teacher: Teacher) -> None:
+        self.model, self.teacher = model, teacher
+        self.batch = None
+        _refuse_other(model, teacher.model)
+
+    @contextmanager
+    def logits(self) -> Iterator[None]:
+        """The student predicts with the teacher's class logits."""
+        places = [(self.model, 'predict', self._seen)]
+        if hasattr(self.model, 'roi_head'):
+            head = self.model.roi_head
+            places.append((head, '_bbox_forward', self._of_rois))
+        else:
+            head = self.model.bbox_head
+            places.append((head, 'forward', self._of_levels))
+        with ExitStack() as stack:
+            for owner, method, wrapper in places:
+                stack.enter_context(
+                    replaced(owner, method, wrapper(getattr(owner, method))))
+            yield
+
+    def _seen(self, predict: Callable) -> Callable:
+
+        def wrapper(inputs: Any, samples: Any, *args, **kwargs) -> Any:
+            self.batch = self.teacher.batch(inputs, samples)
+            return predict(inputs, samples, *args, **kwargs)
+
+        return wrapper
+
+    def _of_rois(self, forward: Callable) -> Callable:
+        ask = self.teacher.model.roi_head._bbox_forward
+
+        def wrapper(*args: Any) -> Dict[str, Any]:
+            *stage, _, rois = args  # of cascades
+            own = forward(*args)
+            score = ask(*stage, self.batch.all_features(), rois)['cls_score']
+            return dict(own, cls_score=_like(own['cls_score'], score))
+
+        return wrapper
+
+    def _of_levels(self, forward: Callable) -> Callable:
+
+        def wrapper(feats: Any) -> tuple:
+            scores, *others = forward(feats)
+            theirs = self.teacher.model.bbox_head(self.batch.all_features())[0]
+            if len(theirs) != len(scores):
+                raise ValueError(
+                    f'STUDENT predicts on {len(scores)} levels, but TEACHER '
+                    f'on {len(theirs)}')
+            return (tuple(map(_like, scores, theirs)), *others)
+
+        return wrapper
+
+
+def _refuse_other(student: nn.Module, teacher: nn.Module) -> None:
+    kinds = [[hasattr(model, name) for name in ('roi_head', 'bbox_head')]
+             for model in (student, teacher)]
+    if kinds[0] != kinds[1] or not any(kinds[0]):
+        raise ValueError(
+            'STUDENT and TEACHER must both be detectors with a roi_head or '
+            f'both with a bbox_head, but they are {type(student).__name__} '
+            f'and {type(teacher).__name__}')
+
+
+def _like(own: Any, theirs: Any) -> Any:
+    if own.shape != theirs.shape:
+        raise ValueError(
+            'STUDENT and TEACHER must predict class logits of one shape, but '
+            f'theirs are {tuple(own.shape)} and {tuple(theirs.shape)}')
+    return theirs
+
+
+def show(results: Dict[str, Dict[str, float]]) -> None:
+    """Print a table: a row a metric."""
+    table = Table()
+    table.add_column('metric')
+    columns: List[Dict[str, float]] = list(results.values())
+    for name in results:
+        table.add_column(name, justify='right')
+    for key in columns[0]:
+        table.add_row(key, *(f'{values[key]:.4g}' for values in columns))
+    Console(width=200).print(table)
+
+
+def main() -> None:
+    args = parse_args()
+    runner = runner_of(args)
+    model = runner.model
+    borrowed = {
+        f'with logits of {name}':
+        Borrowed(model, Teacher(config, checkpoint, model.data_preprocessor))
+        for name, config, checkpoint in named_teachers(args)
+    }
+    results = {'student': dict(runner.test())}
+    for name, of_teacher in borrowed.items():
+        with of_teacher.logits():
+            results[name] = dict(runner.test())
+    show(results)
+    out = args.work_dir / 'imitation_ceiling.json'
+    out.write_text(json.dumps(results, indent=1))
+    print(f'All figures are in {out}')
+
+
+if __name__ == '__main__':
+    run_tool(main)
