@@ -10,15 +10,16 @@ from typing import Iterator, NamedTuple, Optional, Sequence, Tuple
 import torch
 from torch import Tensor
 
-# Elements of a block, at least and at most: small ones stay in the cache,
-# large ones are worth the calls. (For GPUs they are chosen, not measured.)
+# Elements of a block, about at least and at most: small ones stay in the
+# cache, large ones are worth the calls. (For GPUs they are chosen, not
+# measured.)
 BLOCKS = dict(cpu=(2**16, 3 * 2**17), other=(2**19, 2**22))
-# Parts of the logits that a block is: three buffers of its size, and a few
-# numbers a row, are less than a tenth of the logits.
+# Parts of the logits that a block is, if that is neither too little nor too
+# much: three buffers of its size are less than a tenth of float32 logits.
 SHARE = 32
-# A table of fewer blocks of the least size is small: its blocks are at least
-# twice as large, and have so many rows, which lie side by side where classes
-# do not.
+# A table of fewer blocks of the least size is small: its blocks are about
+# twice as large, or have about so many rows, if they may be so large. Rows lie
+# side by side where classes do not.
 MANY = 16
 SIDE_BY_SIDE = 384
 # The rows of a part of a picture are a multiple: the widest vectors, twice.
@@ -92,6 +93,12 @@ class Table:
         return torch.empty_like(
             logits.movedim(1, -1),
             memory_format=torch.contiguous_format).movedim(-1, 1)
+
+    def has_room(self, number: int) -> bool:
+        """Whether the gradient can hold so many numbers a row, with those of
+        rows side by side where the classes of a row are not."""
+        apart = self.last and self.axis == 1
+        return number <= self.num_classes and not apart
 
     def blocks(self, gradient: Optional[Tensor] = None) -> Iterator[Block]:
         """The logits block by block."""

@@ -50,6 +50,8 @@ def _relate(p: Tensor, eps: float, dtype: torch.dtype) -> Relations:
     rows = torch.add(p, of_rows, alpha=-1 / num_classes)
     columns = torch.add(p, of_columns, alpha=-1 / number)
     squares = torch.cat([(rows * rows).sum(2), (columns * columns).sum(1)], 1)
+    # As of means: a number times the square of a mean is that of a sum,
+    # divided by the number.
     sums = [of_rows * num_classes**-.5, of_columns.mT * number**-.5]
     least = rounded_squares(torch.cat(sums, 1).squeeze(2), 1, dtype)
     constant = (squares <= least).any(0)

@@ -3,9 +3,10 @@
 Written as tensor operations, the formula makes ten tables of the logits'
 size. Here a block of the logits that fits a processor's cache is read once
 forward and once backward; what is kept between the two are seven numbers a
-class, and up to eight a row in the memory of the gradient. Rows need nothing
-but themselves (see :mod:`.rows`); columns need the moments of all rows, to
-which the blocks add up.
+class, and up to eight a row in the memory of the gradient, where that has
+room for them; else backward relates the rows again. Rows need nothing but
+themselves (see :mod:`.rows`); columns need the moments of all rows, to which
+the blocks add up.
 
 Probabilities are centred before they are squared, rows by ``1 / C`` or the
 mean of their sigmoids, columns by their mean within the block; they are kept
@@ -23,8 +24,6 @@ from .rule import Rule, differentiated_once, rounded_squares
 
 Tensors = Sequence[Tensor]
 MEAN_S, MEAN_T, SQUARES_S, SQUARES_T, PRODUCTS = range(5)
-# Numbers a row that forward keeps for backward, at most.
-MOST_KEPT = 8
 
 
 def _column_moments(buffers: Tensors, axes: Sequence[int],
@@ -54,17 +53,16 @@ def _merge(total: Tensor, number: int, part: Tensor, more: int) -> None:
 
 
 def _forward(table: Table,
-             rule: Rule,
+             ways: Ways,
              gradient: Optional[Tensor] = None) -> Tuple[Tensor, Tensor]:
     """What :func:`relations` returns.
 
     Args:
         table (Table): The logits.
-        rule (Rule): How they become relations.
+        ways (Ways): How they become relations.
         gradient (Tensor, optional): Where backward will write; what it needs
             is kept there.
     """
-    ways = Ways.of(rule, table)
     similarities, moments, number = [], None, 0
     of_block = table.student.new_empty(
         5, table.num_classes, dtype=compute_dtype(table.student))
@@ -74,7 +72,7 @@ def _forward(table: Table,
             if gradient is None else ways.rows_within(block.gradient))
         ways.relate(block, rows)
         if gradient is None:
-            similarities.append(ways.correlate(rows).sum())
+            similarities.append(ways.correlate(rows).sum((1, 2)))
         _column_moments(block.buffers, table.axes,
                         of_block.view(5, *table.of_classes).unbind())
         if number:
@@ -84,8 +82,8 @@ def _forward(table: Table,
         number += rows.rho.numel()
     if gradient is not None:
         rho = ways.correlate(ways.rows_within(table.view(gradient)))
-        similarities = list(rho.sum((1, 2)))
-    return torch.stack(similarities).double().sum(), moments
+        similarities = [rho.sum((1, 2))]
+    return torch.cat(similarities).double().sum(), moments
 
 
 def _gradient(of_rows: Tensor,
@@ -152,7 +150,7 @@ def _through(activation: str, axis: int, block: Block) -> None:
         grad.mul_(p)
         factors = grad, grad, p
     out = block.gradient
-    if out.dtype == grad.dtype:
+    if out.dtype == grad.dtype and out.stride(2) == 1:
         torch.addcmul(*factors, value=-1, out=out)
     else:
         out.copy_(torch.addcmul(*factors, value=-1, out=grad))
@@ -164,15 +162,15 @@ class _Distances(torch.autograd.Function):
     @staticmethod
     def forward(ctx, student: Tensor, teacher: Tensor, rule: Rule,
                 differentiable: bool) -> Tuple[Tensor, Tensor]:
-        table = Table(student, teacher)
+        table, dtype = Table(student, teacher), compute_dtype(student)
+        ways = Ways.of(rule, table)
         # Backward writes what it needs over what forward keeps there, once.
         ctx.gradient = None
         if (differentiable and ctx.needs_input_grad[0]
-                and student.dtype == compute_dtype(student)
-                and table.num_classes >= MOST_KEPT):
+                and student.dtype == dtype
+                and table.has_room(ways.numbers_a_row)):
             ctx.gradient = table.empty()
-        similarity, moments = _forward(table, rule, ctx.gradient)
-        dtype = compute_dtype(student)
+        similarity, moments = _forward(table, ways, ctx.gradient)
         ctx.rule, ctx.num_rows = rule, table.num_rows
         inverse, rho = _correlations(moments, table.num_rows, rule, dtype)
         ctx.save_for_backward(student, teacher, moments, inverse, rho)
@@ -199,8 +197,9 @@ def _operator(student: Tensor, teacher: Tensor, tau: float,
               student_activation: str, teacher_activation: str,
               eps: float) -> Tuple[Tensor, Tensor]:
     """:func:`relations`, which the compiler does not look into."""
+    table = Table(student, teacher)
     rule = Rule(tau, student_activation, teacher_activation, eps)
-    return _forward(Table(student, teacher), rule)
+    return _forward(table, Ways.of(rule, table))
 
 
 @_operator.register_fake
@@ -293,19 +292,20 @@ def over_processes(moments: Tensor, num_rows: int) -> Tuple[Tensor, Tensor]:
     """
     from torch.distributed.nn.functional import all_reduce
     means, centred = moments[:2], moments[2:]
-    number = torch.full_like(means[:1], num_rows)
+    sums = torch.cat([means * num_rows, centred + num_rows * _squares(means)])
     sums = all_reduce(
-        torch.cat([means * number, centred + number * _squares(means),
-                   number]))
-    number = sums[-1:].detach()
+        torch.cat([sums.flatten(),
+                   means.new_full((1, ), num_rows)]))
+    number, sums = sums[-1].detach(), sums[:-1].view_as(moments)
     means = sums[:2] / number.clamp(min=1)
-    centred = sums[2:5] - number * _squares(means)
-    return torch.cat([means, centred]), number[0, 0]
+    centred = sums[2:] - number * _squares(means)
+    return torch.cat([means, centred]), number
 
 
 def _squares(means: Tensor) -> Tensor:
     """Squares and the product of two rows, in the order of moments."""
-    return means[[0, 1, 0]] * means[[0, 1, 1]]
+    mean_s, mean_t = means
+    return torch.stack([mean_s * mean_s, mean_t * mean_t, mean_s * mean_t])
 
 
 def _correlations(moments: Tensor, num_rows: Union[int, Tensor], rule: Rule,

@@ -84,7 +84,7 @@ class Rows(NamedTuple):
 class Way(NamedTuple):
     """How the logits of a block become probabilities.
 
-    A softmax keeps the highest logit of a row, and what it is divided by; a
+    A softmax keeps the highest logit of a row, and by what it is multiplied; a
     sigmoid the mean of the row.
 
     Attributes:
@@ -127,22 +127,26 @@ class Way(NamedTuple):
             torch.sum(out, self.axis, True, out=scale)
             out.mul_(scale.reciprocal_())
 
-    def again(self, logits: Tensor, out: Tensor,
-              kept: Sequence[Tensor]) -> None:
-        """Write them from what was kept, but for :meth:`scale`."""
+    def again(self, logits: Tensor, out: Tensor, kept: Sequence[Tensor],
+              scaled: bool) -> None:
+        """Write them from what was kept; unless ``scaled``, they remain to be
+        multiplied by :meth:`scale`."""
         if self.in_one:
             torch.softmax(logits, 2, dtype=out.dtype, out=out)
         elif self.activation == 'sigmoid':
             self._sigmoid(logits, out)
         else:
-            self._powers(_plain(logits, out), kept[0], out)
+            highest, scale = kept
+            self._powers(_plain(logits, out), highest, out)
+            if scaled:
+                out.mul_(scale)
 
     def mean(self, kept: Sequence[Tensor]) -> Tensor:
         """Of rows."""
         return self.numbers.mean if self.activation == 'softmax' else kept[0]
 
     def scale(self, kept: Sequence[Tensor]) -> Tensor:
-        """By what :meth:`again` has not multiplied."""
+        """What remains to be multiplied by, see :meth:`again`."""
         return kept[1] if self.num_kept == 2 else self.numbers.one
 
     def _sigmoid(self, logits: Tensor, out: Tensor) -> None:
@@ -269,10 +273,8 @@ class Ways(NamedTuple):
         """Write the probabilities of a block that was related before, the
         teacher's but for :meth:`Way.scale`."""
         p, q, _ = block.buffers
-        self.student.again(block.student, p, rows.kept_p)
-        if self.student.num_kept == 2:
-            p.mul_(rows.kept_p[1])
-        self.teacher.again(block.teacher, q, rows.kept_q)
+        self.student.again(block.student, p, rows.kept_p, scaled=True)
+        self.teacher.again(block.teacher, q, rows.kept_q, scaled=False)
 
     def _means(self, rows: Rows) -> Sequence[Tensor]:
         return self.student.mean(rows.kept_p), self.teacher.mean(rows.kept_q)

@@ -16,7 +16,7 @@ SMALL = direct.SMALL
 ACTIVATIONS = [('softmax', 'softmax'), ('sigmoid', 'sigmoid'),
                ('softmax', 'sigmoid'), ('sigmoid', 'softmax')]
 SHAPES = [(300, 7), (4, 9, 11, 13), (3, 5, 41), (2, 6, 3, 4, 5), (1, 40),
-          (50, 1)]
+          (50, 1), (3, 8, 41), (60, 21), (90, 8, 1)]
 
 
 @pytest.fixture(autouse=True)
@@ -121,7 +121,17 @@ def test_no_gradient_takes_no_memory_for_one(monkeypatch):
     student.requires_grad_()
     with torch.no_grad():
         dist_terms(student, teacher)
+    others = [
+        logits((3, 7, 41)),
+        logits((60, 21)),
+        logits((3, 50, 41), torch.float16)
+    ]
+    for few_or_half in others:
+        few_or_half[0].requires_grad_()
+        dist_terms(*few_or_half)
     assert not taken
+    dist_terms(student, teacher)
+    assert taken
 
 
 @pytest.mark.parametrize('small', [0, SMALL])

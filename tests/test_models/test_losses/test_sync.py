@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from mmdist.models.losses import DISTLoss
-from tests.test_models.test_losses.test_fused import logits
+from tests.test_models.test_losses.test_fused import NoReading, logits
 
 NUM_CLASSES = 5
 # Rows of each process.
@@ -46,6 +46,8 @@ def process(rank, parts, store, folder):
         rank=rank,
         world_size=len(parts))
     own = [x.split(parts)[rank] for x in whole_batch(sum(parts))]
+    with NoReading():  # nor tensors made of values
+        DISTLoss(sync_intra=True).terms(*own)
     results = [
         step(*own, DistributedDataParallel, sync_intra=sync)
         for sync in (True, False)
