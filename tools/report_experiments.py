@@ -100,6 +100,19 @@ class Report:
         """The run over which a run gains; None if it is not declared."""
         return self.grid.runs.get(name, {}).get('baseline')
 
+    def baselines(self) -> Iterator[str]:
+        """Say what gains are over; of most runs first."""
+        runs: Dict[str, List[str]] = {}
+        for name in self.grid.runs:
+            if self.baseline_of(name):
+                runs.setdefault(self.baseline_of(name), []).append(name)
+        most, *others = sorted(runs, key=lambda b: -len(runs[b])) or [None]
+        if most:
+            yield '; '.join([f'Gains are over *{most}*'] + [
+                f'those of *{"*, *".join(runs[name])}* over *{name}*'
+                for name in others
+            ]) + '.'
+
     def gain(self, name: str) -> str:
         """For example '+0.025 ± 0.019 (5)'; empty without a baseline."""
         baseline = self.baseline_of(name)
@@ -194,10 +207,7 @@ class Report:
         yield f'## {self.grid.title}'
         yield self.grid.about.strip()
         yield markdown(self.main_table())
-        baselines = dict.fromkeys(
-            filter(None, map(self.baseline_of, self.grid.runs)))
-        if baselines:
-            yield f'Gains are over *{"*, *".join(baselines)}*.'
+        yield from self.baselines()
         yield (f'Every training: [{self.results.path.name}]'
                f'({self.link(self.results.path.name)}).')
         if self.draw_runs():

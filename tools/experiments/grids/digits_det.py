@@ -16,22 +16,39 @@ seeds = [0, 1, 2, 3, 4]
 folder = 'configs/experiments/'
 wide = folder + 'faster-rcnn_r18-w32_fpn_4e_digits-96.py'
 longer = {'train_cfg.max_epochs': 8, 'train_cfg.val_interval': 8}
+student = folder + 'faster-rcnn_r18-w8_fpn_4e_digits-96.py'
+distilled = {
+    'KD': folder + 'kd_faster-rcnn_r18-w8-w32_fpn_4e_digits-96.py',
+    'DIST': folder + 'dist_faster-rcnn_r18-w8-w32_fpn_4e_digits-96.py'
+}
 study = ablation(
-    folder + 'faster-rcnn_r18-w8_fpn_4e_digits-96.py',
-    dict(
-        config=folder + 'kd_faster-rcnn_r18-w8-w32_fpn_4e_digits-96.py',
-        teacher='teacher w32'),
-    dict(
-        config=folder + 'dist_faster-rcnn_r18-w8-w32_fpn_4e_digits-96.py',
-        teacher='teacher w32'), {
-            **widths(wide, 16, 24, 32, 48), 'teacher w32, 8 epochs':
-            dict(config=wide, seeds=[0], options=longer),
-            'teacher w32, 8 epochs, augmented':
-            dict(
-                config=folder + 'faster-rcnn_r18-w32_fpn_8e-aug_digits-96.py',
-                seeds=[0])
-        })
-runs, sweeps = study['runs'], study['sweeps']
+    student,
+    *(dict(config=config, teacher='teacher w32')
+      for config in distilled.values()), {
+          **widths(wide, 16, 24, 32, 48), 'teacher w32, 8 epochs':
+          dict(config=wide, seeds=[0], options=longer),
+          'teacher w32, 8 epochs, augmented':
+          dict(
+              config=folder + 'faster-rcnn_r18-w32_fpn_8e-aug_digits-96.py',
+              seeds=[0])
+      })
+# Is it the students' training that is too short?
+alone = 'student alone, 8 epochs'
+runs = {
+    **study['runs'], alone:
+    dict(config=student, seeds=[0, 1, 2], options=longer),
+    **{
+        f'{name}, 8 epochs, from teacher w32, 8 epochs':
+        dict(
+            config=config,
+            teacher='teacher w32, 8 epochs',
+            baseline=alone,
+            seeds=[0, 1, 2],
+            options=longer)
+        for name, config in distilled.items()
+    }
+}
+sweeps = study['sweeps']
 discrepancy = study['discrepancy']
 
 conclusion = """
