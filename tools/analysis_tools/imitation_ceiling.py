@@ -41,7 +41,7 @@ def runner_of(args: argparse.Namespace) -> Runner:
     """That tests the student, with its weights."""
     cfg = Config(load_config(args.student, 'STUDENT').to_dict())
     init_default_scope(scope_of(cfg))
-    for field in ('dataloader', 'evaluator', 'cfg'):
+    for field in ('dataloader', 'evaluator'):
         if cfg.get(f'{args.split}_{field}') is None:
             raise ValueError(f'STUDENT has no {args.split}_{field}')
         cfg[f'test_{field}'] = cfg[f'{args.split}_{field}']
