@@ -81,9 +81,9 @@ What it says:
   the student alone is where those of four epochs with perfect imitation would
   be, and neither KD nor DIST adds anything, though the teacher's class logits
   would still be worth 0.05 to it (0.544 instead of 0.493, 0.546 instead of
-  0.499, seeds 0 and 1). In this set-up distillation of class logits is a faster start of a
-  student that is short of training. That 8 channels cannot follow the teacher
-  further is what is left; wider students were not tried.
+  0.499, seeds 0 and 1). In this set-up distillation of class logits is a
+  faster start of a student that is short of training. That 8 channels cannot
+  follow the teacher further is what is left; wider students were not tried.
 - A temperature of 4 instead of 1 costs both 0.01 to 0.04, and DIST with
   weights of 4 falls behind its defaults by 0.04 (one seed a setting:
   differences below 0.02 say nothing).
