@@ -8,7 +8,7 @@ import os
 from pathlib import Path
 
 from mmdist.models.teacher import build_model
-from mmdist.utils import (class_names_of, find_config, load_config, run_tool,
+from mmdist.utils import (data_classes_of, find_config, load_config, run_tool,
                           wrapper_for)
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -100,7 +100,7 @@ def main():
     part.write_text(text)
     try:
         model = build_model(str(part), 'model', resolve=False)[0]
-        model.compare_classes(class_names_of(cfg))
+        model.compare_classes(data_classes_of(cfg))
         part.replace(out)
     finally:
         part.unlink(missing_ok=True)

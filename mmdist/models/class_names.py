@@ -1,6 +1,8 @@
 """Whose class is whose: names and maps of student and teacher."""
 from typing import Any, List, Optional, Sequence
 
+from mmdist.utils import DataClasses, first_difference, spelt_alike
+
 Names = Optional[Sequence[str]]
 FIELD = 'model.teacher.class_map'
 
@@ -17,21 +19,46 @@ def check_class_names(teacher: Names, student: Names) -> None:
     """
     if not teacher or not student:
         return
-    spelt_t, spelt_s = spelt_alike(teacher), spelt_alike(student)
-    if spelt_t == spelt_s:
+    difference = first_difference(teacher, student)
+    if difference is None:
         return
-    label = next(
-        (i for i, (t, s) in enumerate(zip(spelt_t, spelt_s)) if t != s),
-        min(len(teacher), len(student)))
-    names = [
-        repr(classes[label]) if label < len(classes) else 'nothing'
-        for classes in (teacher, student)
-    ]
+    label, *names = difference
     raise ValueError(
         'the classes of model.teacher and of train_dataloader.dataset differ: '
         f'label {label} is {names[0]} for the teacher and {names[1]} in the '
         "data; choose a teacher of the data's classes in their order, or set "
         f"{FIELD}='names'")
+
+
+def check_names_fit_labels(teacher: DataClasses, data: DataClasses) -> None:
+    """Make sure that names can say which class of the teacher is whose.
+
+    They cannot where ``metainfo`` lists the classes of the training set in
+    another order than its annotation file numbers them, unless the teacher
+    was trained on data with the same fault.
+
+    Args:
+        teacher (DataClasses): The teacher's classes.
+        data (DataClasses): The classes of the training set.
+
+    Raises:
+        ValueError: If names and labels contradict each other.
+    """
+    if not (data.listed and data.numbered):
+        return
+    difference = first_difference(data.listed, data.numbered)
+    alike = teacher.numbered and not (
+        first_difference(teacher.numbered, data.numbered)
+        or first_difference(teacher.listed, data.listed))
+    if difference and not alike:
+        label, listed, numbered = difference
+        raise ValueError(
+            f'train_dataloader.dataset: label {label} is {listed} in '
+            f'metainfo.classes but {numbered} in the data, by which the '
+            'student is trained, so names cannot say what it shares with '
+            'model.teacher; list metainfo.classes in the order of the data, '
+            f"or the teacher's labels in {FIELD} (0, 1, … in their order if "
+            'it was trained on data with the same fault)')
 
 
 def class_map_of(spec: Any, teacher: Names, student: Names) -> List[int]:
@@ -151,8 +178,3 @@ def _checked(labels: Sequence[Any]) -> List[int]:
         raise ValueError(f'{FIELD} has the class {twice} of the teacher more '
                          'than once')
     return list(labels)
-
-
-def spelt_alike(classes: Sequence[str]) -> List[str]:
-    """'Traffic_light', as MMDetection 1 wrote, is 'traffic light'."""
-    return [name.casefold().replace('_', ' ') for name in classes]

@@ -11,15 +11,15 @@ from urllib.error import URLError
 
 import numpy as np
 import torch
-from mmengine.config import ConfigDict
+from mmengine.config import Config, ConfigDict
 from mmengine.dist import barrier, is_main_process
 from mmengine.registry import MODELS, DefaultScope
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn.modules.utils import consume_prefix_in_state_dict_if_present
 
-from mmdist.utils import (allow_mmengine_checkpoints, class_names_of,
-                          load_config, scope_of)
+from mmdist.utils import (DataClasses, allow_mmengine_checkpoints,
+                          data_classes_of, load_config, names_in, scope_of)
 from .taps import TeacherBatch, tensors_in
 
 
@@ -276,9 +276,14 @@ class Teacher:
         self.model.eval()  # returns nothing, with a teacher of its own
         self.model.requires_grad_(False)
         self.class_map = class_map
-        self.class_names = _names_in(content) or class_names_of(cfg)
+        self.classes = _classes_of(content, cfg)
         self._renormalise = Renormalise(student_preprocessor,
                                         self.model.data_preprocessor)
+
+    @property
+    def class_names(self) -> Optional[Sequence[str]]:
+        """Names of the teacher's classes in label order, if known."""
+        return self.classes.in_label_order
 
     def __deepcopy__(self, memo: dict) -> 'Teacher':
         return self
@@ -338,15 +343,24 @@ def weights_in(content: Dict[str, Any], checkpoint: str) -> Dict[str, Tensor]:
     return weights
 
 
-def _names_in(content: Dict[str, Any]) -> Optional[Tuple[str, ...]]:
-    """The class names that a checkpoint of MMEngine (or MMCV 1) carries."""
+def _classes_of(content: Dict[str, Any], cfg: Config) -> DataClasses:
+    """The classes of the data set that a teacher was trained on.
+
+    A checkpoint of MMEngine (or MMCV 1) carries the names of ``metainfo``. The
+    data of the config, where they are at hand, say how labels are numbered.
+    """
     meta = content.get('meta') or {}
     dataset_meta = meta.get('dataset_meta') or meta
-    # CLASSES in MMCV 1 and in the first checkpoints of MMEngine
-    names = dataset_meta.get('classes', dataset_meta.get('CLASSES'))
-    if isinstance(names, str):  # of a data set with one class
-        names = (names, )
-    return tuple(names) if names else None
+    if isinstance(dataset_meta, dict):
+        # CLASSES in MMCV 1 and in the first checkpoints of MMEngine
+        names = dataset_meta.get('classes', dataset_meta.get('CLASSES'))
+        dataset_meta = dict(classes=names)
+    try:
+        listed, of_config = names_in(dataset_meta), data_classes_of(cfg)
+    except ValueError:  # data sets of different classes were joined
+        return DataClasses()
+    return of_config if listed in (None,
+                                   of_config.listed) else DataClasses(listed)
 
 
 class Renormalise:

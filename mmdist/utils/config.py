@@ -1,11 +1,10 @@
 """Finding configs and the few facts about them that distillation needs."""
 import importlib.util
 import os.path as osp
-from typing import Optional, Sequence, Union
+from typing import Optional, Union
 
 from mmengine.config import Config, ConfigDict
-from mmengine.fileio import list_from_file
-from mmengine.registry import DATASETS, DefaultScope
+from mmengine.registry import DefaultScope
 
 WRAPPERS = dict(
     mmdet='mmdist.DistillDetector',
@@ -145,47 +144,6 @@ def wrapper_for(cfg: Config, field: str) -> str:
         raise ValueError(f'{field} has default_scope={scope!r}; mmdist '
                          f'distils models of {" and ".join(WRAPPERS)}')
     return WRAPPERS[scope]
-
-
-def class_names_of(cfg: Config) -> Optional[Sequence[str]]:
-    """The class names of the data set that a config trains on, if it says.
-
-    Args:
-        cfg (Config): A full config.
-
-    Returns:
-        tuple[str] | None: The names in the order of their labels.
-    """
-    dataset = _innermost((cfg.get('train_dataloader') or {}).get('dataset'))
-    if not dataset or 'type' not in dataset:
-        return None
-    classes = (dataset.get('metainfo') or {}).get('classes')
-    if isinstance(classes, str):  # a file with a name a line
-        classes = list_from_file(classes) if osp.isfile(classes) else None
-    elif classes is None:
-        classes = getattr(_dataset_type(cfg, dataset), 'METAINFO',
-                          {}).get('classes')
-    return tuple(classes) if classes else None
-
-
-def _innermost(dataset: Optional[dict]) -> Optional[dict]:
-    """The data set inside RepeatDataset, ConcatDataset and their like."""
-    while dataset:
-        if 'dataset' in dataset:
-            dataset = dataset['dataset']
-        elif dataset.get('datasets'):  # must agree on their classes
-            dataset = dataset['datasets'][0]
-        else:
-            break
-    return dataset
-
-
-def _dataset_type(cfg: Config, dataset: dict) -> Optional[type]:
-    if not isinstance(dataset['type'], str):  # a config of Python classes
-        return dataset['type']
-    # `get` alone looks into MMEngine's registry only, whatever the scope.
-    with DATASETS.switch_scope_and_registry(scope_of(cfg)) as registry:
-        return registry.get(dataset['type'])
 
 
 def student_of(model: dict) -> dict:

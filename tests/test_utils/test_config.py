@@ -8,8 +8,7 @@ from mmdet.datasets import CocoDataset
 from mmengine.config import Config
 from mmengine.registry import DATASETS, DefaultScope
 
-from mmdist.utils import (class_names_of, find_config, load_config, scope_of,
-                          student_of)
+from mmdist.utils import find_config, load_config, scope_of, student_of
 from ..helpers import build, detector
 
 CONFIGS = osp.join(osp.dirname(mmdet.__file__), '.mim', 'configs')
@@ -143,88 +142,6 @@ def test_the_scope_of_a_config_goes_before_that_of_its_caller():
     with DefaultScope.overwrite_default_scope('mmseg'):
         assert scope_of(Config(dict(default_scope='mmdet'))) == 'mmdet'
         assert scope_of(Config(dict(model=dict()))) == 'mmseg'
-
-
-# class_names_of
-
-
-def config_of(dataset, **others):
-    """A config that trains on a data set."""
-    return Config(
-        dict(
-            default_scope='mmdet',
-            train_dataloader=dict(dataset=dataset),
-            **others))
-
-
-@pytest.mark.parametrize('name', [
-    RETINA,
-    'yolox/yolox_tiny_8xb8-300e_coco.py',
-    'mask_rcnn/mask-rcnn_r50_fpn_2x_coco.py',
-])
-def test_class_names_of_the_zoos_coco_configs(name):
-    """From the data set class, inside MultiImageMixDataset too."""
-    names = class_names_of(load_config(f'mmdet::{name}', 'model.student'))
-    assert len(names) == COCO_NAMES
-    assert (names[0], names[-1]) == ('person', 'toothbrush')
-
-
-def test_class_names_of_the_zoos_voc_config():
-    """From the first data set of a ConcatDataset in a RepeatDataset."""
-    name = 'mmdet::pascal_voc/faster-rcnn_r50_fpn_1x_voc0712.py'
-    names = class_names_of(load_config(name, 'model.student'))
-    assert len(names) == 20 and names[:3] == VOC
-
-
-def test_class_names_of_the_zoos_lvis_config():
-    """From the data set that a ClassBalancedDataset resamples."""
-    name = ('mmdet::lvis/mask-rcnn_r50_fpn_sample1e-3_ms-1x_lvis-v1.py')
-    names = class_names_of(load_config(name, 'model.student'))
-    assert len(names) == 1203
-
-
-def test_metainfo_goes_before_the_data_sets_own_names():
-    """As MMEngine's BaseDataset does."""
-    dataset = dict(type='CocoDataset', metainfo=dict(classes=['a', 'b']))
-    assert class_names_of(config_of(dataset)) == ('a', 'b')
-    repeated = dict(type='RepeatDataset', times=3, dataset=dataset)
-    assert class_names_of(config_of(repeated)) == ('a', 'b')
-
-
-def test_metainfo_may_name_a_file(tmp_path):
-    """With a name a line, as MMEngine reads it."""
-    path = tmp_path / 'classes.txt'
-    path.write_text('red cell\nwhite cell\n')
-    metainfo = dict(classes=str(path))
-    with DefaultScope.overwrite_default_scope('mmdet'):
-        dataset = DATASETS.build(
-            dict(type='CocoDataset', lazy_init=True, metainfo=metainfo))
-    cfg = config_of(dict(type='CocoDataset', metainfo=metainfo))
-    assert class_names_of(cfg) == ('red cell', 'white cell')
-    assert class_names_of(cfg) == tuple(dataset.metainfo['classes'])
-
-
-def test_a_data_set_may_be_a_class():
-    """As in configs that are Python modules."""
-    cfg = Config(dict(train_dataloader=dict(dataset=dict(type=CocoDataset))))
-    assert len(class_names_of(cfg)) == COCO_NAMES
-
-
-@pytest.mark.parametrize('cfg', [
-    dict(),
-    dict(train_dataloader=None),
-    dict(train_dataloader=dict()),
-    dict(train_dataloader=dict(dataset=dict(ann_file='a.json'))),
-    dict(train_dataloader=dict(dataset=dict(type='BaseDataset'))),
-    dict(train_dataloader=dict(dataset=dict(type='NoSuchDataset'))),
-    dict(
-        train_dataloader=dict(
-            dataset=dict(
-                type='CocoDataset', metainfo=dict(classes='no_such.txt')))),
-])
-def test_a_config_that_does_not_say_has_no_names(cfg):
-    """Unknown is None, not an error."""
-    assert class_names_of(Config(dict(cfg, default_scope='mmdet'))) is None
 
 
 # student_of

@@ -6,16 +6,19 @@ from typing import (Any, ContextManager, Dict, List, Optional, Sequence, Set,
                     Tuple, Type, Union)
 
 import torch
-from mmengine.logging import MessageHub, print_log
+from mmengine.logging import print_log
 from mmengine.model import BaseModel
 from torch import Tensor, nn
 
 from mmdist.engine import TeacherMonitor
 from mmdist.registry import MODELS
+from mmdist.utils import DataClasses, classes_in_training
 from ..class_names import (check_all_named, check_class_names,
-                           check_enough_names, check_named_map, class_map_of)
+                           check_enough_names, check_named_map,
+                           check_names_fit_labels, class_map_of)
 from ..losses.base import LogitLoss, check_weight
-from ..taps import LogitPair, TeacherBatch, build_tap, tensors_in, watch_method
+from ..taps import (LogitPair, TeacherBatch, build_tap, reads_text, tensors_in,
+                    watch_method)
 from ..teacher import Teacher, build_model, preserve_rng
 
 # Side of the picture that shows the shapes of features; the largest stride.
@@ -226,7 +229,7 @@ class BaseDistiller(BaseModel):
             ValueError: If the training set's classes are not the teacher's.
         """
         if not self._saw_classes:
-            self.compare_classes(_training_classes())
+            self.compare_classes(classes_in_training())
             self._saw_classes = True
         if not self.kd_scale:
             losses = self.kd_student.loss(inputs, data_samples)
@@ -296,23 +299,29 @@ class BaseDistiller(BaseModel):
                 f'`{self.tap.method}`: nothing can be distilled from it')
         return losses, calls, extracted
 
-    def compare_classes(self, names_s: Optional[Sequence[str]]) -> None:
-        """Compare names as soon as those of the training set are known.
+    def compare_classes(self, data: DataClasses) -> None:
+        """Compare the teacher's classes with those of the training set.
 
         Args:
-            names_s (Sequence[str], optional): Those of the training set.
+            data (DataClasses): The classes of the training set.
 
         Raises:
             ValueError: If student and teacher predict other classes, or
                 `class_map` is impossible.
         """
-        names_t = self.kd_teacher.class_names
-        if self.kd_teacher.class_map is None:
+        if reads_text(self.kd_student):  # the text names the classes
+            return
+        teacher = self.kd_teacher
+        spec, names_t = teacher.class_map, teacher.class_names
+        names_s = data.in_label_order
+        if not (spec and all(isinstance(item, int) for item in spec)):
+            check_names_fit_labels(teacher.classes, data)
+        if spec is None:
             check_class_names(names_t, names_s)
-        elif self.kd_teacher.class_map == 'names':
+        elif spec == 'names':
             self._connect_tap(class_map_of('names', names_t, names_s))
         else:
-            check_named_map(self.kd_teacher.class_map, names_t, names_s)
+            check_named_map(spec, names_t, names_s)
 
     def _check_names_of_teacher(self) -> None:
         """A map by names needs the names of all that the teacher predicts."""
@@ -480,10 +489,3 @@ def _feature_shapes(model: nn.Module, field: str) -> List[Sequence[int]]:
         raise ValueError('model.mimic_loss compares maps of features, but the '
                          f'neck of {field} returns one vector a picture')
     return [tuple(level.shape[1:]) for level in features]
-
-
-def _training_classes() -> Optional[Sequence[str]]:
-    """Class names of the data set that the current runner trains on."""
-    # MMEngine's runner writes it down right before its first iteration.
-    meta = MessageHub.get_current_instance().get_info('dataset_meta')
-    return (meta or {}).get('classes')

@@ -3,7 +3,7 @@ from typing import Any, Dict, Type
 
 from torch import nn
 
-from .base import LogitPair, LogitTap, tensors_in, watch_method
+from .base import LogitPair, LogitTap, reads_text, tensors_in, watch_method
 from .boxes import BoxTap
 from .dense import DenseTap
 from .image import ImageTap
@@ -64,5 +64,5 @@ def _build(tap: Type[LogitTap], student: nn.Module, options: Dict[str, Any],
 __all__ = [
     'BoxTap', 'DenseTap', 'ImageTap', 'LogitPair', 'LogitTap', 'PixelTap',
     'ProposalTap', 'RoITap', 'TeacherBatch', 'TransformerTap', 'build_tap',
-    'tensors_in', 'watch_method'
+    'reads_text', 'tensors_in', 'watch_method'
 ]

@@ -275,14 +275,8 @@ def test_other_class_names_than_the_teachers_are_refused(data, tmp_path):
     assert not list((tmp_path / 'run').glob('*.pth'))
 
 
-@pytest.mark.parametrize('split', ['train', 'val'])
-def test_class_names_are_those_of_the_training_set(data, tmp_path, split):
-    """Those of the validation set are no business of the teacher."""
-    rotated = dict(classes=(*CLASSES[1:], CLASSES[0]))
-    teacher = save_teacher(
-        detector('retina'),
-        tmp_path,
-        meta=dict(dataset_meta=dict(classes=CLASSES)))
+def train_with_classes(data, tmp_path, listed, split='train', **teacher):
+    """Train on the toy data with other ``metainfo``, for three iterations."""
     cfg = run_cfg(
         distiller_cfg(detector('retina'), teacher),
         data,
@@ -291,15 +285,94 @@ def test_class_names_are_those_of_the_training_set(data, tmp_path, split):
         val_cfg=dict())
     cfg.val_dataloader = copy.deepcopy(cfg.test_dataloader)
     cfg.val_evaluator = cfg.test_evaluator
-    cfg[f'{split}_dataloader'].dataset.metainfo = rotated
+    cfg[f'{split}_dataloader'].dataset.metainfo = dict(classes=listed)
     with quick():
         runner = Runner.from_cfg(cfg)
-        if split == 'val':
-            runner.train()
-            assert runner.iter == 3
-            return
-        with pytest.raises(ValueError, match='label 0 is'):
-            runner.train()
+        runner.train()
+    return runner
+
+
+def teacher_trained_on(data, tmp_path, listed):
+    """`model.teacher` of a config whose data are at hand, and of a checkpoint
+    with the names of its ``metainfo``, as MMEngine writes it."""
+    cfg = run_cfg(detector('retina'), data, tmp_path)
+    cfg.train_dataloader.dataset.metainfo = dict(classes=listed)
+    cfg.dump(str(tmp_path / 'teacher.py'))
+    saved = save_teacher(
+        cfg.model, tmp_path, meta=dict(dataset_meta=dict(classes=listed)))
+    return dict(saved, config=str(tmp_path / 'teacher.py'))
+
+
+def test_class_names_are_those_of_the_training_set(data, tmp_path):
+    """Those of the validation set are no business of the teacher."""
+    teacher = save_teacher(
+        detector('retina'),
+        tmp_path,
+        meta=dict(dataset_meta=dict(classes=CLASSES)))
+    runner = train_with_classes(
+        data, tmp_path, CLASSES[::-1], split='val', **teacher)
+    assert runner.iter == 3
+
+
+@pytest.mark.parametrize('class_map', [None, 'names', list(CLASSES)])
+@pytest.mark.parametrize('names_t', [CLASSES, CLASSES[::-1]])
+def test_names_that_contradict_the_labels_are_refused(data, tmp_path, names_t,
+                                                      class_map):
+    """A file that numbers classes otherwise than ``metainfo`` lists them.
+
+    What labels the teacher's names stand for is not known then.
+    """
+    teacher = save_teacher(
+        detector('retina'),
+        tmp_path,
+        meta=dict(dataset_meta=dict(classes=names_t)))
+    with pytest.raises(
+            ValueError,
+            match="label 0 is 'bar' in metainfo.classes but 'disc' in the "
+            'data.* list metainfo.classes in the order of the data, or the '
+            "teacher's labels in model.teacher.class_map"):
+        train_with_classes(
+            data, tmp_path, CLASSES[::-1], class_map=class_map, **teacher)
+    assert not list((tmp_path / 'run').glob('*.pth'))
+
+
+def test_a_map_of_labels_needs_no_names(data, tmp_path):
+    """The way out for a teacher whose data are not at hand."""
+    teacher = save_teacher(
+        detector('retina'),
+        tmp_path,
+        meta=dict(dataset_meta=dict(classes=CLASSES[::-1])))
+    runner = train_with_classes(
+        data, tmp_path, CLASSES[::-1], class_map=[0, 1, 2], **teacher)
+    assert runner.iter == 3 and runner.model.tap.class_map == [0, 1, 2]
+
+
+@pytest.mark.parametrize('listed_t, listed_s', [
+    (CLASSES, CLASSES),
+    (CLASSES[::-1], CLASSES[::-1]),
+    (CLASSES[::-1], CLASSES),
+])
+@pytest.mark.parametrize('class_map, expected', [(None, None),
+                                                 ('names', [0, 1, 2])])
+def test_labels_are_those_of_the_data(data, tmp_path, listed_t, listed_s,
+                                      class_map, expected):
+    """Where those of the teacher are at hand, too: all number by one file."""
+    teacher = teacher_trained_on(data, tmp_path, listed_t)
+    runner = train_with_classes(
+        data, tmp_path, listed_s, class_map=class_map, **teacher)
+    assert runner.iter == 3 and runner.model.tap.class_map == expected
+
+
+def test_a_teacher_of_another_file_is_mapped_by_its_labels(data, tmp_path):
+    """Its file numbers otherwise than its ``metainfo`` lists."""
+    other = write_coco(tmp_path / 'other', classes=CLASSES[::-1])
+    teacher = teacher_trained_on(other, tmp_path, CLASSES)
+    with pytest.raises(
+            ValueError, match="label 0 is 'bar' for the teacher and 'disc'"):
+        train_with_classes(data, tmp_path, CLASSES, **teacher)
+    runner = train_with_classes(
+        data, tmp_path, CLASSES, class_map='names', **teacher)
+    assert runner.model.tap.class_map == [2, 1, 0]
 
 
 def test_the_teachers_class_names_are_accepted(data, tmp_path):
