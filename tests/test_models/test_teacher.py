@@ -1,4 +1,5 @@
 """The teacher: what it loads, what it refuses, what it sees, what it keeps."""
+import collections
 import contextlib
 import copy
 import functools
@@ -16,6 +17,7 @@ import torch
 from mmdet.models import DetDataPreprocessor
 from mmengine.config import Config
 from mmengine.model import ExponentialMovingAverage
+from mmengine.optim import OneCycleLR
 from mmengine.registry import DefaultScope
 from mmengine.runner import Runner, save_checkpoint
 from mmseg.models import SegDataPreProcessor
@@ -310,11 +312,12 @@ class Malicious:
 
 
 @pytest.mark.parametrize('zipped', [True, False])
-@pytest.mark.parametrize('key', ['state_dict', 'meta', 'message_hub'])
-def test_a_malicious_pickle_is_refused(retina, weights, tmp_path, zipped, key):
-    """Nothing runs, wherever it hides, and the culprit is named."""
+@pytest.mark.parametrize('key', ['state_dict', 'backbone.conv1.weight'])
+def test_malicious_weights_are_refused(retina, weights, tmp_path, zipped, key):
+    """Nothing runs, and the culprit is named."""
     mark = tmp_path / 'it_ran'
-    content = dict({'state_dict': weights, key: Malicious(mark)})
+    content = dict(state_dict=weights)
+    (content if key in content else weights)[key] = Malicious(mark)
     path = str(tmp_path / 'malicious.pth')
     torch.save(content, path, _use_new_zipfile_serialization=zipped)
     text = refusal(retina, path)
@@ -324,18 +327,72 @@ def test_a_malicious_pickle_is_refused(retina, weights, tmp_path, zipped, key):
     assert mark.exists()
 
 
-@pytest.mark.parametrize('by, name', [('eval', 'would run eval'),
-                                      ('call', 'would run commands.call'),
-                                      ('exec', 'would run exec')])
-def test_malice_in_the_state_of_an_optimizer(retina, weights, tmp_path, by,
-                                             name):
-    """Deep inside; pickles say subprocess by its name of Python 2."""
+@pytest.mark.parametrize('by', ['system', 'eval', 'call', 'exec'])
+@pytest.mark.parametrize('zipped', [True, False])
+@pytest.mark.parametrize('key', ['meta', 'message_hub', 'optimizer'])
+def test_malice_beside_the_weights_does_not_run(retina, weights, tmp_path, key,
+                                                zipped, by):
+    """The weights are read all the same."""
     mark, path = tmp_path / 'it_ran', str(tmp_path / 'malicious.pth')
     groups = [dict(lr=0.1, params=[0, Malicious(mark, by)])]
     state = dict(state={0: dict(momentum_buffer=None)}, param_groups=groups)
-    torch.save(dict(state_dict=weights, optimizer=state), path)
-    assert name in refusal(retina, path)
+    torch.save(
+        dict({
+            'state_dict': weights,
+            key: state
+        }),
+        path,
+        _use_new_zipfile_serialization=zipped)
+    assert_loaded(make(retina, path), weights)
     assert not mark.exists()
+    torch.load(path, weights_only=False)  # the trap is real
+    assert mark.exists()
+
+
+class Hub(dict):
+    """A class of the user's own; unpickling fills and calls it."""
+
+    def __setstate__(self, state):
+        raise AssertionError('it ran')
+
+
+def test_what_hooks_store_is_left_unread(retina, weights, tmp_path):
+    """Mappings, sets, paths, arrays, enums and objects with a state."""
+    hub = Hub(a=1)
+    hub.b = 2
+    content = dict(
+        meta=dict(dataset_meta=dict(classes=CLASSES), hub=hub),
+        state_dict=weights,
+        hook=[
+            collections.defaultdict(list, a=[1]), {1, 2}, tmp_path,
+            np.arange(3),
+            np.float64(2),
+            zipfile.ZipInfo('a'),
+            functools.partial(print, 'it ran'),
+            slice(2),
+            Config(dict(a=1))
+        ])
+    path = save(content, tmp_path)
+    teacher = make(retina, path)
+    assert_loaded(teacher, weights)
+    assert teacher.class_names == CLASSES
+    torch.save(content, path, pickle_protocol=4)
+    assert_loaded(make(retina, path), weights)
+
+
+def test_a_teacher_that_was_trained_with_one_cycle_lr(retina, tmp_path):
+    """Its scheduler keeps a bound method in MMEngine's checkpoint."""
+    plain = build(retina, seed=5)
+    optimizer = torch.optim.SGD(plain.parameters(), lr=0.1)
+    scheduler = OneCycleLR(optimizer, eta_max=0.1, total_steps=10)
+    path = save(
+        dict(
+            state_dict=plain.state_dict(),
+            optimizer=optimizer.state_dict(),
+            param_schedulers=[scheduler.state_dict()]), tmp_path)
+    with pytest.raises(pickle.UnpicklingError, match='OneCycle'):
+        torch.load(path, weights_only=True)
+    assert_loaded(make(retina, path), plain.state_dict())
 
 
 @pytest.mark.parametrize(
@@ -387,11 +444,45 @@ def test_weights_that_are_no_numbers_are_refused(retina, weights, tmp_path,
     assert 'bbox_head.retina_cls.bias' in text
 
 
-def test_an_ema_is_loaded(retina, weights, tmp_path):
-    """MMEngine's AveragedModel has a prefix, and a number of steps."""
-    own = {f'module.{name}': value for name, value in weights.items()}
-    path = save(dict(own, steps=torch.tensor(3)), tmp_path)
-    assert_loaded(make(retina, path), weights)
+@pytest.mark.parametrize('key', [None, 'state_dict', 'model', 'net'])
+@pytest.mark.parametrize('prefix', [
+    '', 'module.', 'model.', 'student.', 'architecture.', '_orig_mod.',
+    'module._orig_mod.'
+])
+def test_weights_under_another_key_or_prefix(retina, weights, tmp_path, key,
+                                             prefix):
+    """Of timm, DDP, an EMA, MMRazor and torch.compile."""
+    own = {f'{prefix}{name}': value for name, value in weights.items()}
+    own['steps'] = torch.tensor(3)  # an EMA counts them
+    content = own if key is None else {key: own, 'epoch': 3}
+    assert_loaded(make(retina, save(content, tmp_path)), weights)
+
+
+def test_parts_that_were_compiled(retina, weights, tmp_path):
+    """``torch.compile`` of a backbone, not of the whole."""
+    own = {
+        name.replace('backbone.', 'backbone._orig_mod.'): value
+        for name, value in weights.items()
+    }
+    assert_loaded(make(retina, save(own, tmp_path)), weights)
+
+
+def test_several_models_in_one_file_are_refused(retina, weights, tmp_path):
+    """As Soft Teacher keeps them: nothing says which is meant."""
+    own = {
+        f'{prefix}.{name}': value
+        for prefix in ('student', 'teacher')
+        for name, value in weights.items()
+    }
+    text = refusal(retina, save(own, tmp_path))
+    assert "several models, under 'student.' and 'teacher.'" in text
+
+
+def test_the_keys_that_were_found_are_shown(retina, weights, tmp_path):
+    """Where they are understood in no way."""
+    own = {f'x{name}': value for name, value in weights.items()}
+    text = refusal(retina, save(own, tmp_path))
+    assert 'its own keys are like xbackbone.conv1.weight, ' in text
 
 
 def test_a_malicious_plain_pickle_is_refused(retina, tmp_path):

@@ -1,26 +1,21 @@
 """The teacher: built once, loaded strictly, frozen, out of the way."""
 import copy
-import os.path as osp
 import random
-import re
 from contextlib import contextmanager, nullcontext
 from functools import partial
 from typing import (Any, ContextManager, Dict, Iterator, List, Optional,
                     Sequence, Tuple, Union)
-from urllib.error import URLError
 
 import numpy as np
 import torch
 from mmengine.config import Config, ConfigDict
-from mmengine.dist import barrier, is_main_process
 from mmengine.registry import MODELS, DefaultScope
-from safetensors.torch import load_file
 from torch import Tensor, nn
-from torch.nn.modules.utils import consume_prefix_in_state_dict_if_present
 
-from mmdist.utils import (DataClasses, allow_mmengine_checkpoints,
-                          data_classes_of, load_config, names_in, scope_of)
-from .taps import TeacherBatch, tensors_in
+from mmdist.utils import (DataClasses, data_classes_of, load_config, names_in,
+                          scope_of)
+from ..taps import TeacherBatch, tensors_in
+from .checkpoint import load_strictly, read_checkpoint, weights_in
 
 
 @contextmanager
@@ -69,155 +64,6 @@ def build_model(source: Union[str, dict],
     except (KeyError, TypeError) as error:
         raise ValueError(
             f'{field} cannot be built: {error.args[0]}') from error
-
-
-def read_checkpoint(checkpoint: str, trusted: bool = False) -> Dict[str, Any]:
-    """Read a checkpoint to the CPU, without running what is in it.
-
-    Args:
-        checkpoint (str): A path or a URL, of a file of PyTorch, or a path of
-            one of safetensors.
-        trusted (bool): Let a file of PyTorch name any function, which is
-            called then. Without it, PyTorch's restricted unpickler reads.
-
-    Returns:
-        dict: The content.
-
-    Raises:
-        FileNotFoundError: If there is no such file.
-        ValueError: If the file cannot be read.
-    """
-    _check_place(checkpoint, trusted)
-    try:
-        content = _read(checkpoint, trusted)
-    except FileNotFoundError as error:
-        raise FileNotFoundError(
-            f'model.teacher.checkpoint={checkpoint!r}: {error}') from error
-    except URLError as error:
-        raise ValueError(
-            f'model.teacher.checkpoint={checkpoint!r} cannot be downloaded '
-            f'({error}); download it elsewhere and name the file') from error
-    except Exception as error:
-        refused = _refused_name(error)
-        if refused:
-            raise ValueError(
-                f'model.teacher.checkpoint={checkpoint!r} is not loaded: it '
-                f'would run {refused}; keep its weights alone in a file of '
-                'their own, or, if you made it yourself, set '
-                'model.teacher.trust_checkpoint=True') from error
-        raise ValueError(
-            f'model.teacher.checkpoint={checkpoint!r} cannot be read; it may '
-            f'be truncated or no PyTorch checkpoint '
-            f'({_reason(error)})') from error
-    if not isinstance(content, dict):
-        raise ValueError(
-            f'model.teacher.checkpoint={checkpoint!r} holds a '
-            f'{type(content).__name__} instead of a dict of weights')
-    return content
-
-
-def _check_place(checkpoint: str, trusted: bool) -> None:
-    """Raise ValueError for a URL that is not read."""
-    scheme, separator, _ = checkpoint.partition('://')
-    if separator and scheme not in ('http', 'https'):
-        # MMEngine's loaders of these read without the restriction.
-        raise ValueError(
-            f'model.teacher.checkpoint={checkpoint!r}: of URLs only http and '
-            'https are read; download it and name the file')
-    if separator and trusted:
-        raise ValueError(
-            'model.teacher.trust_checkpoint is for files of your own, but '
-            f'model.teacher.checkpoint={checkpoint!r}; download it first')
-
-
-def _reason(error: Exception) -> str:
-    """The sentence that says what is wrong."""
-    # PyTorch may add a page of advice.
-    lines = str(error).strip().splitlines() or ['']
-    sentence = re.split(r'\.\s', lines[0].strip())[0].rstrip('.')
-    return ': '.join(filter(None, [type(error).__name__, sentence]))
-
-
-def _refused_name(error: Exception) -> Optional[str]:
-    """The function or class that the restricted unpickler did not import."""
-    named = re.search(r'GLOBAL ([\w.]+)', str(error))
-    return named and named[1]
-
-
-def _read(checkpoint: str, trusted: bool) -> Any:
-    # Loading by the fork of MMEngine takes back what the import allowed.
-    allow_mmengine_checkpoints()
-    if checkpoint.startswith(('http://', 'https://')):
-        return _download(checkpoint)
-    path = osp.expanduser(checkpoint)
-    if not osp.isfile(path):
-        raise FileNotFoundError(
-            'it is a folder' if osp.isdir(path) else 'there is no such file')
-    if path.endswith('.safetensors'):
-        return load_file(path)
-    return torch.load(path, map_location='cpu', weights_only=not trusted)
-
-
-def _download(url: str) -> Any:
-    """Like MMEngine's, but restricted: it switches the protection off."""
-
-    def load():
-        return torch.hub.load_state_dict_from_url(
-            url, map_location='cpu', weights_only=True)
-
-    try:
-        content = load() if is_main_process() else None
-    finally:  # if this failed, the others must not wait for ever
-        barrier()  # the others find the file in the cache
-    return content if is_main_process() else load()
-
-
-def load_strictly(model: nn.Module, weights: Dict[str, Tensor],
-                  checkpoint: str) -> None:
-    """Load weights that must cover every key of the model.
-
-    Args:
-        model (nn.Module): The teacher.
-        weights (dict[str, Tensor]): Keys may carry the ``module.`` prefix
-            of DDP or an EMA; keys that the model does not have are ignored.
-        checkpoint (str): Where they are from, for errors.
-
-    Raises:
-        ValueError: If a key is missing or has another shape, or a weight is
-            no number.
-    """
-    # An EMA counts its steps beside.
-    if all(key.startswith('module.') for key in weights if key != 'steps'):
-        consume_prefix_in_state_dict_if_present(weights, 'module.')
-    try:
-        missing = model.load_state_dict(weights, strict=False).missing_keys
-    except RuntimeError as error:  # shapes
-        lines = str(error).strip().split('\n\t')
-        raise ValueError(
-            f'model.teacher.checkpoint={checkpoint!r} does not fit '
-            'model.teacher.config, which must be the one that it was trained '
-            f'with: {lines[1] if lines[1:] else lines[0]}') from error
-    # Old batch norms did not count; MMEngine lets this pass, too.
-    missing = [key for key in missing if 'num_batches_tracked' not in key]
-    if missing:
-        raise ValueError(
-            f'model.teacher.checkpoint={checkpoint!r} does not cover '
-            f'model.teacher.config: {len(missing)} of its '
-            f'{len(model.state_dict())} keys are missing, first '
-            f'{", ".join(missing[:3])}; name the config that it was trained '
-            'with')
-    parameters = dict(model.named_parameters())
-    broken = [
-        name for name, weight in model.state_dict().items()
-        # Other buffers may be infinite on purpose, as masks are.
-        if (name in parameters or 'running_' in name)
-        and not weight.isfinite().all()
-    ]
-    if broken:
-        raise ValueError(
-            f'model.teacher.checkpoint={checkpoint!r} has weights that are no '
-            f'numbers (inf or nan): {len(broken)}, first '
-            f'{", ".join(broken[:3])}; choose an earlier checkpoint')
 
 
 class Teacher:
@@ -331,16 +177,6 @@ def _check_bfloat16(model: nn.Module) -> None:
             "model.teacher.dtype='bfloat16' does not do for a teacher with "
             f'{", ".join(operators)}, which mmcv has not for it; leave dtype '
             "out, or choose 'float16' on a GPU")
-
-
-def weights_in(content: Dict[str, Any], checkpoint: str) -> Dict[str, Tensor]:
-    """The weights of a checkpoint, or of a plain state dict."""
-    weights = content.get('state_dict', content)
-    if not (isinstance(weights, dict)
-            and all(isinstance(key, str) for key in weights)):
-        raise ValueError(f'model.teacher.checkpoint={checkpoint!r} holds no '
-                         'weights by name under `state_dict`')
-    return weights
 
 
 def _classes_of(content: Dict[str, Any], cfg: Config) -> DataClasses:
