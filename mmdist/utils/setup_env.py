@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from mmengine.config.utils import MODULE2PACKAGE
 from mmengine.logging import HistoryBuffer
+from mmengine.optim.scheduler.param_scheduler import OneCycleParamScheduler
 from mmengine.utils import digit_version
 
 # module: (lowest version it works with, highest version it was tested with)
@@ -51,15 +52,22 @@ def find_forks_configs() -> None:
         MODULE2PACKAGE['mmseg'] = 'mmseg'
 
 
-def _statistic(owner: Any, name: str) -> Any:
-    """``getattr`` for the four statistics of a HistoryBuffer and no more.
+# MMEngine's checkpoints pickle these as ``getattr(owner, name)``: statistics of
+# logged numbers, and how OneCycleLR anneals.
+READABLE_ATTRIBUTES = {
+    HistoryBuffer: ('min', 'max', 'current', 'mean'),
+    OneCycleParamScheduler: ('_annealing_cos', '_annealing_linear')
+}
 
-    MMEngine's checkpoints pickle ``HistoryBuffer.mean`` and its like as
-    ``getattr(HistoryBuffer, 'mean')``. Allowing the real ``getattr`` would
-    hand every attribute of every class to an untrusted file.
+
+def _attribute(owner: Any, name: str) -> Any:
+    """``getattr`` for ``READABLE_ATTRIBUTES`` and no more.
+
+    Allowing the real ``getattr`` would hand every attribute of every class to
+    an untrusted file.
     """
-    if owner is not HistoryBuffer or name not in ('min', 'max', 'current',
-                                                  'mean'):
+    if not (isinstance(owner, type)
+            and name in READABLE_ATTRIBUTES.get(owner, ())):
         raise AttributeError(f'a checkpoint may not read {owner}.{name}')
     return getattr(owner, name)
 
@@ -68,16 +76,17 @@ def allow_mmengine_checkpoints() -> None:
     """Let ``torch.load(weights_only=True)`` read MMEngine's checkpoints.
 
     PyTorch loads with a restricted unpickler since 2.6 and refuses what
-    MMEngine writes into ``message_hub``: buffers of logged numbers. Exactly
-    their globals are allowed; everything else stays refused.
+    MMEngine writes beside the weights: buffers of logged numbers, and the
+    state of OneCycleLR. Exactly their globals are allowed; everything else
+    stays refused.
     """
     multiarray = getattr(np, '_core', None) or np.core
     reconstruct = multiarray.multiarray._reconstruct
     scalar = multiarray.multiarray.scalar
     number_types = (np.float32, np.float64, np.int32, np.int64, np.bool_)
     torch.serialization.add_safe_globals([
-        (_statistic, 'builtins.getattr'),
-        HistoryBuffer,
+        (_attribute, 'builtins.getattr'),
+        *READABLE_ATTRIBUTES,
         np.ndarray,
         np.dtype,
         *{type(np.dtype(number))

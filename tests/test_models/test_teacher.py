@@ -381,7 +381,7 @@ def test_what_hooks_store_is_left_unread(retina, weights, tmp_path):
 
 
 def test_a_teacher_that_was_trained_with_one_cycle_lr(retina, tmp_path):
-    """Its scheduler keeps a bound method in MMEngine's checkpoint."""
+    """Its scheduler keeps a method in MMEngine's checkpoint."""
     plain = build(retina, seed=5)
     optimizer = torch.optim.SGD(plain.parameters(), lr=0.1)
     scheduler = OneCycleLR(optimizer, eta_max=0.1, total_steps=10)
@@ -390,8 +390,6 @@ def test_a_teacher_that_was_trained_with_one_cycle_lr(retina, tmp_path):
             state_dict=plain.state_dict(),
             optimizer=optimizer.state_dict(),
             param_schedulers=[scheduler.state_dict()]), tmp_path)
-    with pytest.raises(pickle.UnpicklingError, match='OneCycle'):
-        torch.load(path, weights_only=True)
     assert_loaded(make(retina, path), plain.state_dict())
 
 

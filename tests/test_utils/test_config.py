@@ -4,9 +4,8 @@ import sys
 
 import mmdet
 import pytest
-from mmdet.datasets import CocoDataset
 from mmengine.config import Config
-from mmengine.registry import DATASETS, DefaultScope
+from mmengine.registry import DefaultScope
 
 from mmdist.utils import find_config, load_config, scope_of, student_of
 from ..helpers import build, detector

@@ -17,6 +17,7 @@ from mmengine.dataset import DefaultSampler
 from mmengine.hooks import CheckpointHook
 from mmengine.logging import HistoryBuffer, MessageHub
 from mmengine.model import BaseModel
+from mmengine.registry import PARAM_SCHEDULERS
 from mmengine.runner import Runner, load_checkpoint
 from torch import nn
 from torch.utils.data import DataLoader
@@ -171,6 +172,30 @@ def test_mmengines_checkpoint_loads_restricted(work_dir):
         for a, b in zip(ours['log_scalars'][name].data, buffer.data):
             assert a.dtype == b.dtype and np.array_equal(a, b)
         assert ours['log_scalars'][name].mean() == buffer.mean()
+
+
+@pytest.mark.parametrize('scheduler', [
+    dict(type='OneCycleLR', eta_max=0.1, total_steps=10),
+    dict(
+        type='OneCycleLR',
+        eta_max=0.1,
+        total_steps=10,
+        anneal_strategy='linear'),
+    dict(type='ReduceOnPlateauLR', monitor='loss'),
+    dict(type='CosineRestartLR', periods=[5], eta_min=0.),
+    dict(type='PolyLR', end=10),
+    dict(type='MultiStepLR', milestones=[5]),
+    dict(type='ExponentialMomentum', gamma=0.9),
+])
+def test_the_state_of_a_scheduler_loads_restricted(tmp_path, scheduler):
+    """Resuming takes the schedule up where it was."""
+    optimizer = torch.optim.SGD(nn.Linear(1, 1).parameters(), 0.1, 0.9)
+    before, after = (
+        PARAM_SCHEDULERS.build(dict(scheduler, optimizer=optimizer))
+        for _ in range(2))
+    torch.save(before.state_dict(), tmp_path / 'state.pth')
+    after.load_state_dict(torch.load(tmp_path / 'state.pth'))
+    assert vars(after) == vars(before)
 
 
 def load_elsewhere(path, imports):

@@ -12,9 +12,8 @@ from mmengine.config import Config
 from mmengine.registry import DefaultScope
 from safetensors.torch import save
 
-from mmdist.models.teacher import build_model
-from mmdist.utils import (allow_mmengine_checkpoints, run_tool, scope_of,
-                          student_of)
+from mmdist.models.teacher import build_model, read_checkpoint
+from mmdist.utils import run_tool, scope_of, student_of
 
 # What tells others what the weights are; the config holds paths.
 META = ('dataset_meta', 'epoch', 'iter', 'seed', 'mmengine_version', 'time')
@@ -87,9 +86,7 @@ def main():
     if args.out.exists() and not args.force:
         raise FileExistsError(f'{args.out} exists; --force overwrites it')
     cfg = Config.fromfile(args.config)
-    allow_mmengine_checkpoints()
-    checkpoint = torch.load(
-        args.checkpoint, map_location='cpu', weights_only=True)
+    checkpoint = read_checkpoint(args.checkpoint, field='CHECKPOINT')
     weights = {
         name: weight
         for name, weight in weights_of(checkpoint, args.last).items()

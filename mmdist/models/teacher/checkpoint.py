@@ -19,14 +19,18 @@ from torch import Tensor, nn
 from mmdist.utils import allow_mmengine_checkpoints
 
 
-def read_checkpoint(checkpoint: str, trusted: bool = False) -> Dict[str, Any]:
-    """Read a checkpoint to the CPU, without running what is in it.
+def read_checkpoint(checkpoint: str,
+                    trusted: bool = False,
+                    field: str = 'model.teacher.checkpoint') -> Dict[str, Any]:
+    """Read a checkpoint to the CPU, without running code in it.
 
     Args:
         checkpoint (str): A path or a URL, of a file of PyTorch, or a path of
             one of safetensors.
         trusted (bool): Let a file of PyTorch name any function, which is
-            called then. Without it, PyTorch's restricted unpickler reads.
+            called then. Without it, only tensors, numbers, strings and their
+            containers are read.
+        field (str): The field of the user's config, for errors.
 
     Returns:
         dict: The content.
@@ -35,46 +39,43 @@ def read_checkpoint(checkpoint: str, trusted: bool = False) -> Dict[str, Any]:
         FileNotFoundError: If there is no such file.
         ValueError: If the file cannot be read.
     """
-    _check_place(checkpoint, trusted)
+    _check_place(checkpoint, trusted, field)
     try:
         content = _read(checkpoint, trusted)
     except FileNotFoundError as error:
-        raise FileNotFoundError(
-            f'model.teacher.checkpoint={checkpoint!r}: {error}') from error
+        raise FileNotFoundError(f'{field}={checkpoint!r}: {error}') from error
     except URLError as error:
         raise ValueError(
-            f'model.teacher.checkpoint={checkpoint!r} cannot be downloaded '
+            f'{field}={checkpoint!r} cannot be downloaded '
             f'({error}); download it elsewhere and name the file') from error
     except _Refused as error:
         raise ValueError(
-            f'model.teacher.checkpoint={checkpoint!r} is not loaded: to read '
+            f'{field}={checkpoint!r} is not loaded: to read '
             f'its weights would run {error}; keep the weights alone in a file '
             'of their own, or, if you made it yourself, set '
             'model.teacher.trust_checkpoint=True') from error
     except Exception as error:
-        raise ValueError(
-            f'model.teacher.checkpoint={checkpoint!r} cannot be read; it may '
-            f'be truncated or no PyTorch checkpoint '
-            f'({_reason(error)})') from error
+        raise ValueError(f'{field}={checkpoint!r} cannot be read; it may '
+                         f'be truncated or no PyTorch checkpoint '
+                         f'({_reason(error)})') from error
     if not isinstance(content, dict):
         raise ValueError(
-            f'model.teacher.checkpoint={checkpoint!r} holds a '
+            f'{field}={checkpoint!r} holds a '
             f'{type(content).__name__} instead of a dict of weights')
     return content
 
 
-def _check_place(checkpoint: str, trusted: bool) -> None:
+def _check_place(checkpoint: str, trusted: bool, field: str) -> None:
     """Raise ValueError for a URL that is not read."""
     scheme, separator, _ = checkpoint.partition('://')
     if separator and scheme not in ('http', 'https'):
         # MMEngine's loaders of these read without the restriction.
-        raise ValueError(
-            f'model.teacher.checkpoint={checkpoint!r}: of URLs only http and '
-            'https are read; download it and name the file')
+        raise ValueError(f'{field}={checkpoint!r}: of URLs only http and '
+                         'https are read; download it and name the file')
     if separator and trusted:
         raise ValueError(
             'model.teacher.trust_checkpoint is for files of your own, but '
-            f'model.teacher.checkpoint={checkpoint!r}; download it first')
+            f'{field}={checkpoint!r}; download it first')
 
 
 def _reason(error: Exception) -> str:
@@ -184,8 +185,8 @@ def _read_tensors(path: str) -> Any:
     if any(isinstance(part, Unread) for part in parts):
         raise _Refused(', '.join(sorted(unread)))
     print_log(
-        f'model.teacher.checkpoint={path!r}: beside the weights '
-        f'{", ".join(sorted(unread))} was left unread',
+        f'{path}: beside the weights, {", ".join(sorted(unread))} was left '
+        'unread',
         logger='current')
     return content
 
