@@ -40,7 +40,8 @@ class TeacherMonitor:
     - if the teacher's first batch norm sees another variance than it did in
       training;
     - if the teacher says what is no number;
-    - if a term of distillation stays the same, or has no gradient.
+    - if a term of distillation that has a gradient stays the same, or if no
+      term has one.
 
     Args:
         strict (bool): Stop instead of warning.
@@ -235,8 +236,14 @@ class TeacherMonitor:
                        'student is better already')
 
     def _compare(self, terms: Dict[str, Tensor]) -> None:
-        """Count in how many iterations a term was the same, on the device."""
+        """Count in how many iterations a term was the same, on the device.
+
+        Terms that cannot have a gradient (of weight 0, or constant by design)
+        teach nothing on purpose.
+        """
         for name, term in terms.items():
+            if not term.requires_grad:
+                continue
             value = term.detach()
             if name in self._last:
                 same = value == self._last[name]
