@@ -138,7 +138,7 @@ class TeacherMonitor:
                 continue
             counts = pair.student.new_zeros(
                 5, pair.num_classes, dtype=torch.float64)
-            known = labels >= 0
+            known = (labels >= 0) & (labels < pair.num_classes)
             truth = labels[known]
             rows = [
                 side.movedim(1, -1)[known]

@@ -30,6 +30,23 @@ def check_class_names(teacher: Names, student: Names) -> None:
         f"{FIELD}='names'")
 
 
+def check_all_predicted(number: Optional[int], data: Names) -> None:
+    """Make sure that the student predicts all classes of its training set.
+
+    Args:
+        number (int, optional): How many classes it predicts, if it says so.
+        data (Sequence[str], optional): The names of the training set.
+
+    Raises:
+        ValueError: If the training set has more.
+    """
+    if number and data and len(data) > number:
+        raise ValueError(
+            f'train_dataloader.dataset has {len(data)} classes but '
+            f"model.student predicts {number}; set num_classes of the "
+            "student's heads, or leave classes out of metainfo.classes")
+
+
 def check_names_fit_labels(teacher: DataClasses, data: DataClasses) -> None:
     """Make sure that names can say which class of the teacher is whose.
 

@@ -1,5 +1,6 @@
 from .cli import load_tool_config, run_tool, tool_parser
-from .config import find_config, load_config, scope_of, student_of, wrapper_for
+from .config import (find_config, is_resuming, load_config, scope_of,
+                     student_of, wrapper_for)
 from .data_classes import (DataClasses, class_names_of, classes_in_training,
                            data_classes_of, first_difference, names_in,
                            spelt_alike)
@@ -10,7 +11,7 @@ from .setup_env import (allow_mmengine_checkpoints, check_version,
 __all__ = [
     'DataClasses', 'allow_mmengine_checkpoints', 'check_version',
     'class_names_of', 'classes_in_training', 'data_classes_of', 'find_config',
-    'find_forks_configs', 'first_difference', 'load_config',
+    'find_forks_configs', 'first_difference', 'is_resuming', 'load_config',
     'load_tool_config', 'names_in', 'run', 'run_tool', 'scope_of',
     'spelt_alike', 'student_of', 'tool_parser', 'wrapper_for'
 ]

@@ -4,6 +4,7 @@ import os.path as osp
 from typing import Optional, Union
 
 from mmengine.config import Config, ConfigDict
+from mmengine.logging import MessageHub
 from mmengine.registry import DefaultScope
 
 WRAPPERS = dict(
@@ -127,6 +128,20 @@ def scope_of(cfg: Config) -> Optional[str]:
         return cfg.default_scope
     current = DefaultScope.get_current_instance()
     return current.scope_name if current else None
+
+
+def running_config() -> Config:
+    """The config of the current runner; empty if it cannot be read."""
+    text = MessageHub.get_current_instance().get_info('cfg')
+    try:
+        return Config.fromstring(text or '', '.py')
+    except Exception:  # it shows objects, e.g. a data loader that was built
+        return Config()
+
+
+def is_resuming() -> bool:
+    """Whether the current runner resumes a run."""
+    return bool(running_config().get('resume'))
 
 
 def wrapper_for(cfg: Config, field: str) -> str:

@@ -13,7 +13,7 @@ from mmengine.fileio import dump, list_from_file, load
 from mmengine.logging import MessageHub
 from mmengine.registry import DATASETS
 
-from .config import scope_of
+from .config import running_config, scope_of
 
 Names = Optional[Tuple[str, ...]]
 
@@ -137,11 +137,7 @@ def classes_in_training() -> DataClasses:
     hub = MessageHub.get_current_instance()
     # MMEngine's runner writes both down before its first iteration.
     listed = names_in(hub.get_info('dataset_meta'))
-    try:
-        cfg = Config.fromstring(hub.get_info('cfg') or '', '.py')
-    except Exception:  # it shows objects, e.g. a data loader that was built
-        return DataClasses(listed)
-    of_config = data_classes_of(cfg)
+    of_config = data_classes_of(running_config())
     # A resumed run has the config of the run before here.
     return of_config if of_config.listed == listed else DataClasses(listed)
 

@@ -52,8 +52,8 @@ def find_forks_configs() -> None:
         MODULE2PACKAGE['mmseg'] = 'mmseg'
 
 
-# MMEngine's checkpoints pickle these as ``getattr(owner, name)``: statistics of
-# logged numbers, and how OneCycleLR anneals.
+# MMEngine's checkpoints pickle these as ``getattr(owner, name)``: statistics
+# of logged numbers, and how OneCycleLR anneals.
 READABLE_ATTRIBUTES = {
     HistoryBuffer: ('min', 'max', 'current', 'mean'),
     OneCycleParamScheduler: ('_annealing_cos', '_annealing_linear')

@@ -152,7 +152,7 @@ def test_several_tasks_are_refused(tmp_path):
 
 
 def test_mimic_of_vectors_is_refused(tmp_path):
-    with pytest.raises(ValueError, match='one vector a picture'):
+    with pytest.raises(ValueError, match='one vector an image'):
         build_distiller(
             resnet(),
             save_teacher(resnet(), tmp_path),

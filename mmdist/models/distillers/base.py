@@ -12,17 +12,16 @@ from torch import Tensor, nn
 
 from mmdist.engine import TeacherMonitor
 from mmdist.registry import MODELS
-from mmdist.utils import DataClasses, classes_in_training
-from ..class_names import (check_all_named, check_class_names,
-                           check_enough_names, check_named_map,
-                           check_names_fit_labels, class_map_of)
+from mmdist.utils import DataClasses, classes_in_training, is_resuming
+from ..class_names import (check_all_named, check_all_predicted,
+                           check_class_names, check_enough_names,
+                           check_named_map, check_names_fit_labels,
+                           class_map_of)
 from ..losses.base import LogitLoss, check_weight
 from ..taps import (LogitPair, TeacherBatch, build_tap, reads_text, tensors_in,
                     watch_method)
+from ..taps.probe import check_image_channels, neck_channels
 from ..teacher import Teacher, build_model, preserve_rng
-
-# Side of the picture that shows the shapes of features; the largest stride.
-PROBE_SIZE = 128
 
 
 class BaseDistiller(BaseModel):
@@ -82,13 +81,14 @@ class BaseDistiller(BaseModel):
         self._check_kind(model, 'model.student')
         super().__init__(data_preprocessor=model.data_preprocessor)
         self._adopt(model)
-        self._saw_classes = False
+        self._saw_classes = self._heads_answered = False
         # What DistillScheduleHook multiplies all terms by.
         self.kd_scale = 1.
         self._logged: Set[str] = set()
         self.alpha = check_weight('alpha', alpha, 'model')
         self._keep('teacher', _build_teacher(teacher, model))
         self._check_kind(self.kd_teacher.model, 'model.teacher.config')
+        check_image_channels(model, self.kd_teacher.model)
         self.tap = build_tap(model, **(tap or {}))
         self._connect_tap(self._class_map_now())
         self._check_names_of_teacher()
@@ -150,22 +150,17 @@ class BaseDistiller(BaseModel):
             self.__dict__[name] = value
 
     def _build_mimic(self, cfg: dict) -> nn.Module:
+        models = self.kd_student, self.kd_teacher.model
+        for model, field in zip(models,
+                                ('model.student', 'model.teacher.config')):
+            if not getattr(model, 'with_neck', False):
+                raise ValueError('model.mimic_loss compares the outputs of '
+                                 f'necks, but {field} has no neck')
+        names = 'student_channels', 'teacher_channels'
+        if isinstance(cfg, dict) and not set(names) <= cfg.keys():
+            cfg = {**dict(zip(names, neck_channels(*models))), **cfg}
         with preserve_rng():  # the student of a seed stays the same
-            shapes_s = _feature_shapes(self.kd_student, 'model.student')
-            shapes_t = _feature_shapes(self.kd_teacher.model,
-                                       'model.teacher.config')
-            channels = dict(
-                student_channels=[channels for channels, *_ in shapes_s],
-                teacher_channels=[channels for channels, *_ in shapes_t])
-            loss = _build_loss({**channels, **cfg}, 'mimic_loss')
-        sizes = [[size for _, *size in s] for s in (shapes_s, shapes_t)]
-        if sizes[0] != sizes[1]:
-            raise ValueError(
-                'model.mimic_loss compares features level by level, but of a '
-                f'{PROBE_SIZE}-pixel picture model.student has the sizes '
-                f'{sizes[0]} and model.teacher {sizes[1]}; give '
-                'model.student.neck the strides of the teacher')
-        return loss
+            return _build_loss(cfg, 'mimic_loss')
 
     def _announce(self) -> None:
         teacher = self.kd_teacher
@@ -193,9 +188,27 @@ class BaseDistiller(BaseModel):
         """Initialise the student as it would alone."""
         self.kd_student.init_weights()
 
-    def _load_from_state_dict(self, *args, **kwargs) -> None:
+    def _load_from_state_dict(self, state_dict: Dict[str, Tensor], prefix: str,
+                              *args, **kwargs) -> None:
+        self._check_resumed_projections(state_dict, prefix)
         # Some students rename the keys of old checkpoints here.
-        self.kd_student._load_from_state_dict(*args, **kwargs)
+        self.kd_student._load_from_state_dict(state_dict, prefix, *args,
+                                              **kwargs)
+
+    def _check_resumed_projections(self, state_dict: Dict[str, Tensor],
+                                   prefix: str) -> None:
+        """Say so before the optimizer refuses another number of parameters."""
+        saved = any(
+            key.startswith(f'{prefix}distiller.') for key in state_dict)
+        wanted = 'distiller' in self._modules
+        if saved != wanted and is_resuming():
+            with_, without = ('the checkpoint',
+                              'this config')[::1 if saved else -1]
+            raise ValueError(
+                f'resume: {with_} has projections of model.mimic_loss but '
+                f'{without} has not, so the state of the optimizer does not '
+                'fit; keep model.mimic_loss as it was, or train on from the '
+                'weights alone: load_from=<checkpoint> without resume')
 
     def forward(self,
                 inputs: Tensor,
@@ -272,7 +285,9 @@ class BaseDistiller(BaseModel):
     def _teacher_batches(self, inputs: Any,
                          data_samples: Any) -> List[TeacherBatch]:
         """The batch, and until the teacher is judged one of red for blue."""
-        ways = [False] if self.monitor.judged else [False, True]
+        coloured = next(tensors_in(inputs)).shape[-3] == 3
+        ways = [False, True
+                ] if coloured and not self.monitor.judged else [False]
         return [
             self.kd_teacher.batch(inputs, data_samples, swapped)
             for swapped in ways
@@ -292,11 +307,9 @@ class BaseDistiller(BaseModel):
                         lambda arguments, features:
                         (next(iter(arguments.values())), features)))
             losses = self.kd_student.loss(inputs, data_samples)
-        if not calls:
-            raise RuntimeError(
-                f'model.student is a {type(self.kd_student).__name__} whose '
-                f'{", ".join(self.tap.heads)} computed no loss by '
-                f'`{self.tap.method}`: nothing can be distilled from it')
+        if not self._heads_answered:
+            self.tap.check_answered(calls, self.kd_student)
+            self._heads_answered = True
         return losses, calls, extracted
 
     def compare_classes(self, data: DataClasses) -> None:
@@ -314,6 +327,7 @@ class BaseDistiller(BaseModel):
         teacher = self.kd_teacher
         spec, names_t = teacher.class_map, teacher.class_names
         names_s = data.in_label_order
+        check_all_predicted(self._num_labels(), names_s)
         if not (spec and all(isinstance(item, int) for item in spec)):
             check_names_fit_labels(teacher.classes, data)
         if spec is None:
@@ -322,6 +336,15 @@ class BaseDistiller(BaseModel):
             self._connect_tap(class_map_of('names', names_t, names_s))
         else:
             check_named_map(spec, names_t, names_s)
+
+    def _num_labels(self) -> Optional[int]:
+        """How many labels the student's head can predict, if it says so."""
+        head = self.kd_student.get_submodule(self.tap.heads[0])
+        number = getattr(head, 'num_classes', None)
+        if getattr(self.kd_student, 'with_semantic_head', False):
+            return None  # panoptic: another head predicts what is no thing
+        one_column = getattr(head, 'out_channels', None) == 1
+        return 2 if one_column else number
 
     def _check_names_of_teacher(self) -> None:
         """A map by names needs the names of all that the teacher predicts."""
@@ -471,21 +494,3 @@ def _build_logit_loss(cfg: dict) -> LogitLoss:
     raise ValueError(f'model.distill_loss is a {kind.__name__}, which is no '
                      'loss on logits; choose mmdist.DISTLoss or '
                      'mmdist.KDLoss')
-
-
-@torch.no_grad()
-def _feature_shapes(model: nn.Module, field: str) -> List[Sequence[int]]:
-    """``(C, H, W)`` of each level that leaves the neck."""
-    # Necks say the number of their levels in many ways, or not at all.
-    if not getattr(model, 'with_neck', False):
-        raise ValueError('model.mimic_loss compares the outputs of necks, '
-                         f'but {field} has no neck')
-    modes = {module: module.training for module in model.modules()}
-    features = model.eval().extract_feat(
-        torch.zeros(1, 3, PROBE_SIZE, PROBE_SIZE))
-    for module, mode in modes.items():
-        module.training = mode
-    if any(level.dim() != 4 for level in features):
-        raise ValueError('model.mimic_loss compares maps of features, but the '
-                         f'neck of {field} returns one vector a picture')
-    return [tuple(level.shape[1:]) for level in features]

@@ -290,10 +290,11 @@ class LogitTap(metaclass=ABCMeta):
         if not self.teacher_heads:
             raise ValueError(
                 f'model.teacher.config is a {type(teacher).__name__}, which '
-                f'has no class logits for {self.instances}, but the student '
-                f'is a {type(student).__name__} and learns from those; '
-                'choose a teacher of the same kind, or let one of another '
-                "kind answer for the student's boxes: model.tap="
+                f'has no class logits for {self.instances}'
+                f'{unknown_arguments(teacher, self.class_arguments)}, but the '
+                f'student is a {type(student).__name__} and learns from '
+                'those; choose a teacher of the same kind, or let one of '
+                "another kind answer for the student's boxes: model.tap="
                 "dict(align='boxes')")
         self.check_pairable(student, teacher)
 
@@ -380,9 +381,33 @@ class LogitTap(metaclass=ABCMeta):
     def _ask_ahead(self, student: nn.Module, teacher: TeacherBatch) -> None:
         """Ask for what does not depend on what the student will say."""
 
+    def distilled_heads(self) -> List[str]:
+        """Paths of the student's heads that learn from the teacher."""
+        return self.heads
+
     def decides(self, call: Call) -> bool:
         """Whether a call is of a head that is distilled."""
-        return True
+        return call.path in self.distilled_heads()
+
+    def check_answered(self, calls: List[Call], student: nn.Module) -> None:
+        """Make sure that all distilled heads computed their loss.
+
+        Args:
+            calls (list[Call]): The calls that :meth:`watch` collected.
+            student (nn.Module): The student that was watched.
+
+        Raises:
+            ValueError: If one did not; names it.
+        """
+        answered = [call.path for call in calls if self.decides(call)]
+        for path in self.distilled_heads():
+            if path not in answered:
+                head = type(student.get_submodule(path)).__name__
+                raise ValueError(
+                    f'model.student.{path} is a {head} that computes its loss '
+                    f'without a call of its `{self.method}`, where its class '
+                    f'logits are read; let its `loss` call `{self.method}`, '
+                    'or choose another head')
 
     def weight_of(self, call: Call, student: nn.Module) -> float:
         """The weight that the student gives the loss of a call."""
@@ -442,6 +467,26 @@ class LogitTap(metaclass=ABCMeta):
     @abstractmethod
     def describe(self, student: nn.Module, teacher: nn.Module) -> str:
         """Rows, columns and their activation, for the start-up line."""
+
+
+def unknown_arguments(model: nn.Module, known: Sequence[str]) -> str:
+    """A remark on the first head whose loss call has no known argument.
+
+    Args:
+        model (nn.Module): A detector or segmentor.
+        known (Sequence[str]): The names of arguments that hold class logits.
+
+    Returns:
+        str: Empty if there is no such head.
+    """
+    for path, head in model.named_modules():
+        call = getattr(head, 'loss_by_feat', None)
+        names = list(inspect.signature(call).parameters) if call else []
+        if names and not set(names) & set(known):
+            return (f' ({path}.loss_by_feat takes {", ".join(names)}; its '
+                    'class logits are found if their argument is called '
+                    f'{" or ".join(known)})')
+    return ''
 
 
 def _learns(head: nn.Module) -> bool:

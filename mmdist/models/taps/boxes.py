@@ -76,8 +76,12 @@ class BoxTap(LogitTap):
                 student.get_submodule(path),
                 teacher.get_submodule(self.teacher_heads[0]), self.class_map)
 
+    def distilled_heads(self) -> List[str]:
+        """Paths of the heads that the student's own tap distils."""
+        return self.own.distilled_heads()
+
     def decides(self, call: Call) -> bool:
-        """As the student's own tap."""
+        """Whether the student's own tap distils the call."""
         return self.own.decides(call)
 
     def pairs_of(self, call: Call, student: nn.Module,

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .base import Call, LogitPair, LogitTap, check_classes
+from .base import Call, LogitPair, LogitTap, check_classes, unknown_arguments
 from .labels import NONE
 from .teacher_batch import TeacherBatch
 
@@ -73,10 +73,7 @@ class PixelTap(LogitTap):
                                                       'model.teacher.config'))
         for model, heads, field in sides:
             if not _of_group('decode_head', heads):
-                raise ValueError(
-                    f'{field} has a {_decode_head_type(model)} for a decode '
-                    'head, which has no class logits for pixels; choose '
-                    'another')
+                raise ValueError(self._why_unread(model, field))
         self.twins = _pair_up(maps_s, maps_t)
         # A point may be looked up in a map of logits.
         for path in points_s:
@@ -99,6 +96,17 @@ class PixelTap(LogitTap):
                     f'numbers but model.student with {head_s.out_channels}; '
                     'set out_channels of the heads alike')
 
+    def _why_unread(self, model: nn.Module, field: str) -> str:
+        """The reason why the decode head that predicts is not tapped."""
+        path = _of_group('decode_head', _all_heads(model))[-1]
+        head = f'{field} has a {type(model.get_submodule(path)).__name__}'
+        if path in self.find(model):
+            return (f'{head} for a decode head that is frozen, so nothing can '
+                    'be distilled into it; let its parameters be trained')
+        return (f'{head} for a decode head, which has no class logits for '
+                f'pixels{unknown_arguments(model, self.class_arguments)}; '
+                'choose another')
+
     def _maps_and_points(self, model: nn.Module,
                          heads: List[str]) -> Tuple[List[str], List[str]]:
         """Heads of maps of logits, and those of single points."""
@@ -108,9 +116,9 @@ class PixelTap(LogitTap):
         ]
         return [path for path in heads if path not in points], points
 
-    def decides(self, call: Call) -> bool:
-        """Whether the teacher has a counterpart of the call's head."""
-        return call.path in self.twins
+    def distilled_heads(self) -> List[str]:
+        """Paths of the heads of which the teacher has a counterpart."""
+        return list(self.twins)
 
     def pairs_of(self, call: Call, student: nn.Module,
                  teacher: TeacherBatch) -> List[LogitPair]:
@@ -202,12 +210,6 @@ def _all_heads(model: nn.Module) -> List[str]:
         elif heads is not None:
             paths.append(group)
     return paths
-
-
-def _decode_head_type(model: nn.Module) -> str:
-    """The class that predicts: of a cascade, the last one's."""
-    path = _of_group('decode_head', _all_heads(model))[-1]
-    return type(model.get_submodule(path)).__name__
 
 
 def _pair_up(own: Sequence[str], theirs: Sequence[str]) -> Dict[str, str]:

@@ -1,18 +1,32 @@
-"""What a head returns for a picture of noise: how many levels, from which
-layers."""
+"""Features and outputs of heads for a random image."""
 from contextlib import contextmanager
-from typing import Any, Callable, Iterator
+from typing import Any, Callable, Iterator, List, NamedTuple, Sequence
 
 import torch
 from torch import nn
 
 from .teacher_batch import owner_of
 
-PROBE_SIZE = 128
+RGB = 3
+# The side of 128 is the largest stride; SSD needs more.
+PROBE_SIZES = (128, 512)
+
+
+class Probe(NamedTuple):
+    """What a model returns for a random image.
+
+    Attributes:
+        channels (int): Channels of the image.
+        size (int): Height and width of the image, in pixels.
+        features (Any): What ``extract_feat`` returns.
+    """
+    channels: int
+    size: int
+    features: Any
 
 
 class CannotSay(Exception):
-    """A model that does not run on a picture alone, or not backward."""
+    """A model that does not run on an image alone, or not backward."""
 
 
 @contextmanager
@@ -36,9 +50,45 @@ def eval_mode(module: nn.Module) -> Iterator[None]:
             part.training = mode
 
 
+def first_channels(model: nn.Module) -> int:
+    """How many channels the first convolution of a model takes."""
+    convolution = next((layer for layer in model.modules()
+                        if getattr(layer, 'weight', None) is not None
+                        and layer.weight.dim() >= 4), None)
+    if convolution is None:
+        return RGB
+    return convolution.weight.shape[1] * getattr(convolution, 'groups', 1)
+
+
+def probe(model: nn.Module, sizes: Sequence[int] = PROBE_SIZES) -> Probe:
+    """Compute the features of a random image, in eval mode.
+
+    Args:
+        model (nn.Module): A model with ``extract_feat``.
+        sizes (Sequence[int]): Sides of images to try, in pixels.
+
+    Raises:
+        CannotSay: If the model takes none of them.
+    """
+    like = next(model.parameters())
+    devices = [like.device] if like.is_cuda else []
+    error = None
+    with torch.random.fork_rng(
+            devices=devices), eval_mode(model), torch.no_grad():
+        for size in sizes:
+            # Some first convolutions take an image in slices (YOLOX).
+            for channels in dict.fromkeys((RGB, first_channels(model))):
+                image = torch.randn(1, channels, size, size).to(like)
+                try:
+                    return Probe(channels, size, model.extract_feat(image))
+                except Exception as caught:
+                    error = caught
+    raise CannotSay from error
+
+
 @contextmanager
 def probed(model: nn.Module, path: str) -> Iterator[Callable[[], Any]]:
-    """Compute the features of a small random picture in eval mode.
+    """Compute the features that a head is given, in eval mode.
 
     Args:
         model (nn.Module): A detector.
@@ -48,13 +98,56 @@ def probed(model: nn.Module, path: str) -> Iterator[Callable[[], Any]]:
         Callable: Returns what the head's ``forward`` does for the features.
 
     Raises:
-        CannotSay: If the model has no features of a picture alone.
+        CannotSay: If the model has no features of an image alone.
     """
-    like = next(model.parameters())
-    devices = [like.device] if like.is_cuda else []
     owner = model.get_submodule(owner_of(model, path) or '')
-    with torch.random.fork_rng(devices=devices), eval_mode(owner):
-        picture = torch.randn(1, 3, PROBE_SIZE, PROBE_SIZE).to(like)
-        with torch.no_grad(), cannot_say():
-            features = owner.extract_feat(picture)
+    features = probe(owner).features
+    with eval_mode(owner):
         yield lambda: model.get_submodule(path)(features)
+
+
+def neck_channels(student: nn.Module, teacher: nn.Module) -> List[List[int]]:
+    """The channels of the levels that leave the necks of both models.
+
+    Raises:
+        ValueError: If they cannot be found, or the levels do not pair.
+    """
+    # Necks say the number of their levels in many ways, or not at all.
+    models = student, teacher
+    try:
+        size = max(probe(model).size for model in models)
+        shapes = [[level.shape for level in probe(model, [size]).features]
+                  for model in models]
+    except CannotSay as error:
+        reason = str(error.__cause__).splitlines()[0]
+        raise ValueError(
+            'model.mimic_loss: no random image shows the channels of the '
+            f'necks ({reason}); list student_channels and teacher_channels '
+            'there, a number for each level') from error
+    if any(len(shape) != 4 for levels in shapes for shape in levels):
+        raise ValueError('model.mimic_loss compares feature maps, but a neck '
+                         'returns one vector an image')
+    sizes = [[list(shape[2:]) for shape in levels] for levels in shapes]
+    if len(sizes[0]) == len(sizes[1]) and sizes[0] != sizes[1]:
+        raise ValueError(
+            'model.mimic_loss compares features level by level, but for an '
+            f'image of {size} pixels model.student has the sizes {sizes[0]} '
+            f'and model.teacher {sizes[1]}; give model.student.neck the '
+            'strides of the teacher')
+    return [[shape[1] for shape in levels] for levels in shapes]
+
+
+def check_image_channels(student: nn.Module, teacher: nn.Module) -> None:
+    """Raise ValueError if the models take images of other channels."""
+    if first_channels(student) == first_channels(teacher):
+        return
+    try:
+        number_s, number_t = (
+            probe(model).channels for model in (student, teacher))
+    except CannotSay:
+        return  # the first iteration says it
+    if number_s != number_t:
+        raise ValueError(
+            f'model.teacher.config takes images of {number_t} channels but '
+            f'model.student of {number_s}; choose a teacher of the same '
+            'images, or set in_channels of both backbones alike')

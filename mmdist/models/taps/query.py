@@ -87,9 +87,9 @@ class QueryTap(LogitTap):
             call (Call): The student's.
         """
 
-    def decides(self, call: Call) -> bool:
-        """Whether a call is of the last head."""
-        return call.path == self.heads[-1]
+    def distilled_heads(self) -> List[str]:
+        """The last head."""
+        return self.heads[-1:]
 
     def own_boxes(self, call: Call, head: nn.Module, num_boxes: int,
                   teacher: TeacherBatch) -> BoxLogits:

@@ -1,15 +1,19 @@
 """The wrapper is the student, but for what distillation adds."""
 import copy
+import os.path as osp
 import random
 
 import numpy as np
 import pytest
 import torch
+from mmdet.models import RetinaNet
 from mmengine.config import Config
 
-from tests.helpers import (DENSE, NUM_CLASSES, TWO_STAGE, assert_same, batch,
-                           build, build_distiller, detector, distiller_cfg,
-                           flat, gradients, prepared, save_teacher, total)
+from mmdist.models.taps.probe import PROBE_SIZES
+from tests.helpers import (DENSE, NUM_CLASSES, TWO_STAGE, ZOO, assert_same,
+                           batch, build, build_distiller, detector,
+                           distiller_cfg, flat, gradients, prepared,
+                           save_teacher, total)
 
 # What switches distillation off.
 OFF = dict(
@@ -340,7 +344,10 @@ def test_a_student_that_goes_round_the_watched_call_is_refused(make):
     wrapper = make('retina')
     head = wrapper.student.bbox_head
     head.loss = lambda x, samples: dict(loss_cls=head(x)[0][0].sum())
-    with pytest.raises(RuntimeError, match='computed no loss by'):
+    with pytest.raises(
+            ValueError,
+            match='model.student.bbox_head is a RetinaHead that computes its '
+            'loss without a call of its `loss_by_feat`'):
         losses_of(wrapper, 'retina')
 
 
@@ -466,6 +473,38 @@ def test_mimic_projects_to_the_teachers_channels(tmp_path):
     assert 'loss_kd_mimic' in losses_of(wrapper, 'retina')[0]
     convs = wrapper.distiller['mimic'].projections
     assert {c.weight.shape[:2] for c in convs} == {(24, 16)}
+
+
+def test_mimic_of_ssd(tmp_path):
+    """Which takes no image as small as other detectors do."""
+    path = osp.join(ZOO, 'ssd/ssd300_coco.py')
+    model = Config.fromfile(path).model.to_dict()
+    model['backbone']['init_cfg'] = None
+    teacher, weights = str(tmp_path / 'ssd.pth'), build(model)
+    weights.init_weights()
+    torch.save(weights.state_dict(), teacher)
+    wrapper = build_distiller(
+        model, dict(config=model, checkpoint=teacher), mimic_loss=MIMIC)
+    convs = wrapper.distiller['mimic'].projections
+    assert [len(c.weight) for c in convs] == [512, 1024, 512, 256, 256, 256]
+
+
+def test_mimic_of_channels_that_the_config_lists(make, monkeypatch):
+    """Where no random image shows them."""
+    listed = dict(student_channels=[16] * 5, teacher_channels=[16] * 5)
+    extract = RetinaNet.extract_feat
+
+    def picky(self, batch_inputs):
+        assert batch_inputs.shape[-1] not in PROBE_SIZES, 'it is picky'
+        return extract(self, batch_inputs)
+
+    data = batch(sizes=[(96, 96)])
+    monkeypatch.setattr(RetinaNet, 'extract_feat', picky)
+    with pytest.raises(
+            ValueError, match='it is picky.* list student_channels'):
+        make('retina', mimic_loss=MIMIC)
+    wrapper = make('retina', mimic_loss=dict(MIMIC, **listed))
+    assert wrapper.loss(*prepared(wrapper, data))['loss_kd_mimic'] > 0
 
 
 def test_the_start_up_line_says_what_is_paired(make, caplog, monkeypatch):

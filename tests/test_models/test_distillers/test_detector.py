@@ -8,6 +8,7 @@ import sys
 
 import pytest
 import torch
+from mmdet.models import RetinaHead
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
 
@@ -63,6 +64,41 @@ def test_resume_equals_the_uninterrupted_run(data, retina, tmp_path, mimic):
     assert len(extra) == (10 if mimic else 0)
     moved = [n for n in expected if not torch.equal(first[n], expected[n])]
     assert set(extra) <= set(moved) and len(moved) > 50
+
+
+@pytest.mark.parametrize('before, after', [(MIMIC, None), (None, MIMIC)])
+def test_resume_needs_the_projections_of_before(data, retina, tmp_path, before,
+                                                after):
+    """Said before the optimizer refuses another number of parameters."""
+    train(dict(retina, mimic_loss=before), data, tmp_path / 'run', epochs=1)
+    with pytest.raises(
+            ValueError,
+            match='^resume: (the checkpoint has projections of '
+            'model.mimic_loss but this config has not|this config has '
+            'projections of model.mimic_loss but the checkpoint has not)'):
+        train(
+            dict(retina, mimic_loss=after),
+            data,
+            tmp_path / 'run',
+            resume=True)
+    runner = train(
+        dict(retina, mimic_loss=after),
+        data,
+        tmp_path / 'new',
+        epochs=1,
+        load_from=str(tmp_path / 'run' / 'epoch_1.pth'))
+    assert runner.iter == 3
+
+
+def test_an_unknown_name_of_class_logits_is_shown(retina, monkeypatch):
+    """With the names by which they are found."""
+    monkeypatch.setattr(RetinaHead, 'loss_by_feat',
+                        lambda self, logits, boxes: {})
+    with pytest.raises(
+            ValueError,
+            match='bbox_head.loss_by_feat takes logits, boxes; its class '
+            'logits are found if their argument is called .* or cls_scores'):
+        build(retina)
 
 
 def test_off_equals_plain_training(data, retina, tmp_path):
@@ -312,6 +348,21 @@ def test_class_names_are_those_of_the_training_set(data, tmp_path):
     runner = train_with_classes(
         data, tmp_path, CLASSES[::-1], split='val', **teacher)
     assert runner.iter == 3
+
+
+@pytest.mark.parametrize('class_map', [None, [0, 1]])
+def test_a_head_of_fewer_classes_than_the_data_is_refused(
+        data, tmp_path, class_map):
+    """MMDetection would train the last class as background."""
+    heads = dict(bbox_head=dict(num_classes=2))
+    teacher = save_teacher(detector('retina', **heads), tmp_path)
+    model = distiller_cfg(
+        detector('retina', **heads), dict(teacher, class_map=class_map))
+    with pytest.raises(
+            ValueError,
+            match='train_dataloader.dataset has 3 classes but model.student '
+            'predicts 2; set num_classes'):
+        train(model, data, tmp_path / 'run', epochs=1)
 
 
 @pytest.mark.parametrize('class_map', [None, 'names', list(CLASSES)])

@@ -5,6 +5,7 @@ import shutil
 import pytest
 import torch
 from mmengine.config import Config
+from mmseg.models.decode_heads import PSPHead
 from torch.autograd.graph import saved_tensors_hooks
 
 from mmdist.models.distillers import DistillSegmentor
@@ -376,6 +377,15 @@ def test_amp_optim_wrapper_in_bfloat16(data, pspnet, tmp_path, monkeypatch):
         assert all(0 < float(v) < 4 for v in history.data[0])
 
 
+def test_a_decode_head_with_a_loss_of_its_own_is_refused(make):
+    """The auxiliary head alone would be distilled, without a word."""
+    wrapper = make('pspnet')
+    head = wrapper.decode_head
+    head.loss = lambda x, samples, cfg: dict(loss_ce=head(x).mean())
+    with pytest.raises(ValueError, match='model.student.decode_head is a '):
+        losses_of(wrapper)
+
+
 def test_other_class_names_than_the_teachers_are_refused(data, tmp_path):
     """The checkpoint's class names are compared before the first step."""
     names = ('ground', 'disc', 'circle', 'bar')
@@ -436,6 +446,64 @@ def test_unknown_tap_option_is_refused(tmp_path):
         teacher,
         'model.tap: .*anchors_as_rows',
         tap=dict(anchors_as_rows=True))
+
+
+def test_a_frozen_decode_head_is_refused(tmp_path, monkeypatch):
+    """By the reason; its auxiliary head alone would be distilled."""
+    teacher = save_teacher(segmentor('pspnet'), tmp_path)
+
+    def frozen(self, *args, **kwargs):
+        built(self, *args, **kwargs)
+        self.requires_grad_(False)
+
+    built = PSPHead.__init__
+    monkeypatch.setattr(PSPHead, '__init__', frozen)
+    refused(
+        segmentor('pspnet'), teacher, 'model.student has a PSPHead for a '
+        'decode head that is frozen')
+
+
+def test_an_unknown_name_of_class_logits_is_shown(tmp_path, monkeypatch):
+    """With the names by which they are found."""
+    teacher = save_teacher(segmentor('pspnet'), tmp_path)
+    monkeypatch.setattr(
+        PSPHead,
+        'loss_by_feat',
+        lambda self, logits, samples: {},
+        raising=False)
+    refused(
+        segmentor('pspnet'), teacher,
+        r'decode_head.loss_by_feat takes logits, samples; its class logits '
+        'are found if their argument is called seg_logits or seg_logit')
+
+
+@pytest.mark.parametrize('channels', [1, 5])
+def test_mimic_of_other_images_than_rgb(tmp_path, channels):
+    """Grey ones and those of several bands show their features, too."""
+    model = segmentor('pspnet')
+    model['backbone']['in_channels'] = channels
+    model['data_preprocessor'].update(
+        mean=[128.] * channels, std=[64.] * channels, bgr_to_rgb=False)
+    model['neck'] = dict(
+        type='mmdet.FPN',
+        in_channels=[8, 16, 32, 64],
+        out_channels=64,
+        num_outs=4)
+    model['decode_head']['in_channels'] = 64
+    model['auxiliary_head']['in_channels'] = 64
+    teacher = save_teacher(model, tmp_path)
+    wrapper = build_distiller(
+        model, teacher, mimic_loss=dict(type='mmdist.MimicLoss'))
+    data = batch()
+    data['inputs'] = [
+        image[:1].repeat(channels, 1, 1) for image in data['inputs']
+    ]
+    losses = wrapper.loss(*prepared(wrapper, data))
+    assert losses['loss_kd_mimic'] > 0
+    refused(
+        segmentor('pspnet'), teacher,
+        f'model.teacher.config takes images of {channels} channels but '
+        'model.student of 3')
 
 
 def test_mimic_needs_a_neck(tmp_path):
