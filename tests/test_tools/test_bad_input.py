@@ -246,6 +246,36 @@ def some_boxes(coco):
     coco['annotations'] = coco['annotations'][:2]
 
 
+def reversed_categories(coco):
+    """The file numbers the classes in another order."""
+    coco['categories'].reverse()
+
+
+def joined(**second):
+    """The data set twice, the second time with other metainfo."""
+
+    def change(cfg, root):
+        first = dict(cfg.train_dataloader.dataset, indices=[0, 1, 2])
+        metainfo = {**first['metainfo'], **second}
+        cfg.train_dataloader.dataset = dict(
+            type='ConcatDataset',
+            datasets=[first, dict(first, metainfo=metainfo)])
+
+    return change
+
+
+def one_class(cfg, root):
+    """A forgotten comma: the name is a string, and no tuple."""
+    head = dict(num_classes=1)
+    cfg.model.teacher = save_teacher(
+        detector('retina', bbox_head=head),
+        root,
+        meta=dict(dataset_meta=dict(classes=('disc', ))))
+    cfg.model.student.bbox_head.update(head)
+    for part in ('train_dataloader', 'test_dataloader'):
+        cfg[part].dataset.metainfo = dict(classes=('disc'))
+
+
 def one_pixel(cfg, root):
     """Pictures of 1 x 1, with and without objects."""
     import cv2
@@ -372,6 +402,23 @@ REFUSED = {
                                          [0, 1, 9]), ['class_map', '9']),
     'class_map with a class twice': (put('model.teacher.class_map',
                                          [0, 1, 1]), ['class_map', '1']),
+    'teacher of grey images': (teacher_of(
+        'retina',
+        backbone=dict(in_channels=1),
+        data_preprocessor=dict(mean=[128.], std=[64.], bgr_to_rgb=False)),
+                               [CONFIG, '1 channels', 'in_channels']),
+    'checkpoint of two models': (checkpoint(
+        content(
+            lambda w: {
+                f'{model}.{k}': v
+                for model in ('student', 'teacher')
+                for k, v in w.items()
+            })), [CHECKPOINT, "'student.' and 'teacher.'"]),
+    'checkpoint of unknown names': (checkpoint(
+        content(lambda w: {
+            f'my_{k}': v
+            for k, v in w.items()
+        })), [CHECKPOINT, 'are like my_backbone']),
     # the student
     'no student': (drop('model.student'), ['model.student must be given']),
     'student a number': (replace('model.student', 7), ['model.student']),
@@ -450,6 +497,18 @@ REFUSED = {
         put('train_dataloader.batch_size', 7),
         put('train_dataloader.drop_last',
             True)), ['train_dataloader', 'batch_size']),
+    'classes in another order than the annotations':
+    (annotations(reversed_categories), [
+        DATA, "label 0 is 'disc' in metainfo.classes but 'bar' in the data",
+        'class_map'
+    ]),
+    'joined data of unlike classes':
+    (joined(classes=('disc', 'bar', 'square')),
+     [DATA, "label 1 is 'square' in one and 'bar' in another"]),
+    'a head of fewer classes than the data': (both(
+        teacher_of('retina', bbox_head=dict(num_classes=2)),
+        put('model.student.bbox_head.num_classes',
+            2)), [DATA, 'has 3 classes', 'predicts 2', 'num_classes']),
     # the rest of the config
     'no model': (drop('model'), ['toy.py has no `model`']),
     'no data': (drop('train_dataloader'), ['train_dataloader']),
@@ -468,6 +527,26 @@ WORKS = {
     checkpoint(content(dict)),
     'safetensors':
     checkpoint(save_file, 'teacher.safetensors'),
+    'checkpoint of MMRazor':
+    checkpoint(
+        content(lambda w: dict(state_dict={
+            f'architecture.{k}': v
+            for k, v in w.items()
+        }))),
+    'checkpoint of a compiled model':
+    checkpoint(content(lambda w: {
+        f'_orig_mod.{k}': v
+        for k, v in w.items()
+    })),
+    'weights under another key':
+    checkpoint(content(lambda w: dict(model=w, epoch=3))),
+    'objects beside the weights':
+    checkpoint(
+        content(lambda w: dict(state_dict=w, schedule=torch.nn.ReLU()))),
+    'joined data of unlike palettes':
+    joined(palette=[(0, 0, 0)] * 3),
+    'one class without a comma':
+    one_class,
     'checkpoint of more than the model':
     checkpoint(content(lambda w: dict(w, more=torch.ones(1)))),
     'weights 0':
