@@ -60,6 +60,15 @@ def first_channels(model: nn.Module) -> int:
     return convolution.weight.shape[1] * getattr(convolution, 'groups', 1)
 
 
+@contextmanager
+def _undisturbed(model: nn.Module) -> Iterator[None]:
+    """Eval mode within; random numbers and modes as they were after."""
+    like = next(model.parameters())
+    devices = [like.device] if like.is_cuda else []
+    with torch.random.fork_rng(devices=devices), eval_mode(model):
+        yield
+
+
 def probe(model: nn.Module, sizes: Sequence[int] = PROBE_SIZES) -> Probe:
     """Compute the features of a random image, in eval mode.
 
@@ -71,10 +80,8 @@ def probe(model: nn.Module, sizes: Sequence[int] = PROBE_SIZES) -> Probe:
         CannotSay: If the model takes none of them.
     """
     like = next(model.parameters())
-    devices = [like.device] if like.is_cuda else []
     error = None
-    with torch.random.fork_rng(
-            devices=devices), eval_mode(model), torch.no_grad():
+    with _undisturbed(model), torch.no_grad():
         for size in sizes:
             # Some first convolutions take an image in slices (YOLOX).
             for channels in dict.fromkeys((RGB, first_channels(model))):
@@ -102,7 +109,7 @@ def probed(model: nn.Module, path: str) -> Iterator[Callable[[], Any]]:
     """
     owner = model.get_submodule(owner_of(model, path) or '')
     features = probe(owner).features
-    with eval_mode(owner):
+    with _undisturbed(owner):
         yield lambda: model.get_submodule(path)(features)
 
 

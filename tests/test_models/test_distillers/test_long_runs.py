@@ -67,7 +67,8 @@ KINDS = dict(
     mimic=('faster', 'faster', dict(mimic_loss=dict(type='mmdist.MimicLoss'))))
 # What MMDetection's own heads keep of their last loss, and what a wrapper
 # notes in its first iteration.
-CHANGING = ('_raw_positive_infos', 'sampling_results', '_saw_classes')
+CHANGING = ('_raw_positive_infos', 'sampling_results', '_saw_classes',
+            '_heads_answered')
 
 
 def tiny(name):
