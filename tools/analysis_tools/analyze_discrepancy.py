@@ -6,22 +6,22 @@ of mmdist compare their class logits for the same instances.
 import argparse
 import json
 from pathlib import Path
-from typing import Any, Dict, Iterator, List
+from typing import Any, Dict, List
 
 import matplotlib
 import numpy as np
-import torch
 from mmengine.config import Config
+from mmengine.logging import MessageHub
 from mmengine.registry import MODELS, init_default_scope
-from mmengine.runner import Runner
+from mmengine.runner import Runner, set_random_seed
 from rich.progress import track
-from student_teachers import (add_models, load_student, named_teachers,
-                              parse_models)
+from student_teachers import (add_models, is_annotated, load_student,
+                              named_teachers, parse_models, renamed)
 
 from mmdist.analysis import Discrepancy
 from mmdist.models.distillers import BaseDistiller
-from mmdist.utils import (class_names_of, load_config, run_tool, scope_of,
-                          wrapper_for)
+from mmdist.utils import (class_names_of, data_sets_in, load_config, run_tool,
+                          scope_of, wrapper_for)
 
 # More classes than a figure can name.
 MOST_NAMES = 40
@@ -56,16 +56,6 @@ def innermost(dataset: Dict[str, Any]) -> Dict[str, Any]:
     return dataset
 
 
-def leaves(dataset: Dict[str, Any]) -> Iterator[Dict[str, Any]]:
-    """The data sets with pictures inside a data set, or itself."""
-    dataset = innermost(dataset)
-    parts = dataset.get('datasets')
-    if not parts:
-        yield dataset
-    for part in parts or ():
-        yield from leaves(part)
-
-
 def loader_of(cfg: Config, split: str, seed: int) -> Any:
     """Batches of a split, through the pipeline of the training."""
     loader = cfg.train_dataloader.to_dict()
@@ -75,27 +65,37 @@ def loader_of(cfg: Config, split: str, seed: int) -> Any:
             raise ValueError(f'STUDENT has no {split}_dataloader; choose '
                              'another --split')
         own, other = innermost(loader['dataset']), part['dataset'].to_dict()
-        pipeline = next(leaves(own)).get('pipeline')
-        for leaf in leaves(other):
+        pipeline = data_sets_in(own)[0].get('pipeline')
+        for leaf in data_sets_in(other):
             leaf.update(pipeline=pipeline, test_mode=False)
         own.clear()
         own.update(other)
     loader['sampler'] = dict(type='DefaultSampler', shuffle=True)
     loader.pop('batch_sampler', None)
-    return Runner.build_dataloader(loader, seed=seed)
+    built = Runner.build_dataloader(loader, seed=seed)
+    if not is_annotated(built.dataset):
+        raise ValueError(
+            f'{split}_dataloader.dataset of STUDENT has no annotations, which '
+            'its losses need; choose another --split')
+    return built
 
 
 def distiller_of(args: argparse.Namespace, cfg: Config, config: str,
                  checkpoint: str) -> BaseDistiller:
     """A wrapper around both models, which trains nothing here."""
-    wrapper = MODELS.build(
-        dict(
-            type=wrapper_for(cfg, 'STUDENT'),
-            student=cfg.model,
-            teacher=dict(config=config, checkpoint=checkpoint),
-            distill_loss=dict(type='mmdist.DISTLoss', tau=args.tau),
-            tap=dict(align=args.align) if args.align else None,
-            data_preprocessor=cfg.get('data_preprocessor')))
+    with renamed(class_map='--class-map'):
+        wrapper = MODELS.build(
+            dict(
+                type=wrapper_for(cfg, 'STUDENT'),
+                student=cfg.model,
+                teacher=dict(
+                    config=config,
+                    checkpoint=checkpoint,
+                    class_map=args.class_map),
+                distill_loss=dict(type='mmdist.DISTLoss', tau=args.tau),
+                tap=dict(align=args.align) if args.align else None,
+                data_preprocessor=cfg.get('data_preprocessor')))
+        wrapper.compare_classes(class_names_of(cfg))
     load_student(wrapper.student, args.checkpoint)
     return wrapper.to(args.device).eval()
 
@@ -105,12 +105,15 @@ def measure(args: argparse.Namespace, cfg: Config, config: str,
     """What :class:`Discrepancy` finds of one teacher."""
     wrapper = distiller_of(args, cfg, config, checkpoint)
     found = Discrepancy(args.tau, seed=args.seed)
-    torch.manual_seed(args.seed)
-    np.random.seed(args.seed)
+    set_random_seed(args.seed)
     loader = loader_of(cfg, args.split, args.seed)
     number = min(args.batches, len(loader))
     batches = zip(range(number), loader)
-    for _, data in track(batches, Path(config).stem, total=number):
+    # models and their preprocessors ask how far a training is
+    hub = MessageHub.get_current_instance()
+    hub.update_info('epoch', 0)
+    for i, data in track(batches, Path(config).stem, total=number):
+        hub.update_info('iter', i)
         data = wrapper.data_preprocessor(data, True)
         for pair in wrapper.pairs(data['inputs'], data['data_samples']):
             found.update(pair)
