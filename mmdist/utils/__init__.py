@@ -6,8 +6,8 @@ from .setup_env import (allow_mmengine_checkpoints, check_version,
                         find_forks_configs)
 
 __all__ = [
-    'add_class_map', 'allow_mmengine_checkpoints', 'check_version', 'class_names_of',
-    'data_sets_in',    'find_config', 'find_forks_configs', 'library_of', 'load_config',
-    'load_tool_config',
-    'run', 'run_tool', 'scope_of', 'student_of', 'tool_parser', 'wrapper_for'
+    'add_class_map', 'allow_mmengine_checkpoints', 'check_version',
+    'class_names_of', 'data_sets_in', 'find_config', 'find_forks_configs',
+    'library_of', 'load_config', 'load_tool_config', 'run', 'run_tool',
+    'scope_of', 'student_of', 'tool_parser', 'wrapper_for'
 ]

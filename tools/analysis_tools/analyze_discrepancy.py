@@ -135,25 +135,45 @@ def report(results: Dict[str, Dict[str, Any]], names: List[str]) -> str:
     for teacher, found in results.items():
         if 'classes' in found:
             rows = [{
-                'class': names[i] if names else i,
+                'class': name,
                 **row
-            } for i, row in enumerate(found['classes'])]
+            } for name, row in zip(names_of(found, names), found['classes'])]
+            parts += ['', f'## Classes, {teacher}', '', _markdown(rows)]
+        if 'reliability' in found:
             errors = ', '.join(
                 f'{side} {found["reliability"][side]["error"]:.3f}'
                 for side in ('student', 'teacher'))
-            parts += [
-                '', f'## Classes, {teacher}', '',
-                _markdown(rows), '', f'Expected calibration error: {errors}'
-            ]
+            parts += ['', f'Expected calibration error: {errors}']
+        if found['left_out']:
+            parts += ['', left_out(teacher, found)]
     return '\n'.join(parts) + '\n'
 
 
+def left_out(teacher: str, found: Dict[str, Any]) -> str:
+    """The sentence that names what was not measured."""
+    return (f'Left out for {teacher}, since it means nothing for its class '
+            f'logits: {", ".join(found["left_out"])}')
+
+
+def names_of(found: Dict[str, Any], names: List[str]) -> List[str]:
+    """The names of what each row of a teacher's `classes` is about.
+
+    One class, which segmentation calls the second of two, has the background
+    beside it.
+    """
+    number = len(found['classes'])
+    if len(found['correlation']) == 1:
+        return [*(names[-1:] or ['0']), 'background'][:number]
+    return names or [str(i) for i in range(number)]
+
+
 def _markdown(table: List[Dict[str, Any]]) -> str:
+    columns = list(dict.fromkeys(key for row in table for key in row))
     cells = [[
-        f'{value:.4f}' if isinstance(value, float) else str(value)
-        for value in row.values()
+        f'{row[key]:.4f}' if isinstance(row.get(key), float) else str(
+            row.get(key, '-')) for key in columns
     ] for row in table]
-    head = [list(table[0]), ['---'] * len(table[0])]
+    head = [columns, ['---'] * len(columns)]
     return '\n'.join('| ' + ' | '.join(row) + ' |' for row in head + cells)
 
 
@@ -205,17 +225,18 @@ def draw(results: Dict[str, Dict[str, Any]], names: List[str],
     matplotlib.use('Agg')
     from matplotlib import pyplot as plt
     results = {k: v for k, v in results.items() if 'classes' in v}
-    if not results:
-        return
-    names = names or [
-        str(i) for i in range(len(next(iter(results.values()))['classes']))
-    ]
-    figures = dict(
-        classes=lambda axes: plot_classes(axes, results, names),
-        reliability=lambda axes: plot_reliability(axes, results))
+    judged = {k: v for k, v in results.items() if 'reliability' in v}
+    figures = {}
+    if judged:
+        rows = names_of(next(iter(judged.values())), names)
+        figures = dict(
+            classes=lambda axes: plot_classes(axes, judged, rows),
+            reliability=lambda axes: plot_reliability(axes, judged))
     for teacher, found in results.items():
+        columns = names_of(found, names)[:len(found['correlation'])]
         figures[f'correlation_{teacher}'] = (
-            lambda axes, found=found: plot_correlation(axes, found, names))
+            lambda axes, found=found, columns=columns: plot_correlation(
+                axes, found, columns))
     for name, plot in figures.items():
         figure, axes = plt.subplots(figsize=(8, 6), layout='constrained')
         plot(axes)
@@ -238,6 +259,9 @@ def main() -> None:
     (args.out_dir / 'discrepancy.md').write_text(report(results, names))
     draw(results, names, args.out_dir)
     print(table_of(results))
+    for name, found in results.items():
+        if found['left_out']:
+            print(left_out(name, found))
     print(f'Tables and figures are in {args.out_dir}')
 
 

@@ -195,6 +195,7 @@ def main() -> None:
         row = []
         for side, sample, truth in zip(sides, (ours, ours, theirs),
                                        (True, False, False)):
+            side.set_image(picture)  # nothing is drawn without a truth
             DRAW[library_of(cfg)](side, picture, sample, truth, args.score_thr)
             row.append(side.get_image())
         save_row(row, args.out_dir / f'{i:03d}_{Path(ours.img_path).stem}.png')

@@ -142,8 +142,8 @@ class Borrowed:
         """The logits of the classes in the map, for each anchor."""
         head = _box_head(self.teacher.model)
         number = getattr(head, 'cls_out_channels', logits.shape[1])
-        columns = Columns(head.num_classes, activation_of(head),
-                          number > head.num_classes)
+        columns = Columns(head.num_classes, activation_of(head), number
+                          > head.num_classes)
         num_anchors = logits.shape[1] // number
         table = logits.unflatten(1, (num_anchors, number)).flatten(0, 1)
         table, _ = as_columns_of(
