@@ -149,7 +149,8 @@ def segmentor(name, num_classes=NUM_CLASSES, **override):
 def one_column(threshold=0.3):
     """A segmentor that says with one sigmoid a pixel where the class 1 is."""
     head = dict(
-        out_channels=1, threshold=threshold,
+        out_channels=1,
+        threshold=threshold,
         loss_decode=dict(use_sigmoid=True))
     return segmentor(
         'pspnet', num_classes=2, decode_head=head, auxiliary_head=head)

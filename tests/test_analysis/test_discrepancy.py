@@ -179,13 +179,15 @@ def test_one_class_is_there_or_not(background, agreement, expected):
     """By each head's threshold, or by the background's column."""
     summary = found(one_class(background))
     groups = summary['groups']
-    assert {name: group['rows']
-            for name, group in groups.items()} == {
-                'all': 5,
-                'head': 5,
-                'foreground': 2,
-                'background': 2
-            }
+    assert {
+        name: group['rows']
+        for name, group in groups.items()
+    } == {
+        'all': 5,
+        'head': 5,
+        'foreground': 2,
+        'background': 2
+    }
     assert groups['all']['top-1 agreement'] == pytest.approx(agreement)
     rows = [(row['student'], row['teacher'], row['agreement'])
             for row in summary['classes']]

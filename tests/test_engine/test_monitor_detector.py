@@ -152,10 +152,14 @@ def test_one_class_is_told_from_the_background(name, tmp_path, log):
         good = taught(cfg, of_one_class, *TRAINING[name])
         if spoilt:
             with pytest.raises(RuntimeError, match='was not trained'):
-                distil(good, tmp_path, untrained, of_one_class,
-                       strict_teacher=True)
+                distil(
+                    good,
+                    tmp_path,
+                    untrained,
+                    of_one_class,
+                    strict_teacher=True)
         else:
             distil(good, tmp_path, None, of_one_class, strict_teacher=True)
-            judged, = (r.message for r in log.records
-                       if 'is right' in r.message)
+            judged, = (
+                r.message for r in log.records if 'is right' in r.message)
             assert float(judged.split('right about ')[1][:5]) > 0.7

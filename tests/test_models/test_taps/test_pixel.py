@@ -7,8 +7,8 @@ import torch.nn.functional as F
 from mmcv.ops import point_sample
 
 from mmdist.models.taps import PixelTap, TeacherBatch, build_tap
-from tests.segmentors import (IGNORED, NUM_CLASSES, SEGMENTORS, batch, build,
-                              binary, one_column, prepared, segmentor)
+from tests.segmentors import (IGNORED, NUM_CLASSES, SEGMENTORS, batch, binary,
+                              build, one_column, prepared, segmentor)
 
 
 def models(student, teacher=None, **changes):
