@@ -4,6 +4,7 @@ Both models see the pictures of a data set as a training would, and the taps
 of mmdist compare their class logits for the same instances.
 """
 import argparse
+import copy
 import json
 from pathlib import Path
 from typing import Any, Dict, List
@@ -58,13 +59,13 @@ def innermost(dataset: Dict[str, Any]) -> Dict[str, Any]:
 
 def loader_of(cfg: Config, split: str, seed: int) -> Any:
     """Batches of a split, through the pipeline of the training."""
-    loader = cfg.train_dataloader.to_dict()
+    loader = copy.deepcopy(cfg.train_dataloader)
     if split != 'train':
         part = cfg.get(f'{split}_dataloader')
         if part is None:
             raise ValueError(f'STUDENT has no {split}_dataloader; choose '
                              'another --split')
-        own, other = innermost(loader['dataset']), part['dataset'].to_dict()
+        own, other = innermost(loader['dataset']), copy.deepcopy(part['dataset'])
         pipeline = data_sets_in(own)[0].get('pipeline')
         for leaf in data_sets_in(other):
             leaf.update(pipeline=pipeline, test_mode=False)

@@ -5,6 +5,7 @@ What is missing to the teacher then is in proposals and box regression, which
 distillation of class logits does not teach.
 """
 import argparse
+import copy
 import json
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -42,7 +43,7 @@ def parse_args() -> argparse.Namespace:
 
 def runner_of(args: argparse.Namespace, cfg: Config) -> Runner:
     """The runner that tests the student, with its weights."""
-    cfg = Config(cfg.to_dict())
+    cfg = copy.deepcopy(cfg)  # as a dict, classes would become names
     for field in ('dataloader', 'evaluator'):
         if cfg.get(f'{args.split}_{field}') is None:
             raise ValueError(f'STUDENT has no {args.split}_{field}')
