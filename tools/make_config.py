@@ -45,7 +45,8 @@ model = dict(
     teacher=dict(
         config={teacher!r},
         checkpoint={checkpoint!r}{class_map}),
-    distill_loss=dict(type=DISTLoss, beta={weight}, gamma={weight}, tau=1.0){tap})
+    distill_loss=dict(
+        type=DISTLoss, beta={weight}, gamma={weight}, tau=1.0){tap})
 '''
 
 

@@ -87,11 +87,12 @@ def writes_masks(cfg, metric):
     if isinstance(kind, str):
         with METRICS.switch_scope_and_registry(scope_of(cfg)) as registry:
             kind = registry.get(kind)
-    return 'output_dir' in inspect.signature(kind).parameters
+    # MMEngine has the words for one that is not registered
+    return not kind or 'output_dir' in inspect.signature(kind).parameters
 
 
 def save_predictions(cfg, path):
-    """Let the metrics write what they get: masks, or a pickle of the others."""
+    """Let the metrics write what they get: masks, or a pickle."""
     metrics = metrics_of(cfg)
     if is_segmentor(cfg):
         writers = [metric for metric in metrics if writes_masks(cfg, metric)]
@@ -110,7 +111,7 @@ def save_predictions(cfg, path):
 # as the test tools of MMDetection and MMPretrain have it
 TTA_MODELS = dict(
     mmdet=dict(
-        type='mmdet.DetTTAModel',
+        type='DetTTAModel',  # registered in MMEngine's own registry
         tta_cfg=dict(nms=dict(type='nms', iou_threshold=0.5),
                      max_per_img=100)),
     mmpretrain=dict(type='mmpretrain.AverageClsScoreTTA'))

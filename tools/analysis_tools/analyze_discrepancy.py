@@ -65,7 +65,8 @@ def loader_of(cfg: Config, split: str, seed: int) -> Any:
         if part is None:
             raise ValueError(f'STUDENT has no {split}_dataloader; choose '
                              'another --split')
-        own, other = innermost(loader['dataset']), copy.deepcopy(part['dataset'])
+        own = innermost(loader['dataset'])
+        other = copy.deepcopy(part['dataset'])
         pipeline = data_sets_in(own)[0].get('pipeline')
         for leaf in data_sets_in(other):
             leaf.update(pipeline=pipeline, test_mode=False)
