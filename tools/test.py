@@ -37,7 +37,7 @@ def parse_args():
 
 def enable_visualization(cfg, args):
     """Draw the predictions that `--show` or `--show-dir` asks for."""
-    if 'visualization' not in cfg.default_hooks:
+    if 'visualization' not in cfg.get('default_hooks', {}):
         raise ValueError('--show and --show-dir need default_hooks.'
                          'visualization in the config')
     hook = cfg.default_hooks.visualization
@@ -147,8 +147,8 @@ def augment_tests(cfg):
         if field not in defaults:
             raise ValueError(f'--tta needs {field} in the config, as those '
                              "of MMSegmentation's data sets have it")
-        print_log(f'--tta: the config has no {field}; the default of '
-                  f'{library_of(cfg)} is taken')
+        print_log(f'--tta: the config has no {field}; the default is taken, '
+                  'with each image as it is and flipped')
         cfg[field] = defaults[field]
     cfg.model = dict(**cfg.tta_model, module=cfg.model)
     for data_set in data_sets_in(cfg.test_dataloader.dataset):

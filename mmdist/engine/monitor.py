@@ -190,10 +190,12 @@ class TeacherMonitor:
             float((row[present] / counts[0][present]).mean())
             for row in counts[1:])
         chance = 1 / max(int(present.sum()), 2)
+        classes = ('one class and the background'
+                   if self._one_class else f'{int(present.sum())} classes')
         print_log(
-            f'On {number} labelled instances of {int(present.sum())} classes, '
-            f'the teacher is right about {teacher:.3f} and the student about '
-            f'{student:.3f} in the mean over classes (chance: {chance:.3f})',
+            f'On {number} labelled instances of {classes}, the teacher is '
+            f'right about {teacher:.3f} and the student about {student:.3f} '
+            f'in the mean over classes (chance: {chance:.3f})',
             logger='current')
         if not self._doubt_scale():  # which would explain the rest
             self._doubt(student, teacher, no_number, chance, swapped,

@@ -21,6 +21,9 @@ from .columns import Columns, logits_of
 from .labels import NONE
 from .teacher_batch import TeacherBatch, owner_of, replaced
 
+# Lower ones (RTMDet's 0.001, or 0) keep every box for the metric, and say
+# nothing about objects.
+LEAST_THRESHOLD = 0.05
 LEAST_LOGIT = -50.
 """Of a text's token that the caption of a picture does not have."""
 
@@ -491,7 +494,8 @@ def thresholds_of(student: nn.Module, path_s: str, teacher: nn.Module,
 
     Returns:
         tuple[float, float] | None: ``score_thr`` of ``test_cfg``, which the
-        head or a module around it has; None if one of both has none.
+        head or a module around it has, but at least ``LEAST_THRESHOLD``; None
+        if one of both has none.
     """
     thresholds = _threshold(student, path_s), _threshold(teacher, path_t)
     return None if None in thresholds else thresholds
@@ -501,7 +505,7 @@ def _threshold(model: nn.Module, path: str) -> Optional[float]:
     while path:
         cfg = getattr(model.get_submodule(path), 'test_cfg', None) or {}
         if 'score_thr' in cfg:
-            return cfg['score_thr']
+            return max(cfg['score_thr'], LEAST_THRESHOLD)
         path = path.rpartition('.')[0]
     return None
 

@@ -146,6 +146,7 @@ ONE = dict(num_classes=1)
 ONE_CLASS = dict(
     retina=dict(bbox_head=ONE),
     fcos=dict(bbox_head=ONE),
+    rtmdet=dict(bbox_head=ONE),
     yolox=dict(bbox_head=ONE),
     faster=dict(roi_head=dict(bbox_head=ONE)),
     cascade=dict(roi_head=dict(bbox_head=[ONE] * 3)),
@@ -167,6 +168,7 @@ def one_class_pairs(name, folder, **options):
 @pytest.mark.parametrize('name, background, thresholds', [
     ('retina', False, (0.05, 0.05)),
     ('fcos', False, (0.05, 0.05)),
+    ('rtmdet', False, (0.05, 0.05)),  # not its 0.001
     ('faster', True, (0.05, 0.05)),
     ('cascade', True, (0.05, 0.05)),
     ('detr', True, None),
