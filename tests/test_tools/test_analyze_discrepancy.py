@@ -8,6 +8,7 @@ import cv2
 import pytest
 import torch
 from mmengine.config import Config
+from mmengine.dataset import BaseDataset, RepeatDataset
 
 from tests import helpers, segmentors
 from tests.test_tools.conftest import (TASKS, teacher_of_more_classes,
@@ -249,3 +250,34 @@ def test_classes_of_other_names_are_refused(prepared, tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="label 0 is .* --class-map='names'"):
         run(monkeypatch, *models, '--out-dir', tmp_path)
     run(monkeypatch, *models, '--out-dir', tmp_path, '--class-map', 'names')
+
+
+class Listed(BaseDataset):
+    """A data set with given fields."""
+
+    def __init__(self, infos):
+        self.infos = infos
+        super().__init__()
+
+    def load_data_list(self):
+        return self.infos
+
+
+@pytest.mark.parametrize('infos, annotated', [
+    ([dict(instances=[]),
+      dict(instances=[dict(bbox_label=0)])], True),
+    ([dict(instances=[]), dict(instances=[])], False),
+    ([dict(img_path='a', reduce_zero_label=False)], False),
+    ([dict(img_path='a', reduce_zero_label=False, seg_map_path='b')], True),
+    ([dict(img_path='a', gt_label=1)], True),
+    ([dict(img_path='a')], False),
+    ([dict(img_path='a', mine=1)], True),
+])
+def test_which_data_have_annotations(infos, annotated, monkeypatch):
+    """As the fields of MMDetection, MMSegmentation and MMPretrain say."""
+    monkeypatch.syspath_prepend(osp.dirname(TOOL))
+    from student_teachers import is_annotated
+    dataset = Listed(infos)
+    assert is_annotated(dataset) == annotated
+    assert is_annotated(RepeatDataset(dataset, times=2)) == annotated
+    assert is_annotated([1, 2])  # of another kind

@@ -62,6 +62,8 @@ def is_annotated(dataset: Any) -> bool:
     Returns:
         bool: False if no image has an object, a mask or a label.
     """
+    if not hasattr(dataset, 'get_data_info'):  # one of the user's own
+        return True
     first = dataset.get_data_info(0) if len(dataset) else {}
     if 'instances' in first:
         return any(
