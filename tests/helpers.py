@@ -15,7 +15,10 @@ from mmdet.structures import DetDataSample
 from mmdet.structures.mask import BitmapMasks
 from mmdet.utils import register_all_modules
 from mmengine.config import Config
-from mmengine.registry import MODELS, DefaultScope
+from mmengine.registry import (DATA_SAMPLERS, DATASETS, HOOKS, METRICS, MODELS,
+                               OPTIMIZERS, PARAM_SCHEDULERS, TASK_UTILS,
+                               TRANSFORMS, VISBACKENDS, VISUALIZERS,
+                               DefaultScope)
 from mmengine.runner import Runner
 from mmengine.structures import InstanceData
 
@@ -467,6 +470,45 @@ def run_cfg(model, root, work_dir, epochs=2, **override):
         randomness=dict(seed=0, deterministic=False),
         auto_scale_lr=dict(enable=False, base_batch_size=16))
     return Config({**cfg, **override})
+
+
+class _Name(str):
+    """The name of a class, which a config writes without quotes."""
+    __repr__ = str.__str__
+
+
+def write_new_style(cfg, path):
+    """Write a config whose types are imported classes, and no scope.
+
+    Args:
+        cfg (Config): Of MMDetection or MMSegmentation.
+        path (Path): The file.
+    """
+    registries = (MODELS, TASK_UTILS, TRANSFORMS, DATASETS, DATA_SAMPLERS,
+                  METRICS, HOOKS, VISUALIZERS, VISBACKENDS, OPTIMIZERS,
+                  PARAM_SCHEDULERS)
+    scope, imports = cfg.default_scope, set()
+
+    def classes_in(part):
+        if isinstance(part, (list, tuple)):
+            return type(part)(classes_in(item) for item in part)
+        if not isinstance(part, dict):
+            return part
+        part = {key: classes_in(value) for key, value in part.items()}
+        for registry in registries if 'type' in part else ():
+            with registry.switch_scope_and_registry(scope) as found:
+                kind = found.get(part['type'])
+            if kind:
+                imports.add(f'from {kind.__module__} import {kind.__name__}')
+                part['type'] = _Name(kind.__name__)
+                break
+        return part
+
+    fields = classes_in({**cfg.to_dict(), 'default_scope': None})
+    path.write_text('\n'.join([
+        *sorted(imports),
+        *(f'{key} = {value!r}' for key, value in fields.items()), ''
+    ]))
 
 
 @contextmanager

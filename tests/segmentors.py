@@ -146,6 +146,25 @@ def segmentor(name, num_classes=NUM_CLASSES, **override):
     return merged(model, override)
 
 
+def one_column(threshold=0.3):
+    """A segmentor that says with one sigmoid a pixel where the class 1 is."""
+    head = dict(
+        out_channels=1,
+        threshold=threshold,
+        loss_decode=dict(use_sigmoid=True))
+    return segmentor(
+        'pspnet', num_classes=2, decode_head=head, auxiliary_head=head)
+
+
+def binary(data):
+    """A batch whose labels are 0, 1 and ignored."""
+    for each in data['data_samples']:
+        labels = each.gt_sem_seg.data
+        labels[(labels != IGNORED) & (labels < 2)] = 0
+        labels[(labels != IGNORED) & (labels >= 2)] = 1
+    return data
+
+
 def inner_heads(head):
     """The heads that predict the data set's classes: K-Net's are several."""
     if head['type'] == 'IterativeDecodeHead':

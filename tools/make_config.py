@@ -4,12 +4,17 @@ The check builds both models, loads the teacher and pairs their class logits,
 as the first seconds of a training do.
 """
 import argparse
+import importlib.util
+import keyword
 import os
+import shlex
 from pathlib import Path
 
+from mmengine.config import Config
+
 from mmdist.models.teacher import build_model
-from mmdist.utils import (data_classes_of, find_config, load_config, run_tool,
-                          wrapper_for)
+from mmdist.utils import (add_class_map, data_classes_of, find_config,
+                          library_of, load_config, run_tool, wrapper_for)
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -25,6 +30,24 @@ model = dict(
     distill_loss=dict(
         type='mmdist.DISTLoss', beta={weight}, gamma={weight}, tau=1.0){tap})
 '''
+# for a student whose config is written with Python imports
+NEW_STYLE = '''from mmengine.config import read_base
+
+with read_base():
+    from {base} import *
+
+from mmdist.models.distillers import {wrapper}
+from mmdist.models.losses import DISTLoss
+
+model = dict(
+    type={wrapper},
+    student=model,
+    teacher=dict(
+        config={teacher!r},
+        checkpoint={checkpoint!r}{class_map}),
+    distill_loss=dict(
+        type=DISTLoss, beta={weight}, gamma={weight}, tau=1.0){tap})
+'''
 
 
 def parse_args():
@@ -35,11 +58,7 @@ def parse_args():
     parser.add_argument('teacher', help="the teacher's config, likewise")
     parser.add_argument(
         'checkpoint', help="the teacher's weights: path or URL")
-    parser.add_argument(
-        '--class-map',
-        choices=['names'],
-        help='the teacher knows more classes; those of the training set are '
-        'found by their names')
+    add_class_map(parser)
     parser.add_argument(
         '--align',
         choices=['boxes'],
@@ -67,10 +86,35 @@ def place_of(path):
 
 
 def base_of(student, folder):
-    """What `_base_` says: MMEngine looks for paths from the file's folder."""
+    """The `_base_` of the config: MMEngine looks for paths from the file's
+    folder."""
     if '::' in student:
         return student
     return os.path.relpath(find_config(student, 'STUDENT'), folder)
+
+
+def module_of(path, folder, library):
+    """The module that a new-style config imports the student's from.
+
+    A config of the library's package has an absolute name, any other one a
+    name relative to the folder of the importing file.
+    """
+    package = os.path.dirname(importlib.util.find_spec(library).origin)
+    place = os.path.relpath(os.path.abspath(path), package)
+    start = f'{library}.'
+    if place.startswith(os.pardir):
+        place = os.path.relpath(path, folder)
+        start = '.'
+    *folders, name = Path(place).with_suffix('').parts
+    up = folders.count(os.pardir)
+    parts = [*folders[up:], name]
+    for part in parts:
+        if not part.isidentifier() or keyword.iskeyword(part):
+            raise ValueError(
+                f'STUDENT={path!r} is a new-style config, which MMEngine '
+                f'imports by the names of its file and folders; rename '
+                f'{part!r}, which is no Python name, or choose another --out')
+    return start + '.' * up + '.'.join(parts)
 
 
 def main():
@@ -85,16 +129,26 @@ def main():
     wrapper = wrapper_for(cfg, args.student)
     # the paper's beta and gamma
     weight = 2.0 if wrapper == 'mmdist.DistillClassifier' else 1.0
-    text = TEMPLATE.format(
-        base=base_of(args.student, out.parent),
-        imports=imports_of(cfg),
-        wrapper=wrapper,
+    fields = dict(
         weight=weight,
         teacher=place_of(args.teacher),
         checkpoint=place_of(args.checkpoint),
         class_map=f',\n        class_map={args.class_map!r}'
         if args.class_map else '',
         tap=f',\n    tap=dict(align={args.align!r})' if args.align else '')
+    path = find_config(args.student, 'STUDENT')
+    # MMEngine does not let one style inherit from the other
+    if Config._is_lazy_import(path):
+        text = NEW_STYLE.format(
+            base=module_of(path, out.parent, library_of(cfg)),
+            wrapper=wrapper.partition('.')[2],
+            **fields)
+    else:
+        text = TEMPLATE.format(
+            base=base_of(args.student, out.parent),
+            imports=imports_of(cfg),
+            wrapper=wrapper,
+            **fields)
     out.parent.mkdir(parents=True, exist_ok=True)
     part = out.with_name(f'_partial_{out.name}')
     part.write_text(text)
@@ -105,7 +159,7 @@ def main():
     finally:
         part.unlink(missing_ok=True)
     train = os.path.relpath(ROOT / 'tools' / 'train.py')
-    print(f'{out} is ready: python {train} {out}')
+    print(f'{out} is ready: {shlex.join(["python", train, str(out)])}')
 
 
 if __name__ == '__main__':

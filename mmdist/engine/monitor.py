@@ -64,6 +64,8 @@ class TeacherMonitor:
         # and those that the student knows, the teacher, and it if it saw red
         # as blue.
         self._counts: Optional[Tensor] = None
+        # Whether the class is told from a background, the last of the counts.
+        self._one_class = False
         self._scales: List[Tensor] = []
         self._last: Dict[str, Tensor] = {}
         self._unchanged: Dict[str, Tensor] = {}
@@ -133,19 +135,25 @@ class TeacherMonitor:
     @torch.no_grad()
     def _count(self, pairs: Sequence[Any], swapped: Sequence[Any]) -> None:
         for i, pair in enumerate(pairs):
-            labels = pair.labels() if pair.num_classes > 1 else None
+            self._one_class = pair.num_classes == 1
+            labels = pair.truth() if pair.num_answers else None
             if labels is None:
                 continue
             counts = pair.student.new_zeros(
-                5, pair.num_classes, dtype=torch.float64)
-            known = (labels >= 0) & (labels < pair.num_classes)
+                5, pair.num_answers, dtype=torch.float64)
+            known = (labels >= 0) & (labels < pair.num_answers)
             truth = labels[known]
             rows = [
                 side.movedim(1, -1)[known]
                 for side in (pair.student, pair.teacher,
                              *(other.teacher for other in swapped[i:i + 1]))
             ]
-            right = [classes_of(r, pair.num_classes) == truth for r in rows]
+            student, teacher = pair.thresholds or (None, None)
+            right = [
+                classes_of(r, pair.num_classes, pair.background,
+                           threshold) == truth
+                for r, threshold in zip(rows, (student, teacher, teacher))
+            ]
             no_number = ~rows[1].isfinite().all(1)
             facts = torch.ones_like(no_number), no_number, *right
             for row, fact in zip(counts, facts):
@@ -158,15 +166,16 @@ class TeacherMonitor:
         if self._counts is None:
             self.judged = True
             self._doubt_scale()
-            print_log(
-                'The teacher is not judged: no labels are known for '
-                'what it is compared on',
-                logger='current')
+            why = ('its one class has no threshold (score_thr of test_cfg), '
+                   'nor a background beside it' if self._one_class else
+                   'no labels are known for what it is compared on')
+            print_log(f'The teacher is not judged: {why}', logger='current')
             return
         # The same on all processes, so that they stop together.
         counts = self._counts.clone()
         all_reduce(counts)
-        number = int(counts[0].sum())
+        # The background beside one class is not rare.
+        number = int(counts[0, 0] if self._one_class else counts[0].sum())
         if number < LEAST_INSTANCES and self.iteration < 10 * self.iters:
             return
         self.judged = True
@@ -182,10 +191,12 @@ class TeacherMonitor:
             float((row[present] / counts[0][present]).mean())
             for row in counts[1:])
         chance = 1 / max(int(present.sum()), 2)
+        classes = ('one class and the background'
+                   if self._one_class else f'{int(present.sum())} classes')
         print_log(
-            f'On {number} labelled instances of {int(present.sum())} classes, '
-            f'the teacher is right about {teacher:.3f} and the student about '
-            f'{student:.3f} in the mean over classes (chance: {chance:.3f})',
+            f'On {number} labelled instances of {classes}, the teacher is '
+            f'right about {teacher:.3f} and the student about {student:.3f} '
+            f'in the mean over classes (chance: {chance:.3f})',
             logger='current')
         if not self._doubt_scale():  # which would explain the rest
             self._doubt(student, teacher, no_number, chance, swapped,
@@ -309,18 +320,30 @@ def _clearly_above(accuracy: float) -> float:
     return accuracy + MARGIN * (1 - accuracy)
 
 
-def classes_of(logits: Tensor, num_classes: int) -> Tensor:
-    """The class with the highest score of each row.
+def classes_of(logits: Tensor,
+               num_classes: int,
+               background: bool = False,
+               threshold: Optional[float] = None) -> Tensor:
+    """The class that each row of logits says.
 
     Args:
         logits (Tensor): ``(R, C)``, of classes and perhaps a background, or
             of the classes of several anchors.
         num_classes (int): Classes.
+        background (bool): Whether one class has a background in the second
+            column.
+        threshold (float, optional): The probability above which one class
+            without a background is said to be there.
 
     Returns:
-        Tensor: ``(R, )``, int64.
+        Tensor: ``(R, )``, int64: the class with the highest score; of one
+        class, 0 where it is and 1 where it is not.
     """
-    return class_scores(logits, num_classes).argmax(1)
+    if num_classes > 1:
+        return class_scores(logits, num_classes).argmax(1)
+    if background:
+        return logits.argmax(1)
+    return (logits.amax(1).sigmoid() <= threshold).long()
 
 
 def class_scores(logits: Tensor, num_classes: int) -> Tensor:

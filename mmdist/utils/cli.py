@@ -43,6 +43,27 @@ def tool_parser(description: str) -> argparse.ArgumentParser:
     return parser
 
 
+class ClassMapAction(argparse.Action):
+    """Reads ``--class-map``: 'names', or classes as names or labels."""
+
+    def __call__(self, parser, namespace, values, option_string=None):
+        classes = [int(word) if word.isdigit() else word for word in values]
+        setattr(namespace, self.dest,
+                'names' if classes == ['names'] else classes)
+
+
+def add_class_map(parser: argparse.ArgumentParser) -> None:
+    """The flag of tools for what configs call ``model.teacher.class_map``."""
+    parser.add_argument(
+        '--class-map',
+        nargs='+',
+        action=ClassMapAction,
+        metavar='CLASS',
+        help='for a teacher of more classes, or in another order: the word '
+        "names, which finds the student's classes by their names, or the "
+        "teacher's class for each of the student's, by name or label")
+
+
 def load_tool_config(args: argparse.Namespace) -> Config:
     """The config with what the flags of :func:`tool_parser` say."""
     os.environ.setdefault('LOCAL_RANK', str(args.local_rank))

@@ -1,11 +1,11 @@
 """Finding configs and the few facts about them that distillation needs."""
 import importlib.util
 import os.path as osp
-from typing import Optional, Union
+from typing import List, Optional, Union
 
 from mmengine.config import Config, ConfigDict
 from mmengine.logging import MessageHub
-from mmengine.registry import DefaultScope
+from mmengine.registry import MODELS, DefaultScope
 
 WRAPPERS = dict(
     mmdet='mmdist.DistillDetector',
@@ -122,10 +122,45 @@ def _load(source: Union[str, dict], field: str) -> Config:
     return cfg
 
 
-def scope_of(cfg: Config) -> Optional[str]:
-    """The default scope of a config; that of its caller if it names none."""
-    if cfg.get('default_scope'):
+def library_of(cfg: Config) -> Optional[str]:
+    """The library of a config's model: 'mmdet', 'mmseg' or 'mmpretrain'.
+
+    New-style configs name classes and leave ``default_scope`` at None, so that
+    the library follows from the model's class. A class of the user's own
+    belongs to the library that it inherits from.
+
+    Args:
+        cfg (Config): A config with a ``model``.
+
+    Returns:
+        str | None: A key of ``WRAPPERS``, or None if the config does not say.
+    """
+    if cfg.get('default_scope') in WRAPPERS:
         return cfg.default_scope
+    kind = (cfg.get('model') or {}).get('type')
+    if isinstance(kind, str) and '.' in kind:
+        # 'mmdet.RetinaNet', or a module's path, as MMEngine dumps classes
+        kind = MODELS.get(kind)
+    packages = [
+        base.__module__.partition('.')[0]
+        for base in getattr(kind, '__mro__', ())
+    ]
+    return next((name for name in packages if name in WRAPPERS), None)
+
+
+def scope_of(cfg: Config) -> Optional[str]:
+    """The scope in which the names of a config are looked up.
+
+    Args:
+        cfg (Config): A config with a ``model``.
+
+    Returns:
+        str | None: The config's ``default_scope``, else the library of its
+        model's class, else the scope of the caller.
+    """
+    scope = cfg.get('default_scope') or library_of(cfg)
+    if scope:
+        return scope
     current = DefaultScope.get_current_instance()
     return current.scope_name if current else None
 
@@ -154,11 +189,32 @@ def wrapper_for(cfg: Config, field: str) -> str:
     Raises:
         ValueError: If mmdist has no wrapper for the library.
     """
-    scope = scope_of(cfg)
-    if scope not in WRAPPERS:
-        raise ValueError(f'{field} has default_scope={scope!r}; mmdist '
-                         f'distils models of {" and ".join(WRAPPERS)}')
-    return WRAPPERS[scope]
+    library = library_of(cfg)
+    if library is None:
+        raise ValueError(
+            f'{field} has default_scope={cfg.get("default_scope")!r} and a '
+            f'model of the type {cfg.model.get("type")!r}; mmdist distils '
+            f'models of {", ".join(WRAPPERS)}: name one of them in '
+            'default_scope, or import the class of the model')
+    return WRAPPERS[library]
+
+
+def data_sets_in(dataset: dict) -> List[dict]:
+    """The data sets within RepeatDataset, ConcatDataset and their like.
+
+    Args:
+        dataset (dict): The `dataset` of a data loader.
+
+    Returns:
+        list[dict]: The parts of the config that have a pipeline and read
+        files, each itself.
+    """
+    while 'dataset' in dataset:
+        dataset = dataset['dataset']
+    parts = dataset.get('datasets')
+    if not parts:
+        return [dataset]
+    return [leaf for part in parts for leaf in data_sets_in(part)]
 
 
 def student_of(model: dict) -> dict:

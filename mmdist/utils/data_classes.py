@@ -13,7 +13,7 @@ from mmengine.fileio import dump, list_from_file, load
 from mmengine.logging import MessageHub
 from mmengine.registry import DATASETS
 
-from .config import running_config, scope_of
+from .config import data_sets_in, running_config, scope_of
 
 Names = Optional[Tuple[str, ...]]
 
@@ -117,7 +117,10 @@ def data_classes_of(cfg: Config) -> DataClasses:
         ValueError: If the data set joins others of different classes.
     """
     loader = cfg.get('train_dataloader') or {}
-    parts = list(_parts(loader.get('dataset')))
+    parts = [
+        part for part in data_sets_in(loader.get('dataset') or {})
+        if 'type' in part
+    ]
     return DataClasses(
         _agreed(_listed(cfg, part) for part in parts),
         _agreed(_numbered(cfg, part) for part in parts))
@@ -140,18 +143,6 @@ def classes_in_training() -> DataClasses:
     of_config = data_classes_of(running_config())
     # A resumed run has the config of the run before here.
     return of_config if of_config.listed == listed else DataClasses(listed)
-
-
-def _parts(dataset: Optional[dict]) -> Iterator[dict]:
-    """The data sets inside RepeatDataset, ConcatDataset and their like."""
-    if not dataset:
-        return
-    inner = dataset.get('datasets') or [dataset.get('dataset')]
-    if inner != [None]:
-        for part in inner:
-            yield from _parts(part)
-    elif 'type' in dataset:
-        yield dataset
 
 
 def _dataset_type(cfg: Config, dataset: dict) -> Optional[type]:

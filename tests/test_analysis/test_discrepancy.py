@@ -147,3 +147,91 @@ def test_what_has_no_labels_or_rows_is_counted_too():
     assert summary['groups']['all']['rows'] == 5
     assert 'foreground' not in summary['groups']
     assert all(row['labelled'] == 0 for row in summary['classes'])
+
+
+ONE_CLASS = torch.tensor([[0.93, 0.2], [0.42, 0.7], [0.55, 0.45], [0.12, 0.95],
+                          [0.99, 0.99]])
+
+
+def one_class(background=False, thresholds=(0.3, 0.6)):
+    """Five rows: two with the class, two without, and one unknown."""
+    logits = ONE_CLASS.logit()[..., None]
+    if background:  # a softmax of the same probabilities
+        logits = torch.cat([logits, torch.zeros_like(logits)], -1)
+    activation = 'softmax' if background else 'sigmoid'
+    labels = torch.tensor([0, 0, -1, -1, -2])
+    return LogitPair(
+        logits[:, 0],
+        logits[:, 1],
+        activation,
+        activation,
+        num_classes=1,
+        labels=lambda: labels,
+        background=background,
+        thresholds=thresholds)
+
+
+@pytest.mark.parametrize('background, agreement, expected', [
+    (False, 0.4, [(1, 0.5, 0.5), (0.5, 0.5, 0)]),
+    (True, 0.2, [(0.5, 0.5, 0), (0.5, 0.5, 0)]),
+])
+def test_one_class_is_there_or_not(background, agreement, expected):
+    """By each head's threshold, or by the background's column."""
+    summary = found(one_class(background))
+    groups = summary['groups']
+    assert {
+        name: group['rows']
+        for name, group in groups.items()
+    } == {
+        'all': 5,
+        'head': 5,
+        'foreground': 2,
+        'background': 2
+    }
+    assert groups['all']['top-1 agreement'] == pytest.approx(agreement)
+    rows = [(row['student'], row['teacher'], row['agreement'])
+            for row in summary['classes']]
+    assert rows == expected
+    assert [row['labelled'] for row in summary['classes']] == [2, 2]
+    student, teacher = ONE_CLASS.double().T
+    assert summary['correlation'][0][0] == pytest.approx(
+        np.corrcoef(student, teacher)[0, 1], abs=1e-5)
+    reliability = summary['reliability']['student']
+    assert reliability['rows'] == [0, 1, 0, 0, 1, 1, 0, 0, 0, 1]
+    assert reliability['error'] == pytest.approx(
+        (0.07 + 0.58 + 0.55 + 0.12) / 4, abs=1e-5)
+
+
+def test_what_means_nothing_for_one_class_is_named():
+    """Ranks and relations of one class; more without a threshold."""
+    summary = found(one_class())
+    assert summary['left_out'] == ['inter', 'spearman', 'kendall']
+    assert summary['groups']['all'].keys() == {
+        'rows', 'kl', 'intra', 'top-1 agreement'
+    }
+    summary = found(one_class(thresholds=None))
+    assert summary['left_out'] == [
+        'inter', 'spearman', 'kendall', 'top-1 agreement', 'accuracy',
+        'calibration'
+    ]
+    assert 'reliability' not in summary
+    row, = summary['classes']
+    assert row == dict(
+        intra=pytest.approx(1 - summary['correlation'][0][0], abs=1e-9))
+    assert found(pair())['left_out'] == []
+
+
+def test_a_row_of_several_anchors_has_one_class_if_one_says_it():
+    """The best anchor of a location."""
+    logits = torch.tensor([[-3., 2.], [-3., -2.]])
+    summary = found(
+        LogitPair(
+            logits,
+            logits.flip(0),
+            'sigmoid',
+            'sigmoid',
+            num_classes=1,
+            labels=lambda: torch.tensor([0, -1]),
+            thresholds=(0.5, 0.5)))
+    assert [(row['student'], row['teacher'])
+            for row in summary['classes']] == [(1, 0), (1, 0)]

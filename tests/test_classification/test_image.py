@@ -7,6 +7,7 @@ import torch
 from .models import (NUM_CLASSES, batch, build, build_distiller, conformer,
                      models, outputs_of, resnet, save_teacher)
 
+from mmpretrain.structures import DataSample  # isort: skip
 from mmdist.models.taps import TeacherBatch, build_tap  # isort: skip
 
 
@@ -83,3 +84,23 @@ def test_other_numbers_of_classes_are_refused(name, tmp_path):
         wrapper = build_distiller(student, save_teacher(teacher, tmp_path))
         with pytest.raises(ValueError, match=words):
             wrapper.loss(*batch(wrapper))
+
+
+def test_one_class_is_there_or_not():
+    """A head of several labels that has one, by its own threshold."""
+    model = models()['multi_label']
+    model['head'].update(num_classes=1, thr=0.3)
+    student = build(model).eval()
+    model['head'].update(thr=0.6)
+    teacher = build(model, 1).eval()
+    inputs, _ = batch(student, num=4)
+    samples = [DataSample() for _ in range(4)]
+    for sample, labels in zip(samples, ([0], [], [0], [])):
+        sample.set_gt_label(torch.tensor(labels, dtype=torch.long))
+    pair, = watched_pairs(student, teacher, inputs, samples)
+    assert pair.num_answers == 2 and pair.thresholds == (0.3, 0.6)
+    assert pair.truth().tolist() == [0, 1, 0, 1]
+    for sample, score in zip(samples, (0., 1., -1., 1.)):
+        sample.set_gt_score(torch.tensor([score]))
+    pair, = watched_pairs(student, teacher, inputs, samples)
+    assert pair.truth().tolist() == [1, 0, -1, 0]

@@ -72,6 +72,9 @@ def test_digits(tmp_path):
         with open(f'{drawn}.pkl', 'rb') as file:
             assert len(pickle.load(file)) == 449
         assert os.listdir(drawn)
+    # flipped digits are others, but most are still found
+    log = run('test.py', 'alone', folder, plain, '--tta')
+    assert 30 < accuracy(log) < 100
     assert len(browsed(folder)) == 3
 
 

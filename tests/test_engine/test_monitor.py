@@ -9,8 +9,8 @@ from mmengine.logging import MessageHub
 from mmdist.engine import TeacherMonitor
 from mmdist.engine.monitor import classes_of, gradient_norm
 from mmdist.models.taps.base import LogitPair
-from tests.segmentors import (IGNORED, NUM_CLASSES, batch, build,
-                              build_distiller, prepared, segmentor)
+from tests.segmentors import (IGNORED, NUM_CLASSES, batch, binary, build,
+                              build_distiller, one_column, prepared, segmentor)
 
 # BGR; red and blue exchanged, each is the colour of another class.
 COLOURS = torch.tensor([[210, 120, 40], [40, 120, 210], [220, 30, 120],
@@ -35,15 +35,25 @@ def painted(seed):
 
 
 @pytest.fixture(scope='module')
-def trained(tmp_path_factory):
+def trained():
     """A teacher that has learnt the colours: its config and weights."""
-    cfg = segmentor('pspnet')
+    return taught(segmentor('pspnet'), painted)
+
+
+@pytest.fixture(scope='module')
+def trained_column():
+    """A teacher of one column, which has learnt two of the colours."""
+    return taught(one_column(), lambda seed: binary(painted(seed)))
+
+
+def taught(cfg, images):
+    """A config, and the weights of a model that has learnt from images."""
     model = build(cfg, 1).train()
     optimizer = torch.optim.Adam(model.parameters(), lr=5e-3)
     # Long enough for any initial weights: rounding differs between machines.
     decay = torch.optim.lr_scheduler.LinearLR(optimizer, 1., 0., 300)
     for seed in range(300):
-        losses = model.loss(*prepared(model, painted(seed)))
+        losses = model.loss(*prepared(model, images(seed)))
         optimizer.zero_grad()
         sum(v for k, v in losses.items() if 'loss' in k).backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 10)
@@ -218,3 +228,59 @@ def test_classes_of_columns():
     assert classes_of(logits, 3).tolist() == [1, 0]  # and a background
     assert classes_of(logits, 2).tolist() == [1, 1]  # of two anchors
     assert gradient_norm([], [logits]) == 0
+
+
+def distil_column(trained_column, folder, change=None):
+    """Judge a teacher of one column, which was changed."""
+    cfg, weights = copy.deepcopy(trained_column)
+    if change:
+        change(cfg, weights)
+    path = str(folder / 'teacher.pth')
+    torch.save(dict(state_dict=weights), path)
+    wrapper = build_distiller(
+        one_column(), dict(config=cfg, checkpoint=path),
+        strict_teacher=True).train()
+    for seed in range(10):
+        data = binary(painted(1000 + seed))
+        inputs, samples = prepared(wrapper, data)
+        wrapper.monitor.watch(wrapper.pairs(inputs, samples), [], {}, {})
+
+
+def test_a_good_teacher_of_one_column_is_praised(trained_column, tmp_path,
+                                                 log):
+    """The class and what is not of it are told apart by the threshold."""
+    distil_column(trained_column, tmp_path)
+    judged, = (r.message for r in log.records if 'is right' in r.message)
+    assert float(judged.split('right about ')[1][:5]) > 0.7
+    assert 'of one class and the background' in judged
+    assert 'chance: 0.500' in judged
+
+
+def test_a_bad_teacher_of_one_column_is_noticed(trained_column, tmp_path):
+    """One that was not trained says the same of every pixel."""
+    with pytest.raises(RuntimeError, match='was not trained'):
+        distil_column(trained_column, tmp_path, untrained)
+
+
+def test_one_class_without_a_threshold_is_not_judged(log):
+    """The sentence says why: labels are known."""
+    logits = torch.randn(40, 1)
+    pair = LogitPair(
+        logits,
+        logits,
+        'sigmoid',
+        'sigmoid',
+        num_classes=1,
+        labels=lambda: torch.zeros(40, dtype=torch.long))
+    TeacherMonitor(iters=1).watch([pair], [logits], {}, {})
+    said, = (r.message for r in log.records)
+    assert 'its one class has no threshold' in said
+
+
+def test_one_class_is_there_above_its_threshold():
+    """Or where it beats the background."""
+    logits = torch.tensor([[-1., 1.], [-2., -1.]])
+    assert classes_of(logits, 1, threshold=0.5).tolist() == [0, 1]
+    assert classes_of(logits, 1, threshold=0.2).tolist() == [0, 0]
+    assert classes_of(logits, 1, background=True).tolist() == [1, 1]
+    assert classes_of(-logits, 1, background=True).tolist() == [0, 0]

@@ -53,11 +53,15 @@ def trained(request):
     cfg = detector(request.param)
     # What is random here would be frozen.
     cfg['backbone'].update(frozen_stages=-1, norm_eval=False)
+    return taught(cfg, painted, *TRAINING[request.param])
+
+
+def taught(cfg, images, kind, rate, iters):
+    """A config, and the weights of a model that has learnt from images."""
     model = build(cfg, 1).train()
-    kind, rate, iters = TRAINING[request.param]
     optimizer = kind(model.parameters(), lr=rate)
     for seed in range(iters):
-        losses = model.loss(*prepared(model, painted(seed)))
+        losses = model.loss(*prepared(model, images(seed)))
         loss, _ = model.parse_losses(losses)
         optimizer.zero_grad()
         loss.backward()
@@ -66,7 +70,7 @@ def trained(request):
     return cfg, model.state_dict()
 
 
-def distil(trained, folder, change=None, **options):
+def distil(trained, folder, change=None, images=painted, **options):
     """Judge a teacher that was changed."""
     cfg, weights = copy.deepcopy(trained)
     if change:
@@ -77,7 +81,7 @@ def distil(trained, folder, change=None, **options):
     wrapper = build_distiller(student, dict(config=cfg, checkpoint=path),
                               **options).train()
     for seed in range(10):
-        wrapper.loss(*prepared(wrapper, painted(1000 + seed)))
+        wrapper.loss(*prepared(wrapper, images(1000 + seed)))
 
 
 def other_std(cfg, weights):
@@ -122,3 +126,40 @@ def test_a_bad_teacher_is_noticed(trained, tmp_path, log, change, match):
     """Strictly, it ends the run."""
     with pytest.raises(RuntimeError, match=match):
         distil(trained, tmp_path, change, strict_teacher=True)
+
+
+ONE = dict(num_classes=1)
+ONE_CLASS = dict(
+    retina=dict(bbox_head=ONE), faster=dict(roi_head=dict(bbox_head=ONE)))
+
+
+def of_one_class(seed):
+    """Images with objects of one class."""
+    data = painted(seed)
+    for sample in data['data_samples']:
+        sample.gt_instances.labels.zero_()
+    return data
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('name', list(ONE_CLASS))
+def test_one_class_is_told_from_the_background(name, tmp_path, log):
+    """A good teacher is praised, one that was not trained is noticed."""
+    cfg = detector(name, **ONE_CLASS[name])
+    cfg['backbone'].update(frozen_stages=-1, norm_eval=False)
+    for spoilt in (False, True):
+        log.clear()
+        good = taught(cfg, of_one_class, *TRAINING[name])
+        if spoilt:
+            with pytest.raises(RuntimeError, match='was not trained'):
+                distil(
+                    good,
+                    tmp_path,
+                    untrained,
+                    of_one_class,
+                    strict_teacher=True)
+        else:
+            distil(good, tmp_path, None, of_one_class, strict_teacher=True)
+            judged, = (
+                r.message for r in log.records if 'is right' in r.message)
+            assert float(judged.split('right about ')[1][:5]) > 0.7

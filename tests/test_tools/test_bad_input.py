@@ -11,10 +11,11 @@ import sys
 import numpy as np
 import pytest
 import torch
+from mmengine.config import Config
 from safetensors.torch import save_file
 
 from tests.helpers import (ZOO, build, detector, distiller_cfg, quick, run_cfg,
-                           save_teacher, write_coco)
+                           save_teacher, write_coco, write_new_style)
 
 ROOT = osp.dirname(osp.dirname(osp.dirname(osp.abspath(__file__))))
 TRAIN = osp.join(ROOT, 'tools', 'train.py')
@@ -206,6 +207,20 @@ def config_file(content):
     return change
 
 
+def new_style(field, scope='mmdet', edit=str):
+    """A change to a new-style config for the student or the teacher."""
+
+    def change(cfg, root):
+        model = cfg.model.student.to_dict() if scope == 'mmdet' else (
+            Config.fromfile(SEGMENTOR).model.to_dict())
+        path = root / 'new.py'
+        write_new_style(Config(dict(model=model, default_scope=scope)), path)
+        path.write_text(edit(path.read_text()))
+        replace(field, str(path))(cfg, root)
+
+    return change
+
+
 def annotations(edit, part='train_dataloader'):
     """A change of the annotations, in a file of their own."""
 
@@ -386,6 +401,12 @@ REFUSED = {
     (config_file("model = dict(type='ResNet18', num_classes=3)"),
      [CONFIG, 'ResNet18']),
     'teacher.config of mmseg': (put(CONFIG, SEGMENTOR), [CONFIG]),
+    'new-style teacher.config of mmseg': (new_style(CONFIG,
+                                                    'mmseg'), [CONFIG]),
+    'new-style teacher.config of an unknown class': (new_style(
+        CONFIG, edit=lambda text: text.replace('RetinaNet', 'RetinaNett')), [
+            'RetinaNett', 'new.py, line'
+        ]),
     'teacher with other classes': (teacher_of(
         'retina', bbox_head=dict(num_classes=5)), ['num_classes']),
     'teacher of other levels': (teacher_of(
@@ -557,6 +578,10 @@ WORKS = {
     annotations(some_boxes),
     'pictures of 1 x 1':
     one_pixel,
+    'new-style teacher.config':
+    new_style(CONFIG),
+    'new-style student':
+    new_style('model.student'),
     'class_map in the same order':
     put('model.teacher.class_map', [0, 1, 2]),
 }

@@ -35,6 +35,16 @@ def test_it_writes_what_it_measured(tmp_path):
         assert memory['student'] < memory['mmdist']
 
 
+@pytest.mark.slow
+def test_models_may_ask_for_the_iteration():
+    """As YOLOX's preprocessor does."""
+    name = 'mmdet::yolox/yolox_tiny_8xb8-300e_coco.py'
+    done = run(TOOL, '--pairs', f'{name},{name}', '--size', 64, '--repeats', 1,
+               '--threads', 1)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert 'yolox_tiny' in done.stdout
+
+
 def test_something_else_than_two_configs_is_refused():
     """In one line that says what a pair looks like."""
     done = run(TOOL, '--pairs', 'mmdet::a.py')

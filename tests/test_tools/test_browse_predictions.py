@@ -8,7 +8,7 @@ import pytest
 from mmengine.config import Config
 
 from tests import helpers
-from tests.test_tools.conftest import TASKS
+from tests.test_tools.conftest import TASKS, without_annotations
 
 ROOT = osp.dirname(osp.dirname(osp.dirname(osp.abspath(__file__))))
 TOOL = osp.join(ROOT, 'tools', 'analysis_tools', 'browse_predictions.py')
@@ -87,3 +87,41 @@ def test_wrong_weights_are_refused(prepared, tmp_path, monkeypatch):
         run(monkeypatch, config, own, config, tmp_path / 'none.pth',
             '--out-dir', tmp_path / 'out')
     assert not (tmp_path / 'out').exists()
+
+
+@pytest.mark.parametrize('name', TASKS)
+def test_images_without_annotations_are_drawn(name, prepared, tmp_path,
+                                              monkeypatch):
+    """With both predictions; where the truth stands is the image alone."""
+    config, own, other = prepared(name)
+    rows = []
+    for split in ('val', 'test'):
+        if split == 'test':
+            without_annotations(config)
+        out = tmp_path / split
+        run(monkeypatch, config, own, config, other, '--split', split,
+            '--number', 2, '--score-thr', 0, '--out-dir', out)
+        files = sorted(out.iterdir())
+        assert len(files) == 2
+        rows.append(panels(files[0]))
+    with_truth, without = rows
+    assert (with_truth[0] != without[0]).any()
+    for panel in (1, 2):
+        assert (with_truth[panel] == without[panel]).all()
+
+
+@pytest.mark.parametrize('name', TASKS)
+def test_new_style_configs_are_drawn_alike(name, prepared, tmp_path,
+                                           monkeypatch):
+    """By the visualizer of the model's library."""
+    config, own, other = prepared(name)
+    (tmp_path / 'new').mkdir()
+    new = tmp_path / 'new' / config.name
+    helpers.write_new_style(Config.fromfile(str(config)), new)
+    rows = []
+    for i, each in enumerate((config, new)):
+        out = tmp_path / f'out{i}'
+        run(monkeypatch, each, own, each, other, '--number', 1, '--out-dir',
+            out)
+        rows.append(cv2.imread(str(next(out.iterdir()))))
+    assert (rows[0] == rows[1]).all()

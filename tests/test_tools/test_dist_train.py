@@ -189,21 +189,27 @@ def test_shell_scripts_parse(script):
 def test_slurm_gets_the_command(script, expected, tmp_path):
     """srun is called with the resources and the tool's flags."""
     srun = tmp_path / 'srun'
-    srun.write_text('#!/bin/sh\necho "$@"\n')
+    srun.write_text('#!/bin/sh\necho "$@"\nprintf "<%s>\\n" "$@" >&2\n')
     srun.chmod(0o755)
     env = dict(
         os.environ,
         PATH=f'{tmp_path}:{os.environ["PATH"]}',
         GPUS='4',
         GPUS_PER_NODE='2')
-    out = subprocess.run([
+    command = [
         'bash',
         osp.join(TOOLS, script), 'part', 'job', 'cfg.py', 'third', '--amp'
-    ],
-                         check=True,
-                         env=env,
-                         stdout=subprocess.PIPE,
-                         text=True).stdout
+    ]
+    done = subprocess.run(
+        command, check=True, env=env, capture_output=True, text=True)
+    out = done.stdout
     assert out.strip().endswith(f'python -u {expected}')
     for flag in ('-p part', '--job-name=job', '--gres=gpu:2', '--ntasks=4'):
         assert flag in out
+    # a value with spaces stays one word
+    done = subprocess.run([*command, '--cfg-options', 'a=[1, 2]'],
+                          check=True,
+                          env=env,
+                          capture_output=True,
+                          text=True)
+    assert '<a=[1, 2]>' in done.stderr

@@ -10,6 +10,7 @@ from mmengine.config import Config
 from mmengine.runner import Runner
 
 from tests import helpers
+from tests.test_tools.conftest import teacher_of_more_classes
 
 ROOT = Path(__file__).resolve().parents[2]
 TOOL = ROOT / 'tools' / 'analysis_tools' / 'imitation_ceiling.py'
@@ -106,3 +107,75 @@ def test_of_another_kind_is_refused(detections, tmp_path, monkeypatch):
             ValueError, match='both with a bbox_head, but they are Ret'):
         run(monkeypatch, configs[0], checkpoints[0], configs[1],
             checkpoints[1], '--split', 'test', '--work-dir', tmp_path / 'out')
+
+
+def permuted(weights, order):
+    """Weights of a model whose classes are in another order."""
+    weights = dict(weights)
+    for name, weight in weights.items():
+        if 'retina_cls' in name or 'fc_cls' in name:
+            number = helpers.NUM_CLASSES + ('fc_cls' in name)
+            table = weight.unflatten(0, (-1, number)).clone()
+            table[:, :len(order)] = table[:, order]
+            weights[name] = table.flatten(0, 1)
+    return weights
+
+
+@pytest.mark.parametrize('name', CLASSES)
+def test_a_teacher_of_classes_in_another_order(name, detections, tmp_path,
+                                               monkeypatch):
+    """With --class-map it says what it says in the student's order."""
+    prepare, read = detections
+    config = prepare(name)
+    model = helpers.detector(name)
+    student = helpers.save_teacher(model, tmp_path, 1)['checkpoint']
+    weights = helpers.build(model, 2).state_dict()
+    order, names = [2, 0, 1], helpers.CLASSES
+    torch.save(dict(state_dict=weights), tmp_path / 'same.pth')
+    meta = dict(dataset_meta=dict(classes=[names[i] for i in order]))
+    torch.save(
+        dict(state_dict=permuted(weights, order), meta=meta),
+        tmp_path / 'other.pth')
+    found = []
+    for checkpoint, *flags in (('same.pth', ), ('other.pth', '--class-map',
+                                                'names'),
+                               ('other.pth', '--class-map', 1, 2, 0)):
+        run(monkeypatch, config, student, config, tmp_path / checkpoint,
+            '--split', 'test', '--work-dir', tmp_path / 'out', *flags)
+        found.append(read())
+    assert found[0] == found[1] == found[2]
+    with pytest.raises(ValueError, match="label 0 is .* --class-map='names'"):
+        run(monkeypatch, config, student, config, tmp_path / 'other.pth',
+            '--split', 'test', '--work-dir', tmp_path / 'out')
+
+
+def test_a_teacher_of_more_classes(detections, tmp_path, monkeypatch):
+    """The error advises --class-map, which works."""
+    prepare, read = detections
+    config = prepare('retina')
+    student = helpers.save_teacher(helpers.detector('retina'), tmp_path,
+                                   1)['checkpoint']
+    arguments = (config, student, *teacher_of_more_classes(tmp_path),
+                 '--split', 'test', '--work-dir', tmp_path / 'out')
+    with pytest.raises(ValueError, match="set --class-map='names'"):
+        run(monkeypatch, *arguments)
+    run(monkeypatch, *arguments, '--class-map', 'names')
+    assert {row[1] for row in read()} <= {1, 2, 3}
+
+
+def test_a_new_style_config(detections, tmp_path, monkeypatch):
+    """Says what the same config of strings says."""
+    prepare, read = detections
+    config = prepare('retina')
+    new = tmp_path / 'new.py'
+    helpers.write_new_style(Config.fromfile(str(config)), new)
+    weights = [
+        helpers.save_teacher(helpers.detector('retina'), tmp_path,
+                             seed)['checkpoint'] for seed in (1, 2)
+    ]
+    found = []
+    for each in (config, new):
+        run(monkeypatch, each, weights[0], each, weights[1], '--split', 'test',
+            '--work-dir', tmp_path / 'out')
+        found.append(read())
+    assert found[0] == found[1]

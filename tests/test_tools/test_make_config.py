@@ -1,6 +1,7 @@
 """tools/make_config.py: a config that trains, or a sentence."""
 import os.path as osp
 import runpy
+import shlex
 import sys
 
 import pytest
@@ -182,3 +183,82 @@ def test_what_does_not_fit_is_not_written(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match='mmaction'):
         run(TOOL, monkeypatch, tmp_path / 'other.py', student, weights,
             '--out', tmp_path / 'x.py')
+
+
+def prepare_new_style(scope, folder):
+    """A student's new-style config in a folder, and a teacher's weights."""
+    folder.mkdir()
+    student, weights = prepare(scope, folder)
+    cfg = Config.fromfile(str(student))
+    helpers.write_new_style(cfg, folder / 'student.py')
+    assert Config.fromfile(str(student)).default_scope is None
+    return folder / 'student.py', weights
+
+
+@pytest.mark.parametrize('scope', TASKS)
+def test_a_new_style_student_gets_a_new_style_config(scope, tmp_path,
+                                                     monkeypatch):
+    """Which imports it, and trains; the library is that of its model."""
+    student, weights = prepare_new_style(scope, tmp_path / 'models')
+    (tmp_path / 'more').mkdir()
+    out = tmp_path / 'more' / 'mine.py'
+    run(TOOL, monkeypatch, student, student, weights, '--out', out)
+    assert 'from ..models.student import *' in out.read_text()
+    assert '_base_' not in out.read_text()
+    cfg = Config.fromfile(str(out))
+    wrapper = dict(mmdet='DistillDetector', mmseg='DistillSegmentor')[scope]
+    assert cfg.model.type.__name__ == wrapper
+    assert cfg.model.student == Config.fromfile(str(student)).model
+    run(TRAIN, monkeypatch, out, '--work-dir', tmp_path / 'run')
+    log, = (tmp_path / 'run').glob('*/vis_data/scalars.json')
+    assert 'loss_kd_inter' in log.read_text()
+
+
+def test_new_style_students_are_imported_by_name(tmp_path, monkeypatch):
+    """A file beside the new one works; what Python cannot name does not."""
+    student, weights = prepare_new_style('mmdet', tmp_path / 'models')
+    out = tmp_path / 'models' / 'it-is-mine.py'
+    run(TOOL, monkeypatch, student, student, weights, '--out', out)
+    assert 'from .student import *' in out.read_text()
+    other = tmp_path / 'models' / 'my-student.py'
+    other.write_text(student.read_text())
+    with pytest.raises(ValueError, match="rename 'my-student', which is no"):
+        run(TOOL, monkeypatch, other, student, weights, '--out',
+            tmp_path / 'models' / 'other.py')
+    assert not (tmp_path / 'models' / 'other.py').exists()
+
+
+def test_new_style_students_of_a_package(monkeypatch):
+    """By the package's name, from wherever the new config lies."""
+    module_of = runpy.run_path(TOOL)['module_of']
+    package = osp.dirname(osp.dirname(osp.dirname(helpers.ZOO)))
+    path = osp.join(package, 'mmdet', 'configs', 'retinanet', 'a.py')
+    assert module_of(path, 'out', 'mmdet') == 'mmdet.configs.retinanet.a'
+    assert module_of('a.py', '.', 'mmdet') == '.a'
+    assert module_of('a/b.py', '.', 'mmdet') == '.a.b'
+    assert module_of('a.py', 'out', 'mmdet') == '..a'
+    assert module_of('b/a.py', 'out/two', 'mmdet') == '...b.a'
+
+
+def test_the_command_that_it_prints_can_be_pasted(tmp_path, monkeypatch,
+                                                  capsys):
+    """Whatever is in the path."""
+    student, weights = prepare('mmdet', tmp_path)
+    out = tmp_path / "it's my config.py"
+    run(TOOL, monkeypatch, student, student, weights, '--out', out)
+    command = capsys.readouterr().out.splitlines()[-1].split(' is ready: ')[1]
+    python, tool, config = shlex.split(command)
+    assert python == 'python' and osp.samefile(tool, TRAIN)
+    assert config == str(out)
+
+
+def test_class_map_may_be_a_list(tmp_path, monkeypatch):
+    """Labels or names, as in a config; it is checked like one."""
+    student, weights = prepare('mmdet', tmp_path)
+    out = tmp_path / 'mine.py'
+    run(TOOL, monkeypatch, student, student, weights, '--out', out,
+        '--class-map', 2, 0, 1)
+    assert Config.fromfile(str(out)).model.teacher.class_map == [2, 0, 1]
+    with pytest.raises(ValueError, match='has 2 classes'):
+        run(TOOL, monkeypatch, student, student, weights, '--out', out,
+            '--force', '--class-map', 2, 0)

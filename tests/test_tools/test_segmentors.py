@@ -11,7 +11,7 @@ import pytest
 import torch
 from mmengine.config import Config
 
-from tests.helpers import checkpoint, quick
+from tests.helpers import checkpoint, quick, write_new_style
 from tests.segmentors import (NUM_CLASSES, batch, build, distiller_cfg,
                               prepared, run_cfg, save_teacher, segmentor,
                               write_masks)
@@ -89,6 +89,42 @@ def test_out_holds_the_predicted_masks(case, run, tmp_path):
     for mask in masks:
         assert mask.shape == (64, 64)
         assert set(np.unique(mask)) <= set(range(NUM_CLASSES))
+
+
+def test_out_goes_with_a_list_of_metrics(case, run, tmp_path):
+    """The masks are those of one metric; one that writes none is left."""
+    cfg = Config.fromfile(case[0])
+    # MMEngine's, which takes no folder
+    dump = dict(type='DumpResults', out_file_path=str(tmp_path / 'all.pkl'))
+    for name, metrics in (('one', cfg.test_evaluator),
+                          ('list', [dump, cfg.test_evaluator])):
+        cfg.test_evaluator = metrics
+        cfg.dump(str(tmp_path / 'toy.py'))
+        run(TEST, tmp_path / 'toy.py', case[1], '--out', tmp_path / name)
+    for path in (tmp_path / 'one').iterdir():
+        other = cv2.imread(str(tmp_path / 'list' / path.name), 0)
+        assert (cv2.imread(str(path), 0) == other).all()
+    assert (tmp_path / 'all.pkl').is_file()
+    cfg.test_evaluator = [dump]
+    cfg.dump(str(tmp_path / 'toy.py'))
+    with pytest.raises(ValueError, match='takes an output_dir, as IoUMetric'):
+        run(TEST, tmp_path / 'toy.py', case[1], '--out', tmp_path / 'none')
+
+
+def test_a_new_style_config(case, run, tmp_path):
+    """--out and --show-dir, as MMSegmentation's by the model's class."""
+    cfg = Config.fromfile(case[0])
+    cfg.model = cfg.model.student
+    write_new_style(cfg, tmp_path / 'new.py')
+    run(TEST, tmp_path / 'new.py', case[1], '--out', tmp_path / 'new',
+        '--show-dir', tmp_path / 'painted')
+    run(TEST, *case, '--out', tmp_path / 'old')
+    assert len([*(tmp_path / 'new').iterdir()]) == 6
+    for path in (tmp_path / 'new').iterdir():
+        other = cv2.imread(str(tmp_path / 'old' / path.name), 0)
+        assert (cv2.imread(str(path), 0) == other).all()
+    painted = sorted((tmp_path / 'painted').glob('**/*.png'))
+    assert len(painted) == 6
 
 
 def test_tta_merges_what_the_student_predicts(case, run, tmp_path):

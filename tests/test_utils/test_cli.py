@@ -1,7 +1,9 @@
 """What the tools say of an error."""
+import argparse
+
 import pytest
 
-from mmdist.utils import run_tool
+from mmdist.utils import add_class_map, run_tool
 
 
 def raise_lines():
@@ -57,3 +59,18 @@ def test_an_interrupted_tool(capsys):
         run_tool(interrupt)
     assert end.value.code == 130
     assert capsys.readouterr().err == 'Interrupted\n'
+
+
+@pytest.mark.parametrize('words, spec', [
+    ([], None),
+    (['names'], 'names'),
+    (['2', '0'], [2, 0]),
+    (['traffic light', 'car'], ['traffic light', 'car']),
+    (['names', 'car'], ['names', 'car']),
+])
+def test_class_map_on_the_command_line(words, spec):
+    """What model.teacher.class_map would say."""
+    parser = argparse.ArgumentParser()
+    add_class_map(parser)
+    flag = ['--class-map', *words] if words else []
+    assert parser.parse_args(flag).class_map == spec

@@ -4,10 +4,14 @@ import sys
 
 import mmdet
 import pytest
+import torch
+from mmdet.models import RetinaNet
 from mmengine.config import Config
 from mmengine.registry import DefaultScope
+from mmseg.models import EncoderDecoder
 
-from mmdist.utils import find_config, load_config, scope_of, student_of
+from mmdist.utils import (data_sets_in, find_config, library_of, load_config,
+                          scope_of, student_of, wrapper_for)
 from ..helpers import build, detector
 
 CONFIGS = osp.join(osp.dirname(mmdet.__file__), '.mim', 'configs')
@@ -141,6 +145,64 @@ def test_the_scope_of_a_config_goes_before_that_of_its_caller():
     with DefaultScope.overwrite_default_scope('mmseg'):
         assert scope_of(Config(dict(default_scope='mmdet'))) == 'mmdet'
         assert scope_of(Config(dict(model=dict()))) == 'mmseg'
+
+
+class OwnDetector(RetinaNet):
+    """A class that no library has."""
+
+
+@pytest.mark.parametrize('model, library', [
+    (dict(type=RetinaNet), 'mmdet'),
+    (dict(type=OwnDetector), 'mmdet'),
+    (dict(type=EncoderDecoder), 'mmseg'),
+    (dict(type='mmdet.RetinaNet'), 'mmdet'),
+    (dict(type='mmseg.models.EncoderDecoder'), 'mmseg'),
+    (dict(type='RetinaNet'), None),
+    (dict(type='no.such.Model'), None),
+    (dict(type=torch.nn.ReLU), None),
+    (dict(), None),
+])
+def test_the_library_follows_from_the_class_of_the_model(model, library):
+    """Where no default_scope says it, as in new-style configs."""
+    cfg = Config(dict(default_scope=None, model=model))
+    assert library_of(cfg) == library
+    assert scope_of(cfg) == library
+    with DefaultScope.overwrite_default_scope('mmengine'):
+        assert scope_of(cfg) == (library or 'mmengine')
+
+
+def test_the_default_scope_goes_before_the_class():
+    """A scope of the user's own leaves the library to the class."""
+    cfg = Config(dict(default_scope='mmseg', model=dict(type=RetinaNet)))
+    assert library_of(cfg) == scope_of(cfg) == 'mmseg'
+    cfg = Config(dict(default_scope='mine', model=dict(type=OwnDetector)))
+    assert (library_of(cfg), scope_of(cfg)) == ('mmdet', 'mine')
+    assert wrapper_for(cfg, 'STUDENT') == 'mmdist.DistillDetector'
+
+
+def test_a_model_of_no_known_library_is_refused():
+    """With what to change."""
+    cfg = Config(dict(default_scope=None, model=dict(type='RetinaNet')))
+    text = sentence(wrapper_for, cfg, 'STUDENT')
+    assert 'default_scope=None' in text and "'RetinaNet'" in text
+    assert text.endswith('import the class of the model')
+
+
+def test_data_sets_within_wrappers():
+    """The very dicts, so that they can be changed."""
+    a, b, c = (dict(type='CocoDataset', ann_file=name) for name in 'abc')
+    whole = dict(
+        type='MultiImageMixDataset',
+        dataset=dict(
+            type='ConcatDataset',
+            datasets=[
+                dict(type='RepeatDataset', dataset=a), b,
+                dict(type='ConcatDataset', datasets=[c])
+            ]))
+    found = data_sets_in(whole)
+    assert [each['ann_file'] for each in found] == [*'abc']
+    assert found[0] is a and found[2] is c
+    assert data_sets_in(a) == [a]
 
 
 # student_of

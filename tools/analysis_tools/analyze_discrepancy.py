@@ -4,24 +4,25 @@ Both models see the pictures of a data set as a training would, and the taps
 of mmdist compare their class logits for the same instances.
 """
 import argparse
+import copy
 import json
 from pathlib import Path
-from typing import Any, Dict, Iterator, List
+from typing import Any, Dict, List
 
 import matplotlib
 import numpy as np
-import torch
 from mmengine.config import Config
+from mmengine.logging import MessageHub
 from mmengine.registry import MODELS, init_default_scope
-from mmengine.runner import Runner
+from mmengine.runner import Runner, set_random_seed
 from rich.progress import track
-from student_teachers import (add_models, load_student, named_teachers,
-                              parse_models)
+from student_teachers import (add_models, is_annotated, load_student,
+                              named_teachers, parse_models, renamed)
 
 from mmdist.analysis import Discrepancy
 from mmdist.models.distillers import BaseDistiller
-from mmdist.utils import (class_names_of, load_config, run_tool, scope_of,
-                          wrapper_for)
+from mmdist.utils import (class_names_of, data_classes_of, data_sets_in,
+                          load_config, run_tool, scope_of, wrapper_for)
 
 # More classes than a figure can name.
 MOST_NAMES = 40
@@ -56,46 +57,47 @@ def innermost(dataset: Dict[str, Any]) -> Dict[str, Any]:
     return dataset
 
 
-def leaves(dataset: Dict[str, Any]) -> Iterator[Dict[str, Any]]:
-    """The data sets with pictures inside a data set, or itself."""
-    dataset = innermost(dataset)
-    parts = dataset.get('datasets')
-    if not parts:
-        yield dataset
-    for part in parts or ():
-        yield from leaves(part)
-
-
 def loader_of(cfg: Config, split: str, seed: int) -> Any:
     """Batches of a split, through the pipeline of the training."""
-    loader = cfg.train_dataloader.to_dict()
+    loader = copy.deepcopy(cfg.train_dataloader)
     if split != 'train':
         part = cfg.get(f'{split}_dataloader')
         if part is None:
             raise ValueError(f'STUDENT has no {split}_dataloader; choose '
                              'another --split')
-        own, other = innermost(loader['dataset']), part['dataset'].to_dict()
-        pipeline = next(leaves(own)).get('pipeline')
-        for leaf in leaves(other):
+        own = innermost(loader['dataset'])
+        other = copy.deepcopy(part['dataset'])
+        pipeline = data_sets_in(own)[0].get('pipeline')
+        for leaf in data_sets_in(other):
             leaf.update(pipeline=pipeline, test_mode=False)
         own.clear()
         own.update(other)
     loader['sampler'] = dict(type='DefaultSampler', shuffle=True)
     loader.pop('batch_sampler', None)
-    return Runner.build_dataloader(loader, seed=seed)
+    built = Runner.build_dataloader(loader, seed=seed)
+    if not is_annotated(built.dataset):
+        raise ValueError(
+            f'{split}_dataloader.dataset of STUDENT has no annotations, which '
+            'its losses need; choose another --split')
+    return built
 
 
 def distiller_of(args: argparse.Namespace, cfg: Config, config: str,
                  checkpoint: str) -> BaseDistiller:
     """A wrapper around both models, which trains nothing here."""
-    wrapper = MODELS.build(
-        dict(
-            type=wrapper_for(cfg, 'STUDENT'),
-            student=cfg.model,
-            teacher=dict(config=config, checkpoint=checkpoint),
-            distill_loss=dict(type='mmdist.DISTLoss', tau=args.tau),
-            tap=dict(align=args.align) if args.align else None,
-            data_preprocessor=cfg.get('data_preprocessor')))
+    with renamed(class_map='--class-map'):
+        wrapper = MODELS.build(
+            dict(
+                type=wrapper_for(cfg, 'STUDENT'),
+                student=cfg.model,
+                teacher=dict(
+                    config=config,
+                    checkpoint=checkpoint,
+                    class_map=args.class_map),
+                distill_loss=dict(type='mmdist.DISTLoss', tau=args.tau),
+                tap=dict(align=args.align) if args.align else None,
+                data_preprocessor=cfg.get('data_preprocessor')))
+        wrapper.compare_classes(data_classes_of(cfg))
     load_student(wrapper.student, args.checkpoint)
     return wrapper.to(args.device).eval()
 
@@ -105,12 +107,15 @@ def measure(args: argparse.Namespace, cfg: Config, config: str,
     """What :class:`Discrepancy` finds of one teacher."""
     wrapper = distiller_of(args, cfg, config, checkpoint)
     found = Discrepancy(args.tau, seed=args.seed)
-    torch.manual_seed(args.seed)
-    np.random.seed(args.seed)
+    set_random_seed(args.seed)
     loader = loader_of(cfg, args.split, args.seed)
     number = min(args.batches, len(loader))
     batches = zip(range(number), loader)
-    for _, data in track(batches, Path(config).stem, total=number):
+    # models and their preprocessors ask how far a training is
+    hub = MessageHub.get_current_instance()
+    hub.update_info('epoch', 0)
+    for i, data in track(batches, Path(config).stem, total=number):
+        hub.update_info('iter', i)
         data = wrapper.data_preprocessor(data, True)
         for pair in wrapper.pairs(data['inputs'], data['data_samples']):
             found.update(pair)
@@ -132,25 +137,45 @@ def report(results: Dict[str, Dict[str, Any]], names: List[str]) -> str:
     for teacher, found in results.items():
         if 'classes' in found:
             rows = [{
-                'class': names[i] if names else i,
+                'class': name,
                 **row
-            } for i, row in enumerate(found['classes'])]
+            } for name, row in zip(names_of(found, names), found['classes'])]
+            parts += ['', f'## Classes, {teacher}', '', _markdown(rows)]
+        if 'reliability' in found:
             errors = ', '.join(
                 f'{side} {found["reliability"][side]["error"]:.3f}'
                 for side in ('student', 'teacher'))
-            parts += [
-                '', f'## Classes, {teacher}', '',
-                _markdown(rows), '', f'Expected calibration error: {errors}'
-            ]
+            parts += ['', f'Expected calibration error: {errors}']
+        if found['left_out']:
+            parts += ['', left_out(teacher, found)]
     return '\n'.join(parts) + '\n'
 
 
+def left_out(teacher: str, found: Dict[str, Any]) -> str:
+    """The sentence that names what was not measured."""
+    return (f'Left out for {teacher}, since it means nothing for its class '
+            f'logits: {", ".join(found["left_out"])}')
+
+
+def names_of(found: Dict[str, Any], names: List[str]) -> List[str]:
+    """The names of what each row of a teacher's `classes` is about.
+
+    One class, which segmentation calls the second of two, has the background
+    beside it.
+    """
+    number = len(found['classes'])
+    if len(found['correlation']) == 1:
+        return [*(names[-1:] or ['0']), 'background'][:number]
+    return names or [str(i) for i in range(number)]
+
+
 def _markdown(table: List[Dict[str, Any]]) -> str:
+    columns = list(dict.fromkeys(key for row in table for key in row))
     cells = [[
-        f'{value:.4f}' if isinstance(value, float) else str(value)
-        for value in row.values()
+        f'{row[key]:.4f}' if isinstance(row.get(key), float) else str(
+            row.get(key, '-')) for key in columns
     ] for row in table]
-    head = [list(table[0]), ['---'] * len(table[0])]
+    head = [columns, ['---'] * len(columns)]
     return '\n'.join('| ' + ' | '.join(row) + ' |' for row in head + cells)
 
 
@@ -202,17 +227,18 @@ def draw(results: Dict[str, Dict[str, Any]], names: List[str],
     matplotlib.use('Agg')
     from matplotlib import pyplot as plt
     results = {k: v for k, v in results.items() if 'classes' in v}
-    if not results:
-        return
-    names = names or [
-        str(i) for i in range(len(next(iter(results.values()))['classes']))
-    ]
-    figures = dict(
-        classes=lambda axes: plot_classes(axes, results, names),
-        reliability=lambda axes: plot_reliability(axes, results))
+    judged = {k: v for k, v in results.items() if 'reliability' in v}
+    figures = {}
+    if judged:
+        rows = names_of(next(iter(judged.values())), names)
+        figures = dict(
+            classes=lambda axes: plot_classes(axes, judged, rows),
+            reliability=lambda axes: plot_reliability(axes, judged))
     for teacher, found in results.items():
+        columns = names_of(found, names)[:len(found['correlation'])]
         figures[f'correlation_{teacher}'] = (
-            lambda axes, found=found: plot_correlation(axes, found, names))
+            lambda axes, found=found, columns=columns: plot_correlation(
+                axes, found, columns))
     for name, plot in figures.items():
         figure, axes = plt.subplots(figsize=(8, 6), layout='constrained')
         plot(axes)
@@ -235,6 +261,9 @@ def main() -> None:
     (args.out_dir / 'discrepancy.md').write_text(report(results, names))
     draw(results, names, args.out_dir)
     print(table_of(results))
+    for name, found in results.items():
+        if found['left_out']:
+            print(left_out(name, found))
     print(f'Tables and figures are in {args.out_dir}')
 
 

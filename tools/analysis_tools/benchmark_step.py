@@ -23,7 +23,7 @@ from rich.table import Table
 from timing import MIB, add_arguments, in_turns, peak_memory, progress, save
 from torch import Tensor, nn
 from zoo_models import (PACKAGES, ZooConfig, batch_for, build, build_wrapper,
-                        load)
+                        load, tell_progress)
 
 from mmdist.utils import run_tool
 from mmdist.utils.config import find_config
@@ -254,6 +254,7 @@ def main() -> None:
     args = parse_args()
     torch.set_num_threads(args.threads)
     MMLogger.get_current_instance().setLevel('ERROR')
+    tell_progress()
     options = dict(dtype=args.teacher_dtype)
     results = [
         measure(Pair(*pair, args.size, args.device, **options), args.repeats)

@@ -18,11 +18,12 @@ from mmengine.runner import Runner
 from mmengine.structures import BaseDataElement
 from mmengine.visualization import Visualizer
 from rich.progress import track
-from student_teachers import load_student
+from student_teachers import is_annotated, load_student
 from torch import nn
 
 from mmdist.models.teacher import Teacher, build_model
-from mmdist.utils import load_config, run_tool, scope_of, wrapper_for
+from mmdist.utils import (data_sets_in, library_of, load_config, run_tool,
+                          scope_of, wrapper_for)
 
 TITLES = ('ground truth', 'student', 'teacher')
 
@@ -148,13 +149,37 @@ def part_of(cfg: Config, field: str) -> Any:
     return cfg[field]
 
 
+def loader_of(cfg: Config, split: str) -> Any:
+    """Images of a split; those without masks are not asked for them.
+
+    The test pipelines of MMSegmentation load masks for its metrics. (Boxes
+    and labels may be missing: nothing fails then.)
+    """
+    loader = copy.deepcopy(part_of(cfg, f'{split}_dataloader'))
+    built = Runner.build_dataloader(loader)
+    if library_of(cfg) != 'mmseg' or is_annotated(built.dataset):
+        return built
+    for data_set in data_sets_in(loader['dataset']):
+        data_set['pipeline'] = [
+            step for step in data_set['pipeline']
+            if not _name_of(step).endswith('LoadAnnotations')
+        ]
+    return Runner.build_dataloader(loader)
+
+
+def _name_of(step: dict) -> str:
+    """The name of a transform, given as a string or a class."""
+    kind = step['type']
+    return kind if isinstance(kind, str) else kind.__name__
+
+
 def main() -> None:
     args = parse_args()
     matplotlib.use('Agg')
     cfg = load_config(args.student, 'STUDENT')
     wrapper_for(cfg, 'STUDENT')  # refuses other libraries
     init_default_scope(scope_of(cfg))
-    loader = Runner.build_dataloader(part_of(cfg, f'{args.split}_dataloader'))
+    loader = loader_of(cfg, args.split)
     part_of(cfg, 'visualizer')
     student, teacher, names = models_of(args, cfg)
     metainfo = loader.dataset.metainfo
@@ -170,7 +195,8 @@ def main() -> None:
         row = []
         for side, sample, truth in zip(sides, (ours, ours, theirs),
                                        (True, False, False)):
-            DRAW[scope_of(cfg)](side, picture, sample, truth, args.score_thr)
+            side.set_image(picture)  # nothing is drawn without a truth
+            DRAW[library_of(cfg)](side, picture, sample, truth, args.score_thr)
             row.append(side.get_image())
         save_row(row, args.out_dir / f'{i:03d}_{Path(ours.img_path).stem}.png')
     print(f'{total} pictures are in {args.out_dir}')

@@ -26,13 +26,13 @@ from typing import Any, Callable, Dict, Iterator, List, Optional, Tuple
 import numpy as np
 import torch
 from mmengine.config import Config
-from mmengine.logging import MessageHub, MMLogger
+from mmengine.logging import MMLogger
 from rich.progress import track
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from zoo_models import (PACKAGES, SIZES, ZooConfig, batch_for, build,
                         build_wrapper, last_line, load, mim_folder,
-                        zoo_configs)
+                        tell_progress, zoo_configs)
 
 from mmdist.models.taps import build_tap
 from mmdist.models.taps.base import watch_method
@@ -288,9 +288,7 @@ def check(config: ZooConfig) -> Dict[str, Any]:
     import mmdist  # noqa: F401
     torch.set_num_threads(1)
     MMLogger.get_current_instance().setLevel('ERROR')
-    # What a runner writes down, and some models read.
-    for unit in ('iter', 'epoch'):
-        MessageHub.get_current_instance().update_info(unit, 0)
+    tell_progress()
     # Some configs name files relative to the folder of the configs.
     os.chdir(mim_folder(config.package))
     report: Dict[str, Any] = dict(status=FAILS)

@@ -5,10 +5,11 @@ What is missing to the teacher then is in proposals and box regression, which
 distillation of class logits does not teach.
 """
 import argparse
+import copy
 import json
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any, Callable, Dict, Iterator, List
+from typing import Any, Callable, Dict, Iterator, List, Optional, Sequence
 
 from mmengine.config import Config
 from mmengine.registry import init_default_scope
@@ -16,12 +17,15 @@ from mmengine.runner import Runner
 from rich.console import Console
 from rich.table import Table
 from student_teachers import (add_models, load_student, named_teachers,
-                              parse_models)
-from torch import nn
+                              parse_models, renamed)
+from torch import Tensor, nn
 
+from mmdist.models.class_names import check_class_names, class_map_of
+from mmdist.models.taps.base import activation_of, check_classes
+from mmdist.models.taps.columns import Columns, as_columns_of
 from mmdist.models.taps.teacher_batch import replaced
 from mmdist.models.teacher import Teacher
-from mmdist.utils import load_config, run_tool, scope_of
+from mmdist.utils import class_names_of, load_config, run_tool, scope_of
 
 
 def parse_args() -> argparse.Namespace:
@@ -37,10 +41,9 @@ def parse_args() -> argparse.Namespace:
     return parse_models(parser)
 
 
-def runner_of(args: argparse.Namespace) -> Runner:
-    """That tests the student, with its weights."""
-    cfg = Config(load_config(args.student, 'STUDENT').to_dict())
-    init_default_scope(scope_of(cfg))
+def runner_of(args: argparse.Namespace, cfg: Config) -> Runner:
+    """The runner that tests the student, with its weights."""
+    cfg = copy.deepcopy(cfg)  # as a dict, classes would become names
     for field in ('dataloader', 'evaluator'):
         if cfg.get(f'{args.split}_{field}') is None:
             raise ValueError(f'STUDENT has no {args.split}_{field}')
@@ -62,13 +65,20 @@ class Borrowed:
 
     Args:
         model (nn.Module): The student.
-        teacher (Teacher): Sees the student's pictures.
+        teacher (Teacher): Sees the student's images.
+        class_map (Sequence[int], optional): The teacher's class for each of
+            the student's.
     """
 
-    def __init__(self, model: nn.Module, teacher: Teacher) -> None:
+    def __init__(self,
+                 model: nn.Module,
+                 teacher: Teacher,
+                 class_map: Optional[Sequence[int]] = None) -> None:
         self.model, self.teacher = model, teacher
+        self.class_map = class_map
         self.batch = None
         _refuse_other(model, teacher.model)
+        check_classes(_box_head(model), _box_head(teacher.model), class_map)
 
     @contextmanager
     def logits(self) -> Iterator[None]:
@@ -101,7 +111,7 @@ class Borrowed:
             *stage, _, rois = args  # of cascades
             own = forward(*args)
             score = ask(*stage, self.batch.all_features(), rois)['cls_score']
-            return dict(own, cls_score=_like(own['cls_score'], score))
+            return dict(own, cls_score=self._like(own['cls_score'], score))
 
         return wrapper
 
@@ -114,9 +124,39 @@ class Borrowed:
                 raise ValueError(
                     f'STUDENT predicts on {len(scores)} levels, but TEACHER '
                     f'on {len(theirs)}')
-            return (tuple(map(_like, scores, theirs)), *others)
+            return (tuple(map(self._like, scores, theirs)), *others)
 
         return wrapper
+
+    def _like(self, own: Tensor, theirs: Tensor) -> Tensor:
+        """The teacher's class logits in the columns of the student's."""
+        if self.class_map is not None:
+            theirs = self._chosen(theirs)
+        if own.shape != theirs.shape:
+            raise ValueError(
+                'STUDENT and TEACHER must predict class logits of one shape, '
+                f'but theirs are {tuple(own.shape)} and '
+                f'{tuple(theirs.shape)}')
+        return theirs
+
+    def _chosen(self, logits: Tensor) -> Tensor:
+        """The logits of the classes in the map, for each anchor."""
+        head = _box_head(self.teacher.model)
+        number = getattr(head, 'cls_out_channels', logits.shape[1])
+        columns = Columns(head.num_classes, activation_of(head), number
+                          > head.num_classes)
+        num_anchors = logits.shape[1] // number
+        table = logits.unflatten(1, (num_anchors, number)).flatten(0, 1)
+        table, _ = as_columns_of(
+            columns._replace(num_classes=len(self.class_map)), columns, table,
+            self.class_map)
+        return table.unflatten(0, (len(logits), num_anchors)).flatten(1, 2)
+
+
+def _box_head(model: nn.Module) -> nn.Module:
+    """The head of the boxes' classes; the first stage of a cascade."""
+    head = getattr(model, 'roi_head', model).bbox_head
+    return head[0] if isinstance(head, nn.ModuleList) else head
 
 
 def _refuse_other(student: nn.Module, teacher: nn.Module) -> None:
@@ -129,12 +169,13 @@ def _refuse_other(student: nn.Module, teacher: nn.Module) -> None:
             f'and {type(teacher).__name__}')
 
 
-def _like(own: Any, theirs: Any) -> Any:
-    if own.shape != theirs.shape:
-        raise ValueError(
-            'STUDENT and TEACHER must predict class logits of one shape, but '
-            f'theirs are {tuple(own.shape)} and {tuple(theirs.shape)}')
-    return theirs
+def map_of(teacher: Teacher, spec: Any,
+           names: Optional[Sequence[str]]) -> Optional[Sequence[int]]:
+    """The teacher's class for each of the student's; None if they agree."""
+    if spec is None:
+        check_class_names(teacher.class_names, names)
+        return None
+    return class_map_of(spec, teacher.class_names, names)
 
 
 def show(results: Dict[str, Dict[str, float]]) -> None:
@@ -151,13 +192,16 @@ def show(results: Dict[str, Dict[str, float]]) -> None:
 
 def main() -> None:
     args = parse_args()
-    runner = runner_of(args)
-    model = runner.model
-    borrowed = {
-        f'with logits of {name}':
-        Borrowed(model, Teacher(config, checkpoint, model.data_preprocessor))
-        for name, config, checkpoint in named_teachers(args)
-    }
+    cfg = load_config(args.student, 'STUDENT')
+    init_default_scope(scope_of(cfg))
+    runner = runner_of(args, cfg)
+    model, names = runner.model, class_names_of(cfg)
+    borrowed = {}
+    for name, config, checkpoint in named_teachers(args):
+        teacher = Teacher(config, checkpoint, model.data_preprocessor)
+        with renamed(class_map='--class-map'):
+            borrowed[f'with logits of {name}'] = Borrowed(
+                model, teacher, map_of(teacher, args.class_map, names))
     results = {'student': dict(runner.test())}
     for name, of_teacher in borrowed.items():
         with of_teacher.logits():

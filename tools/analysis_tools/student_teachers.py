@@ -1,11 +1,13 @@
 """What tools that look at a student and at teachers have in common."""
 import argparse
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Iterator, Tuple
+from typing import Any, Iterator, Tuple
 
 from torch import nn
 
 from mmdist.models.teacher import load_strictly, read_checkpoint, weights_in
+from mmdist.utils import add_class_map
 
 
 def add_models(parser: argparse.ArgumentParser) -> None:
@@ -16,6 +18,7 @@ def add_models(parser: argparse.ArgumentParser) -> None:
         'teachers',
         nargs='+',
         help='config and weights of a teacher, and of others')
+    add_class_map(parser)
 
 
 def parse_models(parser: argparse.ArgumentParser) -> argparse.Namespace:
@@ -26,15 +29,48 @@ def parse_models(parser: argparse.ArgumentParser) -> argparse.Namespace:
     return args
 
 
+@contextmanager
+def renamed(**fields: str) -> Iterator[None]:
+    """Errors name the arguments of the tool instead of a config's fields.
+
+    Args:
+        **fields (str): What takes the place of ``model.teacher.<field>``.
+    """
+    try:
+        yield
+    except (ValueError, FileNotFoundError) as error:
+        text = str(error)
+        for field, argument in fields.items():
+            text = text.replace(f'model.teacher.{field}', argument)
+        raise type(error)(text) from error
+
+
 def load_student(model: nn.Module, checkpoint: str) -> None:
     """Load weights as strictly as a teacher's."""
-    try:
+    with renamed(checkpoint='CHECKPOINT', config='STUDENT'):
         weights = weights_in(read_checkpoint(checkpoint), checkpoint)
         load_strictly(model, weights, checkpoint)
-    except (ValueError, FileNotFoundError) as error:
-        text = str(error).replace('model.teacher.checkpoint', 'CHECKPOINT')
-        text = text.replace('model.teacher.config', 'STUDENT')
-        raise type(error)(text) from error
+
+
+def is_annotated(dataset: Any) -> bool:
+    """Whether a data set has annotations, as far as its fields say.
+
+    Args:
+        dataset (BaseDataset): One of MMDetection's, MMSegmentation's or
+            MMPretrain's, or a wrapper of several.
+
+    Returns:
+        bool: False if no image has an object, a mask or a label.
+    """
+    if not hasattr(dataset, 'get_data_info'):  # one of the user's own
+        return True
+    first = dataset.get_data_info(0) if len(dataset) else {}
+    if 'instances' in first:
+        return any(
+            dataset.get_data_info(i)['instances'] for i in range(len(dataset)))
+    if 'reduce_zero_label' in first:
+        return 'seg_map_path' in first
+    return set(first) != {'img_path', 'sample_idx'}
 
 
 def named_teachers(args: argparse.Namespace) -> Iterator[Tuple[str, str, str]]:

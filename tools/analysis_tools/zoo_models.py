@@ -14,6 +14,7 @@ from typing import Any, Dict, Iterator, List, NamedTuple, Optional
 import numpy as np
 import torch
 from mmengine.config import Config
+from mmengine.logging import MessageHub
 from mmengine.registry import MODELS, DefaultScope
 from mmengine.structures import InstanceData, PixelData
 from torch import nn
@@ -44,6 +45,12 @@ class ZooConfig(NamedTuple):
     def name(self) -> str:
         """As it is written in a config, e.g. ``mmdet::atss/…``."""
         return f'{self.package}::{self.family}/{self.path.name}'
+
+
+def tell_progress() -> None:
+    """Say that a training begins, as a runner does: some models ask."""
+    for unit in ('iter', 'epoch'):
+        MessageHub.get_current_instance().update_info(unit, 0)
 
 
 def mim_folder(package: str) -> Path:

@@ -13,6 +13,7 @@ import hashlib
 import math
 import os
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -345,7 +346,8 @@ class Setup:
         if found and found[1] != mine:
             raise SetupError(
                 f'{self.venv.name} was made with Python {found[1]}, not '
-                f'{mine}: remove it (rm -rf {self.venv.name}) to change.')
+                f'{mine}: remove it (rm -rf '
+                f'{shlex.quote(self.venv.name)}) to change.')
         # the two sets would overwrite each other's files
         installed = {
             x.name.split('-')[0].replace('_', '-').lower()
@@ -358,7 +360,7 @@ class Setup:
                 raise SetupError(
                     f'{self.venv.name} holds {sorted(both)[0]} of the {other} '
                     f'stack, not the {self.stack} one: remove it (rm -rf '
-                    f'{self.venv.name}) to change.')
+                    f'{shlex.quote(self.venv.name)}) to change.')
 
     def make_venv(self):
         # the Python that it was made from may be gone

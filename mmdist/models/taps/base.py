@@ -18,8 +18,12 @@ import torch
 from torch import Tensor, nn
 
 from .columns import Columns, logits_of
+from .labels import NONE
 from .teacher_batch import TeacherBatch, owner_of, replaced
 
+# Lower ones (RTMDet's 0.001, or 0) keep every box for the metric, and say
+# nothing about objects.
+LEAST_THRESHOLD = 0.05
 LEAST_LOGIT = -50.
 """Of a text's token that the caption of a picture does not have."""
 
@@ -39,11 +43,16 @@ class LogitPair:
         num_classes (int): The columns' classes; beside them there may be a
             background, and of several anchors each has its own.
         labels (Callable): Gives the class of every row, int64, in the shape
-            of ``student`` without its columns, -1 where none is labelled; or
+            of ``student`` without its columns, -1 where none is labelled (of
+            one class: where it is not, and -2 where that is unknown); or
             None if the ground truth does not say.
         areas (Callable): Gives the area of the box of every labelled row, in
             pixels of the input, in the shape of the labels; or None if rows
             have no boxes.
+        background (bool): Whether the last column is the background's.
+        thresholds (tuple[float, float], optional): For one class without a
+            background, the probabilities above which student and teacher say
+            that it is there; None if their heads have no such threshold.
     """
     student: Tensor
     teacher: Tensor
@@ -54,6 +63,29 @@ class LogitPair:
     num_classes: int = 0
     labels: Callable[[], Optional[Tensor]] = lambda: None
     areas: Callable[[], Optional[Tensor]] = lambda: None
+    background: bool = False
+    thresholds: Optional[Tuple[float, float]] = None
+
+    @property
+    def num_answers(self) -> int:
+        """How many answers a row chooses from.
+
+        The classes; for one class, that it is there or not; 0 if the columns
+        do not tell, or are no classes.
+        """
+        if self.num_classes != 1:
+            return self.num_classes
+        return 2 if self.background or self.thresholds else 0
+
+    def truth(self) -> Optional[Tensor]:
+        """The right answer of each row, -1 where it is unknown.
+
+        The label; for one class, 0 where it is and 1 where it is not.
+        """
+        labels = self.labels()
+        if labels is None or self.num_classes != 1:
+            return labels
+        return torch.where(labels == NONE, 1, labels).clamp(min=-1)
 
 
 class BoxLogits(NamedTuple):
@@ -493,6 +525,34 @@ def _learns(head: nn.Module) -> bool:
     """Whether a head is trained."""
     parameters = list(head.parameters())
     return not parameters or any(p.requires_grad for p in parameters)
+
+
+def thresholds_of(student: nn.Module, path_s: str, teacher: nn.Module,
+                  path_t: str) -> Optional[Tuple[float, float]]:
+    """The probabilities from which two detectors count a box as an object.
+
+    Args:
+        student (nn.Module): The student.
+        path_s (str): Its head.
+        teacher (nn.Module): The teacher.
+        path_t (str): Its head.
+
+    Returns:
+        tuple[float, float] | None: ``score_thr`` of ``test_cfg``, which the
+        head or a module around it has, but at least ``LEAST_THRESHOLD``; None
+        if one of both has none.
+    """
+    thresholds = _threshold(student, path_s), _threshold(teacher, path_t)
+    return None if None in thresholds else thresholds
+
+
+def _threshold(model: nn.Module, path: str) -> Optional[float]:
+    while path:
+        cfg = getattr(model.get_submodule(path), 'test_cfg', None) or {}
+        if 'score_thr' in cfg:
+            return max(cfg['score_thr'], LEAST_THRESHOLD)
+        path = path.rpartition('.')[0]
+    return None
 
 
 def activation_of(head: nn.Module) -> str:

@@ -6,7 +6,7 @@ from typing import List, Optional, Sequence, Type
 import torch
 from torch import Tensor, nn
 
-from .base import Call, LogitPair, LogitTap, check_classes
+from .base import Call, LogitPair, LogitTap, check_classes, thresholds_of
 from .columns import as_columns_of
 from .labels import labels_of_boxes, objects_of
 from .teacher_batch import TeacherBatch
@@ -106,7 +106,10 @@ class BoxTap(LogitTap):
                 name=f'boxes of {call.path}',
                 num_classes=head.num_classes,
                 labels=labels_of,
-                areas=partial(labels_of, areas=True))
+                areas=partial(labels_of, areas=True),
+                background=own.columns.background,
+                thresholds=thresholds_of(student, call.path, teacher.model,
+                                         self.teacher_heads[0]))
         ]
 
     def logits_in(self, call: Call) -> List[Tensor]:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from .base import (LEAST_LOGIT, BoxLogits, Call, LogitPair, LogitTap,
                    activation_of, check_classes, check_tokens, class_logits,
-                   reads_text, tensors_in)
+                   reads_text, tensors_in, thresholds_of)
 from .columns import (Columns, as_columns_of, class_log_odds,
                       class_probabilities, logits_of)
 from .labels import labels_at, objects_of
@@ -144,19 +144,26 @@ class DenseTap(LogitTap):
         pairs = []
         for name_s, name_t in zip(
                 self.names_of(head_s), self.names_of(head_t)):
-            student, other = Side(head_s, name_s), Side(head_t, name_t)
+            student_side, other = Side(head_s, name_s), Side(head_t, name_t)
+            # Where both predict apart whether there is an object, their
+            # classes do not say it.
+            apart = student_side.objects_apart and other.objects_apart
+            thresholds = None if apart else thresholds_of(
+                student, call.path, teacher.model, twin)
             # Heads return what their loss call takes, in this order, but
             # only in training: SOLO suppresses neighbours in eval mode.
             outputs = self._outputs(teacher, twin, head_s)
-            levels_s = student.levels(list(call.arguments.values()), other)
-            levels_t = other.levels(outputs, student)
+            levels_s = student_side.levels(
+                list(call.arguments.values()), other)
+            levels_t = other.levels(outputs, student_side)
             indices = _level_indices(head_s, head_t, len(levels_s),
                                      len(levels_t))
             pairs += [
-                self._level_pair(maps, levels_t[level], student, other,
+                self._level_pair(maps, levels_t[level], student_side, other,
                                  f'level {i} of {name_s}', call.path
                                  in self.merged,
-                                 partial(_labels, student, teacher, i))
+                                 partial(_labels, student_side, teacher,
+                                         i), thresholds)
                 for i, (maps, level) in enumerate(zip(levels_s, indices))
             ]
         return pairs
@@ -173,14 +180,16 @@ class DenseTap(LogitTap):
             [path], head_s.training,
             lambda _: left_out(head, self.unread[path]))[path]
 
-    def _level_pair(self,
-                    maps_s: Tensor,
-                    maps_t: Tensor,
-                    student: 'Side',
-                    teacher: 'Side',
-                    name: str,
-                    merged: bool,
-                    labels_of: Callable = _no_labels) -> LogitPair:
+    def _level_pair(
+            self,
+            maps_s: Tensor,
+            maps_t: Tensor,
+            student: 'Side',
+            teacher: 'Side',
+            name: str,
+            merged: bool,
+            labels_of: Callable = _no_labels,
+            thresholds: Optional[Tuple[float, float]] = None) -> LogitPair:
         if maps_s.shape[3:] != maps_t.shape[3:]:
             raise ValueError(
                 f'{name} of model.student has {tuple(maps_s.shape[3:])} '
@@ -213,7 +222,10 @@ class DenseTap(LogitTap):
             name=name,
             num_classes=student.num_classes,
             labels=labels_of,
-            areas=partial(labels_of, areas=True))
+            areas=partial(labels_of, areas=True),
+            background=student.columns.background and not merged
+            and merge == (0, 1),
+            thresholds=thresholds)
 
     def _rows_are_anchors(self, columns: Columns) -> bool:
         return self.anchors_as_rows or columns.activation == 'softmax'

@@ -1,11 +1,12 @@
 """Classification heads: a row is an image."""
 from functools import partial
-from typing import Any, List, Optional, Sequence
+from typing import Any, List, Optional, Sequence, Tuple
 
 import torch
 from torch import Tensor, nn
 
 from .base import Call, LogitPair, LogitTap, check_classes, check_numbers
+from .labels import IGNORED, NONE
 from .teacher_batch import TeacherBatch
 
 
@@ -60,7 +61,10 @@ class ImageTap(LogitTap):
                 teacher_activation=_activation_of(head_t),
                 name=f'output {i}',
                 num_classes=logits_s.shape[1],
-                labels=partial(_labels, call.arguments['data_samples']))
+                labels=partial(
+                    _one_label if logits_s.shape[1] == 1 else _labels,
+                    call.arguments['data_samples']),
+                thresholds=_thresholds(head_s, head_t))
             for i, (logits_s,
                     logits_t) in enumerate(zip(outputs_s, outputs_t))
         ]
@@ -112,6 +116,27 @@ def _activation_of(head: nn.Module) -> str:
     several labels an image."""
     from mmpretrain.models.heads import MultiLabelClsHead
     return 'sigmoid' if isinstance(head, MultiLabelClsHead) else 'softmax'
+
+
+def _thresholds(head_s: nn.Module,
+                head_t: nn.Module) -> Optional[Tuple[float, float]]:
+    """The probabilities from which heads of several labels give one."""
+    thresholds = tuple(getattr(head, 'thr', None) for head in (head_s, head_t))
+    return None if None in thresholds else thresholds
+
+
+def _one_label(samples: Sequence[Any]) -> Tensor:
+    """Of one class: 0 where an image has it, else NONE, or IGNORED."""
+    labels = []
+    for sample in samples:
+        if 'gt_score' in sample:
+            score = float(sample.gt_score)
+            labels.append(IGNORED if score < 0 else 0 if score > 0.5 else NONE)
+        else:
+            labels.append(0 if sample.gt_label.numel() else NONE)
+    return torch.tensor(
+        labels,
+        device=samples[0].get('gt_score', samples[0].get('gt_label')).device)
 
 
 def _labels(samples: Sequence[Any]) -> Optional[Tensor]:

@@ -6,6 +6,9 @@ from torch import Tensor
 
 NONE = -1
 """The label of a row that has none."""
+IGNORED = -2
+"""The label of a row of which nothing is known, where NONE says that the one
+class is not there."""
 # Sides of an object in strides of the level that it belongs to: RetinaNet's
 # anchors have 4 to 6.3, FCOS's ranges 4 to 8.
 STRIDES_AN_OBJECT = 5.6

@@ -1,13 +1,13 @@
 """Decode heads: a row is a pixel of the head's own logits."""
 from functools import lru_cache, partial
-from typing import Any, Callable, Dict, List, Sequence, Tuple
+from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .base import Call, LogitPair, LogitTap, check_classes, unknown_arguments
-from .labels import NONE
+from .labels import IGNORED, NONE
 from .teacher_batch import TeacherBatch
 
 AUXILIARY = 'auxiliary_head'
@@ -177,7 +177,8 @@ class PixelTap(LogitTap):
                     weight=weight,
                     name=f'{call.path}, output {i}',
                     num_classes=head_s.out_channels,
-                    labels=partial(_known, labels, head_s)))
+                    labels=partial(_known, labels, head_s),
+                    thresholds=_thresholds(head_s, head_t)))
         return pairs
 
     def is_classification_loss(self, name: str) -> bool:
@@ -336,10 +337,25 @@ def _without_ignored(logits_s: Tensor, logits_t: Tensor, labels: Tensor,
 
 
 def _known(labels: Callable[[], Tensor], head: nn.Module) -> Tensor:
-    """Labels of the head's classes, without those to ignore."""
+    """Labels of the head's classes, without those to ignore.
+
+    One column is of the class 1; 0 says that it is not there.
+    """
     found = labels().long()
+    if head.out_channels == 1:
+        answers = found.new_tensor([NONE, 0])
+        known = (found >= 0) & (found < 2) & (found != head.ignore_index)
+        return torch.where(known, answers[found.clamp(0, 1)], IGNORED)
     others = (found == head.ignore_index) | (found >= head.out_channels)
     return found.masked_fill(others, NONE)
+
+
+def _thresholds(head_s: nn.Module,
+                head_t: nn.Module) -> Optional[Tuple[float, float]]:
+    """The probabilities above which heads of one column say 1, not 0."""
+    if head_s.out_channels != 1:
+        return None
+    return head_s.threshold, head_t.threshold
 
 
 def _nearest(length: int, count: int, align_corners: bool,

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from .base import (LEAST_LOGIT, BoxLogits, Call, LogitPair, LogitTap,
-                   activation_of, check_classes, check_tokens, reads_text)
+                   activation_of, check_classes, check_tokens, reads_text,
+                   thresholds_of)
 from .columns import Columns, as_columns_of, class_probabilities
 from .labels import NONE, Objects, objects_of
 from .teacher_batch import TeacherBatch
@@ -154,7 +155,10 @@ class QueryTap(LogitTap):
                 num_classes=0
                 if reads_text(student) else columns_s.num_classes,
                 labels=labels_of,
-                areas=partial(labels_of, areas=True))
+                areas=partial(labels_of, areas=True),
+                background=columns_s.background,
+                thresholds=thresholds_of(student, call.path, teacher.model,
+                                         twin))
         ]
 
     def describe(self, student: nn.Module, teacher: nn.Module) -> str:

@@ -8,7 +8,7 @@ from mmengine.structures import InstanceData
 from torch import Tensor, nn
 
 from .base import (BoxLogits, Call, LogitPair, LogitTap, activation_of,
-                   check_classes, class_logits)
+                   check_classes, class_logits, thresholds_of)
 from .columns import Columns, as_columns_of
 from .labels import NONE, areas_of
 from .teacher_batch import TeacherBatch, owner_of
@@ -82,7 +82,10 @@ class RoITap(LogitTap):
                 name=f'stage {_split(call.path)[1]}',
                 num_classes=head_s.num_classes,
                 labels=partial(_labels, call, head_s),
-                areas=partial(areas_of, call.arguments['rois'][:, 1:]))
+                areas=partial(areas_of, call.arguments['rois'][:, 1:]),
+                background=_columns(head_s).background,
+                thresholds=thresholds_of(student, call.path, teacher.model,
+                                         twin))
         ]
 
     @classmethod

@@ -140,3 +140,68 @@ def test_pictures_without_boxes_say_nothing():
     """Those of segmentors, and what is no list of samples."""
     assert objects_of(dict(sup=[])) is None
     assert objects_of([InstanceData()]) is None
+
+
+ONE = dict(num_classes=1)
+ONE_CLASS = dict(
+    retina=dict(bbox_head=ONE),
+    fcos=dict(bbox_head=ONE),
+    rtmdet=dict(bbox_head=ONE),
+    yolox=dict(bbox_head=ONE),
+    faster=dict(roi_head=dict(bbox_head=ONE)),
+    cascade=dict(roi_head=dict(bbox_head=[ONE] * 3)),
+    detr=dict(bbox_head=ONE),
+    deformable=dict(bbox_head=ONE))
+
+
+def one_class_pairs(name, folder, **options):
+    """Pairs of detectors of one class, of images with objects of it."""
+    model = detector(name, **ONE_CLASS[name])
+    wrapper = build_distiller(model, save_teacher(model, folder), **options)
+    wrapper.train()
+    data = batch(name)
+    for sample in data['data_samples']:
+        sample.gt_instances.labels.zero_()
+    return wrapper.pairs(*prepared(wrapper, data))
+
+
+@pytest.mark.parametrize('name, background, thresholds', [
+    ('retina', False, (0.05, 0.05)),
+    ('fcos', False, (0.05, 0.05)),
+    ('rtmdet', False, (0.05, 0.05)),  # not its 0.001
+    ('faster', True, (0.05, 0.05)),
+    ('cascade', True, (0.05, 0.05)),
+    ('detr', True, None),
+    ('deformable', False, None),
+    ('yolox', False, None),
+])
+def test_one_class_is_told_from_the_background(name, background, thresholds,
+                                               tmp_path):
+    """By a column, or by the threshold above which the head counts a box.
+
+    YOLOX says apart whether there is an object: its classes do not tell.
+    """
+    for pair in one_class_pairs(name, tmp_path):
+        assert pair.num_classes == 1 and pair.background == background
+        assert pair.thresholds == thresholds
+        assert pair.num_answers == (2 if background or thresholds else 0)
+        labels, truth = pair.labels(), pair.truth()
+        assert ((labels == 0) == (truth == 0)).all()
+        assert ((labels == -1) == (truth == 1)).all()
+        if background:
+            assert pair.student.shape[1] == 2
+
+
+def test_boxes_that_answer_for_one_class(tmp_path):
+    """The student's columns, and either detector's threshold."""
+    student = detector('retina', **ONE_CLASS['retina'])
+    model = detector('faster', **ONE_CLASS['faster'])
+    model['test_cfg']['rcnn']['score_thr'] = 0.2
+    wrapper = build_distiller(
+        student, save_teacher(model, tmp_path), tap=dict(align='boxes'))
+    data = batch()
+    for sample in data['data_samples']:
+        sample.gt_instances.labels.zero_()
+    pair, = wrapper.train().pairs(*prepared(wrapper, data))
+    assert not pair.background and pair.thresholds == (0.05, 0.2)
+    assert pair.student.shape[1] == pair.teacher.shape[1] == 1

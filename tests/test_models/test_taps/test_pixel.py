@@ -7,8 +7,8 @@ import torch.nn.functional as F
 from mmcv.ops import point_sample
 
 from mmdist.models.taps import PixelTap, TeacherBatch, build_tap
-from tests.segmentors import (IGNORED, NUM_CLASSES, SEGMENTORS, batch, build,
-                              prepared, segmentor)
+from tests.segmentors import (IGNORED, NUM_CLASSES, SEGMENTORS, batch, binary,
+                              build, one_column, prepared, segmentor)
 
 
 def models(student, teacher=None, **changes):
@@ -377,3 +377,32 @@ def test_losses_of_the_tapped_heads_are_of_classification():
     tap = build_tap(build(segmentor('pidnet')))
     assert not tap.is_classification_loss('decode.loss_bd')
     assert tap.is_classification_loss('decode.loss_sem_p')
+
+
+def test_one_column_is_told_from_the_background():
+    """Its labels, and the thresholds by which both heads predict."""
+    student = build(one_column()).train()
+    teacher = build(one_column(0.6), seed=1).eval()
+    pairs, _, samples = watched_pairs(student, teacher, binary(batch()))
+    mask = torch.stack([s.gt_sem_seg.data[0] for s in samples])
+    step = mask.shape[1] // pairs[0].student.shape[2]
+    mask = mask[:, step // 2::step, step // 2::step]
+    for pair in pairs:
+        assert pair.num_classes == 1 and pair.num_answers == 2
+        assert pair.thresholds == (0.3, 0.6)
+        assert ((pair.labels() >= 0) == (mask == 1)).all()
+        truth = pair.truth()
+        assert ((truth == 0) == (mask == 1)).all()
+        assert ((truth == 1) == (mask == 0)).all()
+        assert ((truth == -1) == (mask == IGNORED)).all()
+        assert len(truth.unique()) == 3
+
+
+def test_ignored_pixels_of_one_column_may_be_left_out():
+    student = build(one_column()).train()
+    teacher = build(one_column(), seed=1).eval()
+    pairs, *_ = watched_pairs(
+        student, teacher, binary(batch()), ignore_label_pixels=True)
+    for pair in pairs:
+        assert set(pair.truth().tolist()) == {0, 1}
+        assert len(pair.truth()) == len(pair.student)
