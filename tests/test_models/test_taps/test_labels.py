@@ -165,16 +165,18 @@ def one_class_pairs(name, folder, **options):
     return wrapper.pairs(*prepared(wrapper, data))
 
 
-@pytest.mark.parametrize('name, background, thresholds', [
-    ('retina', False, (0.05, 0.05)),
-    ('fcos', False, (0.05, 0.05)),
-    ('rtmdet', False, (0.05, 0.05)),  # not its 0.001
-    ('faster', True, (0.05, 0.05)),
-    ('cascade', True, (0.05, 0.05)),
-    ('detr', True, None),
-    ('deformable', False, None),
-    ('yolox', False, None),
-])
+@pytest.mark.parametrize(
+    'name, background, thresholds',
+    [
+        ('retina', False, (0.05, 0.05)),
+        ('fcos', False, (0.05, 0.05)),
+        ('rtmdet', False, (0.05, 0.05)),  # not its 0.001
+        ('faster', True, (0.05, 0.05)),
+        ('cascade', True, (0.05, 0.05)),
+        ('detr', True, None),
+        ('deformable', False, None),
+        ('yolox', False, None),
+    ])
 def test_one_class_is_told_from_the_background(name, background, thresholds,
                                                tmp_path):
     """By a column, or by the threshold above which the head counts a box.
