@@ -6,6 +6,7 @@
 computed in float32, or in float64 where the input is, whatever the autocast
 dtype. No gradient goes to the teacher. PyTorch is all that is imported.
 """
+import os
 from typing import Dict, Optional, Sequence, Tuple
 
 import torch
@@ -13,9 +14,8 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
-from . import pearson
 from .kl import divergence
-from .pearson import Options, activate, compute_dtype
+from .pearson import Options, activate, compute_dtype, distances
 
 EPS = 1e-8
 """Added to the product of norms in :func:`pearson_distance`; the value of the
@@ -121,10 +121,11 @@ def dist_terms(student: Tensor,
     if not (student.numel() or synced and num_columns):
         zero = _connected_zero(student)
         return dict(inter=zero, intra=zero)
-    distances = pearson.distances
     if torch.compiler.is_compiling() and not synced:
-        distances = _plain_distances
-    inter, intra = distances(student, _frozen(teacher), options)
+        inter, intra = _plain_distances(student, teacher.detach(), options)
+    else:
+        inter, intra = distances(student, _frozen(teacher), options,
+                                 *_passes(student, options))
     # A term that is constant by design carries no gradient, like one without
     # weight: one number has no variance, so that its correlation counts as 0;
     # two numbers that sum to 1 are d and -d once they are centred, so that
@@ -137,6 +138,17 @@ def dist_terms(student: Tensor,
     if tau != 1:
         inter, intra = options.tau**2 * inter, options.tau**2 * intra
     return dict(inter=inter, intra=intra)
+
+
+def _passes(student: Tensor, options: Options) -> tuple:
+    """Triton's passes over the logits where they are asked for."""
+    if os.environ.get('MMDIST_TRITON') != '1' or not student.numel():
+        return ()
+    try:
+        from .triton_pearson import passes
+    except ImportError:  # no Triton here
+        return ()
+    return passes(student, options)
 
 
 def _plain_distances(student: Tensor, teacher: Tensor,

@@ -384,24 +384,23 @@ class Once(torch.autograd.Function):
         return gradient, None, None, None, None, None
 
 
-def distances(
-    student: Tensor,
-    teacher: Tensor,
-    options: Options,
-    passes: Tuple[Callable, Callable] = (statistics, gradient)
-) -> Tuple[Tensor, Tensor]:
+def distances(student: Tensor,
+              teacher: Tensor,
+              options: Options,
+              statistics: Callable = statistics,
+              gradient: Callable = gradient) -> Tuple[Tensor, Tensor]:
     """The mean Pearson distances of rows and of columns, two scalars.
 
-    The logits may have no rows where ``options.synced``. ``passes`` are
-    :func:`statistics` and :func:`gradient`, or the same in other kernels.
+    The logits may have no rows where ``options.synced``. ``statistics`` and
+    ``gradient`` may be those of other kernels.
     """
     num_classes, num_rows = student.shape[1], student[:, 0].numel()
     dtype = compute_dtype(student)
 
     def forward(student, teacher, options, keep):
         if num_rows:
-            sum_of_rows, moments, kept = passes[0](student, teacher, options,
-                                                   keep)
+            sum_of_rows, moments, kept = statistics(student, teacher, options,
+                                                    keep)
         else:  # other processes may have rows
             moments = student.new_zeros(6, num_classes, dtype=torch.float64)
             sum_of_rows, kept = moments[0, 0], None
@@ -430,8 +429,8 @@ def distances(
         if not num_rows:
             return torch.zeros_like(student)
         of_columns = columns * (grad_intra / (-options.tau * num_classes))
-        return passes[1](student, teacher, options,
-                         grad_inter * (scale / -options.tau), of_columns, kept)
+        of_rows = grad_inter * (scale / -options.tau)
+        return gradient(student, teacher, options, of_rows, of_columns, kept)
 
     return Once.apply(student, teacher, options, forward, backward,
                       torch.is_grad_enabled())
