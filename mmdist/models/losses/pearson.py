@@ -47,7 +47,7 @@ DEVICE_CHUNK_NUMEL = 2**24
 SMALL_NUMEL = 2**18
 # Below this number of logits float64 takes no longer than float32.
 TINY_NUMEL = 2**12
-# Numbers of a row that may be kept for backward, by those of the logits.
+# On a CPU, numbers of a row that may be kept for backward, by its classes.
 KEPT = 0.11
 # A deviation of so many roundings of the mean is none.
 ROUNDINGS = 8
@@ -293,7 +293,8 @@ def statistics(student: Tensor, teacher: Tensor, options: Options,
     table, dtype = Table(student, options.chunk_numel), compute_dtype(student)
     small = table.whole and student.numel() <= SMALL_NUMEL
     numbers = 2 if options.student == 'softmax' else 3
-    keep = keep and (small or numbers <= KEPT * table.num_classes)
+    keep = keep and (small or not student.is_cpu
+                     or numbers <= KEPT * table.num_classes)
     correlations, moments, kept = [], [], []
     for (s, t), buffers in table.chunks(student, teacher):
         _activate(table, s, options.student, options.tau, buffers.p)

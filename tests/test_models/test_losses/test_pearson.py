@@ -245,6 +245,41 @@ def test_a_part_of_the_logits_is_enough_memory(shape, activation, terms, part,
     assert size < peak_memory(step, 'cpu') < (1 + part) * size
 
 
+# Of these shapes the formula makes 69 to 71 operations on 80 to 83 numbers.
+@pytest.mark.parametrize('activation', ['softmax', 'sigmoid', 'none'])
+@pytest.mark.parametrize('shape', [(4, 19, 128, 256), (2, 150, 128, 128),
+                                   (2, 720, 50, 76), (2, 720, 100, 152)])
+def test_few_operations_on_few_numbers(shape, activation, monkeypatch):
+    """In one chunk, as on a GPU; forward and backward."""
+    monkeypatch.undo()
+    count = runpy.run_path(str(TOOLS / 'analysis_tools' /
+                               'timing.py'))['Count']()
+    # On a device without values none could be read, either.
+    student, teacher = torch.empty(2, *shape, device='meta').unbind()
+    student.requires_grad_()
+    with count:
+        terms = dist_terms(
+            student, teacher, 1., activation, chunk_numel=student.numel())
+        torch.autograd.grad(terms['inter'] + terms['intra'], student)
+    assert count.operations <= 90
+    assert count.numbers <= 70 * student.numel()
+
+
+@pytest.mark.parametrize('chunk_numel', [1, 100, 7 * 9 * 11, None])
+def test_the_size_of_a_chunk_changes_nothing(chunk_numel, monkeypatch):
+    """However many rows there are in one."""
+    monkeypatch.undo()
+    student, teacher = logits((3, 7, 9, 11))
+    student.requires_grad_()
+    terms = dist_terms(student, teacher, chunk_numel=chunk_numel)
+    gradient, = torch.autograd.grad(terms['inter'] + 2 * terms['intra'],
+                                    student)
+    expected, expected_gradient = reference(student, teacher, ACTIVATIONS[0])
+    assert [float(x) for x in terms.values()] == pytest.approx(
+        expected, rel=1e-12)
+    torch.testing.assert_close(gradient, expected_gradient)
+
+
 class NoReading(TorchDispatchMode):
     """Refuses what makes a GPU wait: values of tensors in Python, and
     tensors of values in Python."""
