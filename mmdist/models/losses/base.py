@@ -20,18 +20,18 @@ def check_weight(name: str,
                  value: float,
                  owner: str = 'distill_loss') -> float:
     """Return ``value`` if it can be a loss weight, else raise ValueError."""
-    if not _number(value) >= 0:
-        raise ValueError(f'{owner}.{name} must be a finite number >= 0, but '
-                         f'got {value!r}')
-    return _number(value)
+    if _number(value) >= 0:
+        return _number(value)
+    raise ValueError(f'{owner}.{name} must be a finite number >= 0, but got '
+                     f'{value!r}')
 
 
 def check_temperature(tau: float) -> float:
     """Return ``tau`` if it can be a temperature, else raise ValueError."""
-    if not _number(tau) > 0:
-        raise ValueError('distill_loss.tau must be a finite number > 0, but '
-                         f'got {tau!r}')
-    return _number(tau)
+    if _number(tau) > 0:
+        return _number(tau)
+    raise ValueError('distill_loss.tau must be a finite number > 0, but got '
+                     f'{tau!r}')
 
 
 def weighted(weight: float, term: Tensor) -> Tensor:

@@ -62,14 +62,11 @@ def pearson_distance(x: Tensor,
     # times too large.
     norms = a.norm(dim=dim) * b.norm(dim=dim)
     # A product of 0 is a variance too small for the floating point format.
-    constant = _is_constant(x, dim) | _is_constant(y, dim) | (norms == 0)
+    (low_x, high_x), (low_y, high_y) = (
+        z.detach().aminmax(dim=dim) for z in (x, y))
+    constant = (low_x == high_x) | (low_y == high_y) | (norms == 0)
     norms = (norms + eps).masked_fill(constant, 1)
     return 1 - ((a * b).sum(dim) / norms).masked_fill(constant, 0)
-
-
-def _is_constant(x: Tensor, dim: int) -> Tensor:
-    lowest, highest = x.detach().aminmax(dim=dim)
-    return lowest == highest
 
 
 def dist_terms(student: Tensor,

@@ -31,6 +31,7 @@ and then goes through the activation. A softmax takes no notice of what is
 added to a whole row, so that :math:`D_i` is left out there.
 """
 import math
+from collections import namedtuple
 from typing import Callable, Iterator, List, NamedTuple, Optional, Tuple, Union
 
 import torch
@@ -64,22 +65,19 @@ class Options(NamedTuple):
     synced: bool = False  # columns go over the rows of all processes
 
 
-class Buffers(NamedTuple):
-    """Tables of the size of a chunk: the activated logits p and q, a, b and
-    spare for work, and the stacks of p and q, a and b, and all three."""
-    p: Tensor
-    q: Tensor
-    a: Tensor
-    b: Tensor
-    spare: Tensor
-    pq: Tensor
-    ab: Tensor
-    work: Tensor
+# Tables of the size of a chunk: the activated logits p and q, and a, b and
+# spare for work; pq, ab and work are the stacks of two, two and three of them.
+Buffers = namedtuple('Buffers', 'p q a b spare pq ab work')
 
 
 def compute_dtype(logits: Tensor) -> torch.dtype:
     """float32, or float64 for float64."""
     return torch.float64 if logits.dtype == torch.float64 else torch.float32
+
+
+def three_axes(logits: Tensor) -> Tensor:
+    """View ``(R, C)`` or ``(N, C, *spatial)`` as ``(N, C, L)``."""
+    return logits.t()[None] if logits.dim() == 2 else logits.flatten(2)
 
 
 class Table:
@@ -89,14 +87,19 @@ class Table:
     def __init__(self, logits: Tensor, chunk_numel: Optional[int]) -> None:
         self.num_classes, numel = logits.shape[1], logits.numel()
         self.num_rows = numel // self.num_classes
-        flat = self._flat(logits)
+        flat = three_axes(logits)
         # Classes lie side by side in (R, C) and channels_last.
         last = logits.dim() == 2 or 0 < flat.stride(1) < flat.stride(2)
         self.axis = 2 if last else 1  # of the classes
         self.row_axes = [0, 3 - self.axis]
         tiny = numel < TINY_NUMEL
         self.dtype = torch.float64 if tiny else compute_dtype(logits)
-        size, length = chunk_numel or _chunk_numel(logits), flat.shape[2]
+        size, length = chunk_numel or numel, flat.shape[2]
+        if not (chunk_numel or logits.is_cpu):
+            size = max(DEVICE_CHUNK_NUMEL, numel // BUFFERS)
+        elif not chunk_numel and numel > SMALL_NUMEL:
+            size = max(numel // CHUNKS, CHUNK_NUMEL // 2)
+            size = min(size, CHUNK_NUMEL)
         self.whole = numel <= size
         rows = max(size // self.num_classes, 1)
         self.images = max(rows // length, 1)
@@ -105,14 +108,10 @@ class Table:
         if self.length > 64:
             self.length = math.ceil(self.length / 16) * 16
 
-    @staticmethod
-    def _flat(logits: Tensor) -> Tensor:
-        return logits.t()[None] if logits.dim() == 2 else logits.flatten(2)
-
     def parts(self, *tables: Tensor) -> Iterator[List[Tensor]]:
         """Yield parts of tables, with three axes; the first are the largest.
         """
-        tables = [self._flat(table) for table in tables]
+        tables = [three_axes(table) for table in tables]
         if self.axis == 2:
             tables = [table.mT for table in tables]
         if self.whole:
@@ -140,15 +139,6 @@ class Table:
             return logits.new_empty(logits.shape)
         rows = logits.movedim(1, -1)
         return rows.new_empty(rows.shape).movedim(-1, 1)
-
-
-def _chunk_numel(logits: Tensor) -> int:
-    numel = logits.numel()
-    if not logits.is_cpu:
-        return max(DEVICE_CHUNK_NUMEL, numel // BUFFERS)
-    if numel <= SMALL_NUMEL:
-        return numel
-    return min(max(numel // CHUNKS, CHUNK_NUMEL // 2), CHUNK_NUMEL)
 
 
 def activate(logits: Tensor, activation: str, dim: int = 1) -> Tensor:
@@ -323,9 +313,9 @@ def gradient(student: Tensor, teacher: Tensor, options: Options,
     a, b, d = columns.to(table.dtype).view(shape).unbind()
     row_weight = row_weight.to(table.dtype)
     result = table.new_gradient(student)
-    for index, ((s, t, out),
-                buffers) in enumerate(table.chunks(student, teacher, result)):
-        rows, pq = kept[index] if kept else (None, None)
+    kept = iter(kept)
+    for (s, t, out), buffers in table.chunks(student, teacher, result):
+        rows, pq = next(kept, (None, None))
         p, q = buffers.pq if pq is None else pq
         if pq is None:
             _activate(table, s, options.student, options.tau, p)
@@ -357,11 +347,11 @@ class _Derived(torch.autograd.Function):
 
 
 class Once(torch.autograd.Function):
-    """Terms of logits that can be differentiated once, by formulae.
+    """Terms of ``forward(student, teacher, options, keep)``, which returns a
+    state beside them, with the gradient of the student's logits that
+    ``backward(student, teacher, options, state, *grads)`` returns.
 
-    ``forward(student, teacher, options, keep)`` returns the terms and a state,
-    ``backward(student, teacher, options, state, *grads)`` the gradient of the
-    student's logits. A second derivative is refused, also where PyTorch's
+    A second derivative is refused, also where PyTorch's
     ``once_differentiable`` would take it for 0.
     """
 
@@ -369,9 +359,9 @@ class Once(torch.autograd.Function):
     def forward(ctx, student: Tensor, teacher: Tensor, options: Options,
                 forward: Callable, backward: Callable, keep: bool):
         ctx.save_for_backward(student, teacher)
-        terms, state = forward(student, teacher, options, keep
-                               and ctx.needs_input_grad[0])
-        ctx.backward_of, ctx.options, ctx.state = backward, options, state
+        ctx.options, ctx.backward_of = options, backward
+        keep = keep and ctx.needs_input_grad[0]
+        terms, ctx.state = forward(student, teacher, options, keep)
         return terms
 
     @staticmethod

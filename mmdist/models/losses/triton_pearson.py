@@ -79,9 +79,9 @@ def _statistics_kernel(s, t, similarity, rows, parts, C, L, s_n, s_c, s_l, t_n,
                        BLOCK_C: tl.constexpr, BLOCK_L: tl.constexpr):
     image = tl.program_id(1).to(tl.int64)
     program = image * tl.num_programs(0) + tl.program_id(0)
-    position = tl.program_id(0) * BLOCK_L + tl.arange(0, BLOCK_L)
+    position = tl.program_id(0).to(tl.int64) * BLOCK_L
+    position += tl.arange(0, BLOCK_L)
     valid = position < L
-    position = position.to(tl.int64)
     s_base, t_base = image * s_n + position * s_l, image * t_n + position * t_l
     s_row, s_mean = _row_state(s, s_base, s_c, C, valid, tau, ACT_S, TILES,
                                BLOCK_C, BLOCK_L)
@@ -143,9 +143,9 @@ def _gradient_kernel(s, t, result, rows, columns, row_weight, C, L, s_n, s_c,
                      TILES: tl.constexpr, BLOCK_C: tl.constexpr,
                      BLOCK_L: tl.constexpr):
     image = tl.program_id(1).to(tl.int64)
-    position = tl.program_id(0) * BLOCK_L + tl.arange(0, BLOCK_L)
+    position = tl.program_id(0).to(tl.int64) * BLOCK_L
+    position += tl.arange(0, BLOCK_L)
     valid = position < L
-    position = position.to(tl.int64)
     s_base, t_base = image * s_n + position * s_l, image * t_n + position * t_l
     r_base = image * r_n + position * r_l
     s_row, mean = _row_state(s, s_base, s_c, C, valid, tau, ACT_S, TILES,
@@ -181,11 +181,6 @@ def _gradient_kernel(s, t, result, rows, columns, row_weight, C, L, s_n, s_c,
         tl.store(result + offsets, grad, mask)
 
 
-def _three_axes(*logits: Tensor) -> list:
-    """``(N, C, L)``, as kernels read it by its strides."""
-    return [x.t()[None] if x.dim() == 2 else x.flatten(2) for x in logits]
-
-
 def _blocks(s: Tensor, options: pearson.Options) -> tuple:
     """The grid of programs, and what is fixed when a kernel is compiled."""
     block_c = min(triton.next_power_of_2(s.shape[1]), TILE_CLASSES)
@@ -201,7 +196,7 @@ def _blocks(s: Tensor, options: pearson.Options) -> tuple:
 def statistics(student: Tensor, teacher: Tensor, options: pearson.Options,
                keep: bool) -> Tuple[Tensor, Tensor, Tensor]:
     """See :func:`.pearson.statistics`; what is kept is ``(3, N, L)``."""
-    s, t = _three_axes(student, teacher)
+    s, t = map(pearson.three_axes, (student, teacher))
     (N, C, L), (grid, fixed) = s.shape, _blocks(s, options)
     info, float32 = torch.finfo(torch.float32), dict(dtype=torch.float32)
     similarity = s.new_empty(grid[0] * N, **float32)
@@ -219,7 +214,7 @@ def gradient(student: Tensor, teacher: Tensor, options: pearson.Options,
              row_weight: Tensor, columns: Tensor, kept: Tensor) -> Tensor:
     """See :func:`.pearson.gradient`."""
     result = pearson.Table(student, None).new_gradient(student)
-    s, t, out = _three_axes(student, teacher, result)
+    s, t, out = map(pearson.three_axes, (student, teacher, result))
     grid, fixed = _blocks(s, options)
     _gradient_kernel[grid](s, t, out, kept, columns.float(),
                            row_weight.float(), *s.shape[1:], *s.stride(),
