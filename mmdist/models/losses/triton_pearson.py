@@ -1,14 +1,12 @@
 """The two passes of :mod:`.pearson` as fused kernels in Triton, for CUDA.
 
-A program takes some positions of an image through tiles of its classes: for
-what a softmax or a mean needs of whole rows, then for the sums. Where the
-classes fit one tile every logit is read once. What columns need is written per
-program and joined by :func:`.pearson.merge`, without atomics.
+A program takes some positions of an image through tiles of its classes, first
+for what rows need, then for sums; a single tile is read once. Moments of the
+columns are joined by :func:`.pearson.merge`, without atomics.
 """
 import os
 import warnings
 from functools import lru_cache
-from typing import Tuple
 
 import torch
 import triton
@@ -79,16 +77,14 @@ def _statistics_kernel(s, t, similarity, rows, parts, C, L, s_n, s_c, s_l, t_n,
                        BLOCK_C: tl.constexpr, BLOCK_L: tl.constexpr):
     image = tl.program_id(1).to(tl.int64)
     program = image * tl.num_programs(0) + tl.program_id(0)
-    position = tl.program_id(0).to(tl.int64) * BLOCK_L
-    position += tl.arange(0, BLOCK_L)
-    valid = position < L
-    s_base, t_base = image * s_n + position * s_l, image * t_n + position * t_l
+    at = tl.program_id(0).to(tl.int64) * BLOCK_L + tl.arange(0, BLOCK_L)
+    valid = at < L
+    s_base, t_base = image * s_n + at * s_l, image * t_n + at * t_l
     s_row, s_mean = _row_state(s, s_base, s_c, C, valid, tau, ACT_S, TILES,
                                BLOCK_C, BLOCK_L)
     t_row, t_mean = _row_state(t, t_base, t_c, C, valid, tau, ACT_T, TILES,
                                BLOCK_C, BLOCK_L)
-    aa = tl.zeros([BLOCK_L], tl.float32)
-    bb = tl.zeros([BLOCK_L], tl.float32)
+    aa, bb = tl.zeros([BLOCK_L], tl.float32), tl.zeros([BLOCK_L], tl.float32)
     ab = tl.zeros([BLOCK_L], tl.float32)
     count = tl.sum(valid.to(tl.float32), 0)
     for tile in range(TILES):
@@ -120,7 +116,7 @@ def _statistics_kernel(s, t, similarity, rows, parts, C, L, s_n, s_c, s_l, t_n,
     weight = tl.where(constant, 0., 1. / (norms + eps))
     rho = tl.where(constant, 0., ab) * weight
     factor = rho * (1. - eps * weight) / tl.where(constant, 1., aa)
-    out, number = rows + image * L + position, tl.num_programs(1) * L
+    out, number = rows + image * L + at, tl.num_programs(1) * L
     tl.store(out, factor, valid)
     tl.store(out + number, weight, valid)
     tl.store(out + 2 * number, factor * s_mean - weight * t_mean, valid)
@@ -143,16 +139,15 @@ def _gradient_kernel(s, t, result, rows, columns, row_weight, C, L, s_n, s_c,
                      TILES: tl.constexpr, BLOCK_C: tl.constexpr,
                      BLOCK_L: tl.constexpr):
     image = tl.program_id(1).to(tl.int64)
-    position = tl.program_id(0).to(tl.int64) * BLOCK_L
-    position += tl.arange(0, BLOCK_L)
-    valid = position < L
-    s_base, t_base = image * s_n + position * s_l, image * t_n + position * t_l
-    r_base = image * r_n + position * r_l
+    at = tl.program_id(0).to(tl.int64) * BLOCK_L + tl.arange(0, BLOCK_L)
+    valid = at < L
+    s_base, t_base = image * s_n + at * s_l, image * t_n + at * t_l
+    r_base = image * r_n + at * r_l
     s_row, mean = _row_state(s, s_base, s_c, C, valid, tau, ACT_S, TILES,
                              BLOCK_C, BLOCK_L)
     t_row, mean = _row_state(t, t_base, t_c, C, valid, tau, ACT_T, TILES,
                              BLOCK_C, BLOCK_L)
-    of_rows, number = rows + image * L + position, tl.num_programs(1) * L
+    of_rows, number = rows + image * L + at, tl.num_programs(1) * L
     weight = tl.load(row_weight)
     a_row = tl.load(of_rows, valid, 0.) * weight
     b_row = tl.load(of_rows + number, valid, 0.) * weight
@@ -194,7 +189,7 @@ def _blocks(s: Tensor, options: pearson.Options) -> tuple:
 
 
 def statistics(student: Tensor, teacher: Tensor, options: pearson.Options,
-               keep: bool) -> Tuple[Tensor, Tensor, Tensor]:
+               keep: bool) -> tuple:
     """See :func:`.pearson.statistics`; what is kept is ``(3, N, L)``."""
     s, t = map(pearson.three_axes, (student, teacher))
     (N, C, L), (grid, fixed) = s.shape, _blocks(s, options)
@@ -237,21 +232,19 @@ def _agrees(device: torch.device, activation: str) -> bool:
                                           *kernels)
                 found.append(torch.autograd.grad(sum(terms), s)[0])
         error = float((found[0] - found[1]).norm() / found[0].norm())
+        if error < 1e-5:
+            return True
     except Exception as exception:  # of the compiler or of the device
         error = exception
-    agrees = isinstance(error, float) and error < 1e-5
-    if not agrees:
-        warnings.warn('the Triton kernels of DIST do not work on this device, '
-                      f'PyTorch computes it instead ({error})')
-    return agrees
+    warnings.warn('the Triton kernels of DIST do not work on this device, '
+                  f'PyTorch computes it instead ({error})')
+    return False
 
 
 def passes(student: Tensor, options: pearson.Options) -> tuple:
     """The two passes, or nothing where they cannot be used."""
     here = student.is_cuda or os.environ.get('TRITON_INTERPRET') == '1'
-    usable = (
-        here and student.shape[1] <= MAX_CLASSES
-        and student.dtype != torch.float64
-        and _agrees(student.device, options.student)
-        and _agrees(student.device, options.teacher))
+    known = student.shape[1] <= MAX_CLASSES and student.dtype != torch.float64
+    usable = here and known and all(
+        _agrees(student.device, activation) for activation in options[1:3])
     return (statistics, gradient) if usable else ()
