@@ -10,7 +10,7 @@ VENV ?= .venv$(if $(filter-out openmmlab,$(MMDIST_STACK)),-$(MMDIST_STACK))
 PY := $(VENV)/bin/python
 # hides the GPU where mmcv has no operators for it
 GPU := . '$(VENV)/gpu.env' &&
-LINT := $(wildcard mmdist tools tests configs setup.py docs)
+LINT := $(wildcard mmdist tools tests configs benchmarks setup.py docs)
 
 .PHONY: help setup demo test lint docs zoo format clean distclean
 

@@ -26,10 +26,13 @@ def test_it_writes_what_it_measured(tmp_path):
     # The formula keeps and makes several tables.
     extra = first['extra_mib']
     assert extra['mmdist'] < 0.5 * first['logits_mib'] < extra['formula']
+    for operations, numbers in first['counts'].values():
+        assert 40 < operations <= 90 and 40 < numbers < 90
 
 
 def test_an_unknown_activation_is_refused():
     """In one line that says what a shape looks like."""
     done = run(TOOL, '--shapes', '4,3:relu')
     assert done.returncode == 2
-    assert "'4,3:relu' must end with :softmax or :sigmoid" in done.stderr
+    message = "'4,3:relu' must end with :softmax, :sigmoid or :none"
+    assert message in done.stderr

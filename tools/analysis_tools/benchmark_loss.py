@@ -17,18 +17,19 @@ from mmengine.dist import (get_world_size, init_dist, is_distributed,
                            is_main_process)
 from rich.console import Console
 from rich.table import Table
-from timing import MIB, add_arguments, in_turns, peak_memory, progress, save
+from timing import (MIB, Count, add_arguments, in_turns, peak_memory, progress,
+                    save)
 from torch import Tensor
 
 from mmdist.models.losses.functional import dist_terms, to_rows
-from mmdist.models.losses.rule import activate
+from mmdist.models.losses.pearson import activate
 from mmdist.utils import run_tool
 
 # What is usual: PSPNet on Cityscapes and ADE20K, a level of RetinaNet, the
 # RoIs of Faster R-CNN, a batch of ImageNet, and next to nothing.
 SHAPES = ('4,19,128,256:softmax', '2,150,128,128:softmax',
-          '2,720,100,152:sigmoid', '1024,81:softmax', '256,1000:softmax',
-          '8,4:softmax')
+          '2,720,50,76:sigmoid', '2,720,100,152:sigmoid', '2,256,100,152:none',
+          '1024,81:softmax', '256,1000:softmax', '8,4:softmax')
 
 
 def formula(student: Tensor, teacher: Tensor, activation: str) -> Tensor:
@@ -44,8 +45,15 @@ def _correlation(x: Tensor, y: Tensor) -> Tensor:
 
 def mmdist(student: Tensor, teacher: Tensor, activation: str) -> Tensor:
     """The same by mmdist; of several processes, of all their rows."""
+    # Operations are counted in one chunk.
+    chunk_numel = student.numel() if student.is_meta else None
     terms = dist_terms(
-        student, teacher, 1., activation, sync_intra=is_distributed())
+        student,
+        teacher,
+        1.,
+        activation,
+        sync_intra=is_distributed(),
+        chunk_numel=chunk_numel)
     return terms['inter'] + terms['intra']
 
 
@@ -55,9 +63,9 @@ WAYS = dict(formula=formula, mmdist=mmdist)
 def parse_shape(text: str) -> Tuple[List[int], str]:
     """``'4,19,128,256:softmax'`` -> shape and activation."""
     sizes, _, activation = text.partition(':')
-    if activation not in ('softmax', 'sigmoid'):
+    if activation not in ('softmax', 'sigmoid', 'none'):
         raise argparse.ArgumentTypeError(
-            f'{text!r} must end with :softmax or :sigmoid')
+            f'{text!r} must end with :softmax, :sigmoid or :none')
     return [int(size) for size in sizes.split(',')], activation
 
 
@@ -75,11 +83,12 @@ def step_of(way: Callable, student: Tensor, teacher: Tensor,
 
 def measure(shape: List[int], activation: str, repeats: int, device: str,
             dtype: torch.dtype) -> Dict[str, Any]:
-    """Medians in milliseconds, their ratio, and peak memory.
+    """Medians in milliseconds, their ratio, peak memory, and the operations
+    and numbers per logit in one chunk.
 
     Args:
         shape (list[int]): Of the logits.
-        activation (str): 'softmax' or 'sigmoid'.
+        activation (str): 'softmax', 'sigmoid' or 'none'.
         repeats (int): Of each way, in turns.
         device (str): E.g. 'cpu' or 'cuda'.
         dtype (torch.dtype): Of the logits.
@@ -103,22 +112,38 @@ def measure(shape: List[int], activation: str, repeats: int, device: str,
         extra_mib={
             name: (peak_memory(step, device) - size) / MIB
             for name, step in steps.items()
+        },
+        counts={
+            name: count(way, shape, activation)
+            for name, way in WAYS.items()
         })
+
+
+def count(way: Callable, shape: List[int],
+          activation: str) -> Tuple[int, float]:
+    """Operations, and numbers per logit, as on a GPU with one chunk."""
+    student, teacher = torch.empty(2, *shape, device='meta').unbind()
+    step = step_of(way, student.requires_grad_(), teacher, activation)
+    with Count() as counted:
+        step()
+    return counted.operations, counted.numbers / student.numel()
 
 
 def show(results: List[Dict[str, Any]], title: str) -> None:
     """Print a table."""
     table = Table(title=title)
     for column in ('logits', 'activation', 'formula', 'mmdist', 'ratio',
-                   'memory of the formula', 'of mmdist', 'logits in memory'):
+                   'memory of the formula', 'of mmdist', 'logits in memory',
+                   'operations on numbers, formula', 'mmdist'):
         table.add_column(column, justify='right')
     for r in results:
         table.add_row('×'.join(map(str, r['shape'])), r['activation'],
                       *(f'{t:.2f} ms' for t in r['milliseconds'].values()),
                       f'{r["ratio"]:.2f}',
                       *(f'{m:.1f} MiB' for m in r['extra_mib'].values()),
-                      f'{r["logits_mib"]:.1f} MiB')
-    Console(width=120).print(table)
+                      f'{r["logits_mib"]:.1f} MiB',
+                      *('%d on %.0f' % c for c in r['counts'].values()))
+    Console(width=150).print(table)
 
 
 def growth(results: List[Dict[str, Any]]) -> List[str]:

@@ -10,8 +10,12 @@ from typing import Any, Callable, Dict, Iterable, List, Sequence
 import torch
 from rich.progress import track
 from torch.profiler import profile
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 MIB = 2**20
+# Arguments that an operation writes to: its results.
+WRITTEN = ('out', 'grad_input')
 
 
 def progress(sequence: Sequence) -> Iterable:
@@ -51,6 +55,28 @@ def peak_memory(step: Callable, device: str) -> int:
     events = run.profiler.kineto_results.events()
     return max(
         accumulate(e.nbytes() for e in events if e.name() == '[memory]'))
+
+
+class Count(TorchDispatchMode):
+    """Counts operations that are no views, and the numbers of the tensors
+    that they take and return: on a GPU, launches and memory traffic."""
+    FREE = ('detach', 'empty', 'empty_like', 'new_empty', 'empty_strided',
+            'new_empty_strided')
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.operations = self.numbers = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None) -> Any:
+        kwargs = kwargs or {}
+        result = func(*args, **kwargs)
+        if not func.is_view and func.overloadpacket.__name__ not in self.FREE:
+            read = [v for k, v in kwargs.items() if k not in WRITTEN]
+            self.operations += 1
+            self.numbers += sum(x.numel()
+                                for x in tree_leaves((args, read, result))
+                                if isinstance(x, torch.Tensor))
+        return result
 
 
 def add_arguments(parser: argparse.ArgumentParser, repeats: int) -> None:

@@ -1,31 +1,37 @@
-"""What every distillation loss on logits has in common."""
+"""What all distillation losses on logits have in common."""
 import math
+import numbers
 from abc import ABCMeta, abstractmethod
-from typing import Dict, Optional
+from typing import Any, Dict, Optional
 
 from torch import Tensor, nn
+
+
+def _number(value: Any) -> float:
+    """A finite number, also of NumPy or without dimensions; else NaN."""
+    if getattr(value, 'ndim', None) == 0:
+        value = value.item()
+    if isinstance(value, numbers.Real) and math.isfinite(value):
+        return float(value)
+    return math.nan
 
 
 def check_weight(name: str,
                  value: float,
                  owner: str = 'distill_loss') -> float:
     """Return ``value`` if it can be a loss weight, else raise ValueError."""
-    if not (_is_number(value) and value >= 0):
-        raise ValueError(f'{owner}.{name} must be a finite number >= 0, but '
-                         f'got {value!r}')
-    return float(value)
-
-
-def _is_number(value: float) -> bool:
-    return isinstance(value, (int, float)) and math.isfinite(value)
+    if _number(value) >= 0:
+        return _number(value)
+    raise ValueError(f'{owner}.{name} must be a finite number >= 0, but got '
+                     f'{value!r}')
 
 
 def check_temperature(tau: float) -> float:
     """Return ``tau`` if it can be a temperature, else raise ValueError."""
-    if not (_is_number(tau) and tau > 0):
-        raise ValueError('distill_loss.tau must be a finite number > 0, but '
-                         f'got {tau!r}')
-    return float(tau)
+    if _number(tau) > 0:
+        return _number(tau)
+    raise ValueError('distill_loss.tau must be a finite number > 0, but got '
+                     f'{tau!r}')
 
 
 def weighted(weight: float, term: Tensor) -> Tensor:
@@ -54,11 +60,13 @@ class LogitLoss(nn.Module, metaclass=ABCMeta):
             student_logits (Tensor): ``(R, C)``, or ``(N, C, *spatial)`` where
                 every position is a row. Any floating dtype.
             teacher_logits (Tensor): The same shape; gets no gradient.
-            student_activation (str): 'softmax' or 'sigmoid'.
+            student_activation (str): 'softmax' or 'sigmoid'; DIST also takes
+                'none', for features.
             teacher_activation (str, optional): None is the student's.
 
         Returns:
             dict[str, Tensor]: Scalars in float32 (float64 for float64 input).
+            One that cannot change, or has no weight, requires no gradient.
 
         Raises:
             ValueError: If the shapes differ or an activation is unknown.

@@ -1,33 +1,29 @@
 """Distillation losses as pure functions: tensors in, tensors out.
 
-Notation: ``R`` rows (instances: RoIs, locations, pixels, images) and ``C``
-columns (classes). Logits are ``(R, C)``, or ``(N, C, *spatial)`` where every
-position of every picture is a row. Everything is computed in float32, or in
-float64 where the input is, whatever the autocast dtype.
+``R`` rows (instances: RoIs, locations, pixels, images) have ``C`` columns
+(classes, or channels of features). Logits are ``(R, C)``, or ``(N, C,
+*spatial)`` where every position of every image is a row. Everything is
+computed in float32, or in float64 where the input is, whatever the autocast
+dtype. No gradient goes to the teacher. PyTorch is all that is imported.
 """
-from typing import Callable, Dict, Optional, Sequence, Tuple
+import os
+from typing import Dict, Optional, Sequence, Tuple
 
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
-from mmengine.dist import get_world_size
 from torch import Tensor
 
-from .blocks import compute_dtype
-from .divergence import divergence
-from .fused import column_distance, distances, over_processes, relations
-from .rule import Rule
+from .kl import divergence
+from .pearson import Options, activate, compute_dtype, distances
 
 EPS = 1e-8
 """Added to the product of norms in :func:`pearson_distance`; the value of the
 authors' code."""
 
 
-def _at_least_float32(tensor: Tensor) -> Tensor:
-    return tensor.to(compute_dtype(tensor))
-
-
 def to_rows(logits: Tensor) -> Tensor:
-    """Lay logits out as a table with an instance a row and a class a column.
+    """Lay logits out as a table with an instance per row.
 
     Args:
         logits (Tensor): ``(R, C)`` or ``(N, C, *spatial)``.
@@ -38,7 +34,7 @@ def to_rows(logits: Tensor) -> Tensor:
     """
     _check_dimensions(logits)
     rows = logits.movedim(1, -1).reshape(-1, logits.shape[1])
-    return _at_least_float32(rows)
+    return rows.to(compute_dtype(rows))
 
 
 def pearson_distance(x: Tensor,
@@ -66,42 +62,11 @@ def pearson_distance(x: Tensor,
     # times too large.
     norms = a.norm(dim=dim) * b.norm(dim=dim)
     # A product of 0 is a variance too small for the floating point format.
-    constant = _is_constant(x, dim) | _is_constant(y, dim) | (norms == 0)
+    (low_x, high_x), (low_y, high_y) = (
+        z.detach().aminmax(dim=dim) for z in (x, y))
+    constant = (low_x == high_x) | (low_y == high_y) | (norms == 0)
     norms = (norms + eps).masked_fill(constant, 1)
     return 1 - ((a * b).sum(dim) / norms).masked_fill(constant, 0)
-
-
-def _is_constant(x: Tensor, dim: int) -> Tensor:
-    lowest, highest = x.detach().aminmax(dim=dim)
-    return lowest == highest
-
-
-def _check_shapes(student: Tensor,
-                  teacher: Tensor,
-                  what: str = 'logits') -> None:
-    if student.shape != teacher.shape:
-        raise ValueError(
-            f'student and teacher {what} must have one shape, but got '
-            f'{tuple(student.shape)} and {tuple(teacher.shape)}')
-    _check_dimensions(student, what)
-
-
-def _check_dimensions(tensor: Tensor, what: str = 'logits') -> None:
-    if tensor.dim() < 2:
-        raise ValueError(f'{what} must be (R, C) or (N, C, *spatial), but got '
-                         f'the shape {tuple(tensor.shape)}')
-
-
-def _check_activations(*activations: Optional[str]) -> None:
-    for activation in activations:
-        if activation not in ('softmax', 'sigmoid', None):
-            raise ValueError("an activation must be 'softmax' or 'sigmoid', "
-                             f'but got {activation!r}')
-
-
-def _connected_zero(student: Tensor) -> Tensor:
-    """A zero that depends on ``student``, so that backward still works."""
-    return _at_least_float32(student).sum() * 0.
 
 
 def dist_terms(student: Tensor,
@@ -110,71 +75,87 @@ def dist_terms(student: Tensor,
                student_activation: str = 'softmax',
                teacher_activation: Optional[str] = None,
                eps: float = EPS,
-               sync_intra: bool = False) -> Dict[str, Tensor]:
+               sync_intra: bool = False,
+               chunk_numel: Optional[int] = None) -> Dict[str, Tensor]:
     r"""The two relations of DIST, each multiplied by :math:`\tau^2`.
 
     Inter: mean of :func:`pearson_distance` over the rows; intra: over the
     columns (Huang et al., *Knowledge Distillation from A Stronger Teacher*,
-    NeurIPS 2022, Section 4, Eq. 8 to 10).
+    NeurIPS 2022, Section 4, Eq. 8 to 10). Of feature maps, with the activation
+    'none', intra is the loss of PKD (Cao et al., NeurIPS 2022).
 
     Args:
         student (Tensor): Logits, ``(R, C)`` or ``(N, C, *spatial)``.
-        teacher (Tensor): Logits of the same shape; no gradient is returned.
+        teacher (Tensor): Logits of the same shape.
         tau (float): Temperature that divides both logits.
-        student_activation (str): 'softmax' or 'sigmoid'.
+        student_activation (str): 'softmax', 'sigmoid' or 'none'.
         teacher_activation (str, optional): None is the student's.
         eps (float): See :func:`pearson_distance`.
         sync_intra (bool): Take the rows of all processes together. Each must
             make the same calls, with or without rows. The mean over processes
             of the gradients is then that of one process with all rows.
+        chunk_numel (int, optional): About how many logits are worked on at a
+            time. None: what fits the caches of a CPU; elsewhere all, or of
+            very many a fifth.
 
     Returns:
         dict[str, Tensor]: The scalars 'inter' and 'intra'; 0 where there are
-        no rows.
+        no rows. What is constant by design requires no gradient: inter of one
+        column or of two softmax classes, intra of one row.
 
     Raises:
         ValueError: If the shapes differ or an activation is unknown.
     """
-    _check_shapes(student, teacher)
-    _check_activations(student_activation, teacher_activation)
-    rule = Rule(
+    _check(student, teacher, student_activation, teacher_activation,
+           ('softmax', 'sigmoid', 'none'))
+    synced = (
+        sync_intra and dist.is_available() and dist.is_initialized()
+        and dist.get_world_size() > 1)
+    options = Options(
         float(tau), student_activation, teacher_activation
-        or student_activation, float(eps))
-    relate = _relate(student, sync_intra and get_world_size() > 1)
-    inter, intra = relate(student, teacher.detach(), rule)
+        or student_activation, float(eps), chunk_numel, synced)
+    num_columns = student.shape[1]
+    if not (student.numel() or synced and num_columns):
+        zero = _connected_zero(student)
+        return dict(inter=zero, intra=zero)
+    if torch.compiler.is_compiling() and not synced:
+        inter, intra = _plain_distances(student, teacher.detach(), options)
+    else:
+        inter, intra = distances(student, _frozen(teacher), options,
+                                 *_passes(student, options))
+    # A term that is constant by design carries no gradient, like one without
+    # weight: one number has no variance, so that its correlation counts as 0;
+    # two numbers that sum to 1 are d and -d once they are centred, so that
+    # their correlation is 1 or -1 whatever d is.
+    binary = options.student == options.teacher == 'softmax'
+    if num_columns <= (2 if binary else 1):
+        inter = inter.detach()
+    if student.numel() == num_columns and not synced:
+        intra = intra.detach()
     if tau != 1:
-        inter, intra = tau**2 * inter, tau**2 * intra
+        inter, intra = options.tau**2 * inter, options.tau**2 * intra
     return dict(inter=inter, intra=intra)
 
 
-def _relate(student: Tensor, synced: bool) -> Callable:
-    """How the relations of logits are computed."""
-    if synced:
-        return _synced_relations
-    return distances if student.numel() else _no_relations
+def _passes(student: Tensor, options: Options) -> tuple:
+    """Triton's passes over the logits where they are asked for."""
+    if os.environ.get('MMDIST_TRITON') != '1' or not student.numel():
+        return ()
+    try:
+        from .triton_pearson import passes
+    except ImportError:  # no Triton here
+        return ()
+    return passes(student, options)
 
 
-def _no_relations(student: Tensor, teacher: Tensor,
-                  rule: Rule) -> Tuple[Tensor, Tensor]:
-    zero = _connected_zero(student)
-    return zero, zero
-
-
-def _synced_relations(student: Tensor, teacher: Tensor,
-                      rule: Rule) -> Tuple[Tensor, Tensor]:
-    """The mean distances of the rows of all processes."""
-    if student.numel():
-        similarity, moments = relations(student, teacher, rule)
-    else:
-        similarity = _connected_zero(student).double()
-        moments = similarity.expand(5, student.shape[1])
-    num_rows = student.numel() // max(student.shape[1], 1)
-    moments, all_rows = over_processes(moments, num_rows)
-    dtype = compute_dtype(student)
-    intra = column_distance(moments, all_rows, rule, dtype)
-    # The mean over processes of this is the mean over all rows.
-    inter = (num_rows - similarity) * get_world_size() / all_rows.clamp(min=1)
-    return inter.to(dtype), (intra * (all_rows > 0)).to(dtype)
+def _plain_distances(student: Tensor, teacher: Tensor,
+                     options: Options) -> Tuple[Tensor, Tensor]:
+    """The formula as the paper writes it, which the compiler makes fast."""
+    p, q = (activate(to_rows(logits) / options.tau, activation)
+            for logits, activation in ((student, options.student),
+                                       (teacher, options.teacher)))
+    return tuple(
+        pearson_distance(p, q, dim, options.eps).mean() for dim in (1, 0))
 
 
 def kd_terms(student: Tensor,
@@ -186,13 +167,13 @@ def kd_terms(student: Tensor,
 
     The mean over rows of the KL divergence (Hinton et al., *Distilling the
     Knowledge in a Neural Network*, 2015). The student's activation says which
-    distributions are compared: with 'softmax' one categorical distribution a
+    distributions are compared: with 'softmax' one categorical distribution per
     row (a sigmoid teacher is normalised to sum to 1); with 'sigmoid' one
-    Bernoulli distribution a class, summed over the classes.
+    Bernoulli distribution per class, summed over the classes.
 
     Args:
         student (Tensor): Logits, ``(R, C)`` or ``(N, C, *spatial)``.
-        teacher (Tensor): Logits of the same shape; no gradient is returned.
+        teacher (Tensor): Logits of the same shape.
         tau (float): Temperature that divides both logits.
         student_activation (str): 'softmax' or 'sigmoid'.
         teacher_activation (str, optional): None is the student's.
@@ -203,26 +184,26 @@ def kd_terms(student: Tensor,
     Raises:
         ValueError: If the shapes differ or an activation is unknown.
     """
-    _check_shapes(student, teacher)
-    _check_activations(student_activation, teacher_activation)
+    _check(student, teacher, student_activation, teacher_activation,
+           ('softmax', 'sigmoid'))
     if student.numel() == 0:
         return dict(kl=_connected_zero(student))
-    rule = Rule(
+    options = Options(
         float(tau), student_activation, teacher_activation
-        or student_activation, 0.)
-    kl = divergence(student, teacher.detach(), rule)
-    return dict(kl=kl if tau == 1 else tau**2 * kl)
+        or student_activation)
+    kl = divergence(student, _frozen(teacher), options)
+    return dict(kl=kl if tau == 1 else options.tau**2 * kl)
 
 
 def mimic_terms(student: Sequence[Tensor],
                 teacher: Sequence[Tensor]) -> Dict[str, Tensor]:
-    """Feature imitation: the mean squared error a level, summed over levels.
+    """Feature imitation: mean squared errors, summed over the levels.
 
     The "mimic" of Huang et al., NeurIPS 2022, Table 5, which distils the
     outputs of the FPN beside the logits.
 
     Args:
-        student (Sequence[Tensor]): One ``(N, C, H, W)`` a level, already
+        student (Sequence[Tensor]): One ``(N, C, H, W)`` per level, already
             projected to the teacher's channels.
         teacher (Sequence[Tensor]): The teacher's, of the same shapes.
 
@@ -241,7 +222,47 @@ def mimic_terms(student: Sequence[Tensor],
         if not feat_s.numel():
             total = total + _connected_zero(feat_s)
             continue
+        pair = (x.to(compute_dtype(x)) for x in (feat_s, _frozen(feat_t)))
         with torch.autocast(feat_s.device.type, enabled=False):
-            total = total + F.mse_loss(
-                _at_least_float32(feat_s), _at_least_float32(feat_t.detach()))
+            total = total + F.mse_loss(*pair)
     return dict(mimic=total)
+
+
+def _frozen(teacher: Tensor) -> Tensor:
+    """The teacher's tensor without gradient, such that autograd can keep it:
+    of one from ``torch.inference_mode()`` it can keep a copy only."""
+    if not torch.compiler.is_compiling() and teacher.is_inference():
+        return teacher.clone()
+    return teacher.detach()
+
+
+def _connected_zero(student: Tensor) -> Tensor:
+    """A zero that depends on ``student``, so that backward still works."""
+    return student.to(compute_dtype(student)).sum() * 0.
+
+
+def _check(student: Tensor, teacher: Tensor, student_activation: str,
+           teacher_activation: Optional[str], known: Sequence[str]) -> None:
+    _check_shapes(student, teacher)
+    for activation in (student_activation, teacher_activation
+                       or student_activation):
+        if activation not in known:
+            names = ', '.join(map(repr, known[:-1]))
+            raise ValueError(f'an activation must be {names} or {known[-1]!r},'
+                             f' but got {activation!r}')
+
+
+def _check_shapes(student: Tensor,
+                  teacher: Tensor,
+                  what: str = 'logits') -> None:
+    if student.shape != teacher.shape:
+        raise ValueError(
+            f'student and teacher {what} must have one shape, but got '
+            f'{tuple(student.shape)} and {tuple(teacher.shape)}')
+    _check_dimensions(student, what)
+
+
+def _check_dimensions(tensor: Tensor, what: str = 'logits') -> None:
+    if tensor.dim() < 2:
+        raise ValueError(f'{what} must be (R, C) or (N, C, *spatial), but got '
+                         f'the shape {tuple(tensor.shape)}')

@@ -1,14 +1,21 @@
-"""Both ways in which DIST is computed pass every test of the losses."""
+"""DIST in one chunk and in many passes every test of the losses."""
 import pytest
 
-from mmdist.models.losses import blocks, direct
+from mmdist.models.losses import pearson
 
 
-@pytest.fixture(autouse=True, params=['whole', 'in blocks'])
+@pytest.fixture(autouse=True, params=['whole', 'in chunks'])
 def way(request, monkeypatch):
-    """Small tables whole, or all in blocks of a few rows."""
-    if request.param == 'in blocks':
-        monkeypatch.setattr(direct, 'SMALL', 0)
-        monkeypatch.setattr(blocks, 'BLOCKS', dict(cpu=(24, 24)))
-        monkeypatch.setattr(blocks, 'LANES', 1)
+    """Small tables whole, or all in chunks of a few rows, in the dtype and
+    with what is kept of large ones."""
+    if request.param == 'in chunks':
+        in_chunks(monkeypatch)
     return request.param
+
+
+def in_chunks(monkeypatch):
+    """Small tables are computed as large ones are."""
+    monkeypatch.setattr(pearson, 'SMALL_NUMEL', 0)
+    monkeypatch.setattr(pearson, 'TINY_NUMEL', 0)
+    monkeypatch.setattr(pearson, 'CHUNK_NUMEL', 24)
+    monkeypatch.setattr(pearson, 'CHUNKS', 1)

@@ -1,5 +1,6 @@
 """DISTLoss against the authors' code and as a registered module."""
 import os.path as osp
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -117,3 +118,30 @@ def test_an_unknown_key_is_refused():
     """A typo in a config does not pass."""
     with pytest.raises(TypeError, match="DISTLoss.*'betta'"):
         build(betta=2.)
+
+
+@pytest.mark.parametrize('field', ['beta', 'gamma', 'tau', 'eps'])
+@pytest.mark.parametrize('value', [
+    np.float32(0.5),
+    np.float16(0.5),
+    np.int64(2),
+    np.array(2),
+    torch.tensor(2.),
+    Fraction(1, 2), True
+])
+def test_any_kind_of_number_is_one(field, value):
+    """Of NumPy, without dimensions, and what Python calls real."""
+    number = getattr(build(**{field: value}), field)
+    assert type(number) is float and number == value
+
+
+@pytest.mark.parametrize(
+    'value',
+    [np.float32('nan'),
+     np.array([1.]),
+     np.array('1'),
+     np.complex64(1), 1j])
+def test_no_number_is_none(value):
+    """Not finite, with dimensions, or not real."""
+    with pytest.raises(ValueError, match='must be a finite number'):
+        build(tau=value)

@@ -167,6 +167,7 @@ def test_one_class():
     s = logits(8, 1)
     terms = dist_terms(s, logits(8, 1, seed=1))
     assert terms['inter'].item() == terms['intra'].item() == 1.
+    assert not terms['inter'].requires_grad
     assert torch.equal(gradient(terms, s), torch.zeros_like(s))
 
 
@@ -185,8 +186,7 @@ def test_one_row_is_learnt_between_the_classes(activation):
     """One instance: the intra term is 1 and gives no gradient."""
     s, t = logits(1, 6), logits(1, 6, seed=1)
     terms = dist_terms(s, t, 1., activation)
-    assert terms['intra'].item() == 1.
-    assert torch.equal(gradient(terms['intra'], s), torch.zeros_like(s))
+    assert terms['intra'].item() == 1. and not terms['intra'].requires_grad
     assert gradient(terms['inter'], s).abs().max() > 0
 
 
@@ -396,7 +396,10 @@ def test_shapes_that_differ_are_refused(function, shape):
 @pytest.mark.parametrize('activations', [('relu', None), ('softmax', 'tanh')])
 def test_unknown_activation_is_refused(function, activations):
     """On either side; the message says what there is."""
-    with pytest.raises(ValueError, match="'softmax' or 'sigmoid'") as error:
+    known = dict(
+        dist_terms="'softmax', 'sigmoid' or 'none'",
+        kd_terms="'softmax' or 'sigmoid'")[function.__name__]
+    with pytest.raises(ValueError, match=known) as error:
         function(torch.zeros(4, 5), torch.zeros(4, 5), 1., *activations)
     assert any(repr(a) in str(error.value) for a in ('relu', 'tanh'))
 
@@ -417,3 +420,77 @@ def test_a_vector_is_refused(terms):
     """By the shape that logits have."""
     with pytest.raises(ValueError, match=r'logits must be \(R, C\) or'):
         terms(torch.zeros(5), torch.zeros(5))
+
+
+@pytest.mark.parametrize('shape, activations, inter, intra', [
+    ((8, 1), ('sigmoid', None), False, True),
+    ((8, 2), ('softmax', None), False, True),
+    ((8, 2), ('softmax', 'sigmoid'), True, True),
+    ((8, 2), ('sigmoid', None), True, True),
+    ((8, 1), ('none', None), False, True),
+    ((1, 6), ('softmax', None), True, False),
+    ((1, 6, 1), ('sigmoid', None), True, False),
+    ((2, 6), ('softmax', None), True, True),
+    ((1, 1), ('softmax', None), False, False),
+    ((0, 2), ('softmax', None), True, True),
+])
+def test_what_is_constant_by_design_has_no_gradient(shape, activations, inter,
+                                                    intra):
+    """Its value is there all the same; no rows stay connected."""
+    s, t = logits(*shape), logits(*shape, seed=1)
+    terms = dist_terms(s, t, 2., *activations)
+    assert terms['inter'].requires_grad is inter
+    assert terms['intra'].requires_grad is intra
+    for term in terms.values():
+        if term.requires_grad and s.numel():
+            assert gradient(term, s).abs().max() > 0
+
+
+def test_two_classes_rank_alike_or_not():
+    """Their rows correlate by 1 or -1, which is what inter counts."""
+    s = torch.tensor([[1., 0.], [0., 2.], [3., 0.], [0., 1.]]).double()
+    inter = dist_terms(s, s[[0, 1, 3, 2]], eps=0.)['inter']
+    assert inter.item() == pytest.approx(1., abs=1e-12)  # 2 in two of four
+
+
+@pytest.mark.parametrize('shape', [(6, 5), (2, 5, 300, 100)])
+@pytest.mark.parametrize('function', FUNCTIONS)
+def test_a_teacher_in_inference_mode(function, shape):
+    """The same numbers as without; also where all is in inference mode."""
+    s = logits(*shape, dtype=torch.float32)
+    with torch.inference_mode():
+        t = logits(*shape, seed=1, dtype=torch.float32) * 1
+        inside = function(t, t)
+    assert t.is_inference() and inside == function(t, t)
+    found = [function(s, teacher) for teacher in (t, t.clone())]
+    assert found[0] == found[1]
+    assert torch.equal(*(gradient(terms, s) for terms in found))
+
+
+def test_features_of_a_teacher_in_inference_mode():
+    """Mimic, too."""
+    s = logits(2, 3, 4, 4)
+    with torch.inference_mode():
+        t = logits(2, 3, 4, 4, seed=1) * 1
+    terms = mimic_terms([s], [t])
+    expected = 2 * (s - t.clone()) / s.numel()
+    torch.testing.assert_close(gradient(terms, s), expected)
+
+
+@pytest.mark.parametrize('tau', [np.float32(2), np.int64(2), np.array(2.)])
+@pytest.mark.parametrize('function', FUNCTIONS)
+def test_a_temperature_of_numpy(function, tau):
+    """It is a number like any other."""
+    s, t = logits(6, 5), logits(6, 5, seed=1)
+    assert function(s, t, tau) == function(s, t, 2.)
+
+
+def test_the_formula_that_is_compiled_is_the_same(monkeypatch):
+    """Terms and gradients, with a teacher of another activation."""
+    s, t = logits(2, 6, 5, 4), logits(2, 6, 5, 4, seed=1)
+    found = []
+    for compiling in (False, True):
+        monkeypatch.setattr(torch.compiler, 'is_compiling', lambda: compiling)
+        terms = dist_terms(s, t, 2., 'softmax', 'sigmoid')
+        found.append([*terms.values(), gradient(terms, s)])
+    torch.testing.assert_close(*found, **EXACT)

@@ -1,12 +1,13 @@
 """KDLoss as a registered module; its divergences are tested beside it."""
+from fractions import Fraction
+
+import numpy as np
 import pytest
 import torch
 from mmengine.registry import MODELS, DefaultScope
 from torch.distributions import Bernoulli, Categorical, kl_divergence
 
 from mmdist.models.losses import KDLoss
-from mmdist.models.losses.divergence import divergence, plain_divergence
-from mmdist.models.losses.rule import Rule
 
 
 def build(**cfg):
@@ -72,19 +73,21 @@ def test_it_compiles_whole(student, teacher):
     torch.testing.assert_close(*results)
 
 
-@pytest.mark.parametrize('way', [divergence, plain_divergence])
+@pytest.mark.parametrize('compiling', [False, True])
 @pytest.mark.parametrize('student', ['softmax', 'sigmoid'])
 @pytest.mark.parametrize('teacher', ['softmax', 'sigmoid'])
-def test_a_masked_class_counts_for_nothing(way, student, teacher):
-    """Logits of -inf, as texts that a picture does not have: as without."""
+def test_a_masked_class_counts_for_nothing(compiling, student, teacher,
+                                           monkeypatch):
+    """Logits of -inf, as texts that an image does not have: as without."""
+    monkeypatch.setattr(torch.compiler, 'is_compiling', lambda: compiling)
     torch.manual_seed(0)
-    rule = Rule(2., student, teacher, 0.)
     s, t = torch.randn(2, 30, 4, dtype=torch.float64)
     found = []
     for masked in (False, True):
         rows = s.clone().requires_grad_()
         mask = torch.full((30, masked), float('-inf'), dtype=rows.dtype)
-        loss = way(*(torch.cat([x, mask], 1) for x in (rows, t)), rule)
+        loss = KDLoss(tau=2.)(*(torch.cat([x, mask], 1) for x in (rows, t)),
+                              student, teacher)
         found.append((loss.detach(), *torch.autograd.grad(loss, rows)))
     torch.testing.assert_close(*found, rtol=1e-12, atol=1e-15)
 
@@ -134,3 +137,30 @@ def test_an_unknown_key_is_refused():
     """A typo in a config does not pass."""
     with pytest.raises(TypeError, match="KDLoss.*'beta'"):
         build(beta=2.)
+
+
+@pytest.mark.parametrize('field', ['loss_weight', 'tau'])
+@pytest.mark.parametrize('value', [
+    np.float32(0.5),
+    np.float16(0.5),
+    np.int64(2),
+    np.array(2),
+    torch.tensor(2.),
+    Fraction(1, 2), True
+])
+def test_any_kind_of_number_is_one(field, value):
+    """Of NumPy, without dimensions, and what Python calls real."""
+    number = getattr(build(**{field: value}), field)
+    assert type(number) is float and number == value
+
+
+@pytest.mark.parametrize(
+    'value',
+    [np.float32('nan'),
+     np.array([1.]),
+     np.array('1'),
+     np.complex64(1), 1j])
+def test_no_number_is_none(value):
+    """Not finite, with dimensions, or not real."""
+    with pytest.raises(ValueError, match='must be a finite number'):
+        build(tau=value)

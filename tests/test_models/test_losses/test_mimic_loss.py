@@ -118,3 +118,20 @@ def test_a_weight_out_of_range_is_refused(value):
     """One sentence that names the field and the value."""
     with pytest.raises(ValueError, match='mimic_loss.loss_weight must be'):
         build(loss_weight=value)
+
+
+def test_a_weight_of_numpy_is_a_number():
+    """It does not make the loss one of NumPy."""
+    loss = build(loss_weight=np.float32(0.5))
+    assert type(loss.loss_weight) is float
+    value = loss(pyramid(STUDENT), pyramid(TEACHER, 1))
+    assert isinstance(value, torch.Tensor) and value.requires_grad
+
+
+def test_a_teacher_in_inference_mode():
+    """Gradients reach the student and the projections."""
+    loss, student = build(), pyramid(STUDENT)
+    with torch.inference_mode():
+        teacher = [x * 1 for x in pyramid(TEACHER, 1)]
+    loss(student, teacher).backward()
+    assert all(x.grad.abs().max() > 0 for x in (*student, *loss.parameters()))

@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from mmdist.models.losses import DISTLoss
-from tests.test_models.test_losses.test_fused import NoReading, logits
+from tests.test_models.test_losses.test_pearson import NoReading, logits
 
 NUM_CLASSES = 5
 # Rows of each process.

@@ -1,4 +1,4 @@
-"""DIST in blocks: against the formula as written, in float64."""
+"""DIST in chunks: against the formula as written, in float64."""
 import runpy
 from pathlib import Path
 
@@ -6,13 +6,13 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from mmdist.models.losses import blocks, direct, fused
+from mmdist.models.losses import pearson
 from mmdist.models.losses.functional import (dist_terms, kd_terms,
                                              pearson_distance, to_rows)
-from mmdist.models.losses.rule import activate
+from mmdist.models.losses.pearson import SMALL_NUMEL, activate
+from tests.test_models.test_losses.conftest import in_chunks
 
 TOOLS = Path(__file__).resolve().parents[3] / 'tools'
-SMALL = direct.SMALL
 ACTIVATIONS = [('softmax', 'softmax'), ('sigmoid', 'sigmoid'),
                ('softmax', 'sigmoid'), ('sigmoid', 'softmax')]
 SHAPES = [(300, 7), (4, 9, 11, 13), (3, 5, 41), (2, 6, 3, 4, 5), (1, 40),
@@ -21,10 +21,8 @@ SHAPES = [(300, 7), (4, 9, 11, 13), (3, 5, 41), (2, 6, 3, 4, 5), (1, 40),
 
 @pytest.fixture(autouse=True)
 def way(monkeypatch):
-    """The other way is the reference here."""
-    monkeypatch.setattr(direct, 'SMALL', 0)
-    monkeypatch.setattr(blocks, 'BLOCKS', dict(cpu=(24, 24)))
-    monkeypatch.setattr(blocks, 'LANES', 1)
+    """The formula is the reference here."""
+    in_chunks(monkeypatch)
 
 
 def logits(shape, dtype=torch.float64, seed=0, scale=3.):
@@ -48,8 +46,8 @@ def reference(student, teacher, activations, tau=1.):
     return [float(term) for term in terms], student.grad
 
 
-def in_blocks(student, teacher, activations, tau=1.):
-    """The same of the blocks, in the dtype of the logits."""
+def computed(student, teacher, activations, tau=1.):
+    """The same of the chunks, in the dtype of the logits."""
     # Detached, it stays in its memory format.
     student = student.detach().requires_grad_()
     terms = dist_terms(student, teacher, tau, *activations)
@@ -68,7 +66,7 @@ def error(gradient, expected):
 def test_it_is_the_formula(shape, activations, tau):
     """Exactly, but for the order of sums."""
     student, teacher = logits(shape)
-    terms, gradient = in_blocks(student, teacher, activations, tau)
+    terms, gradient = computed(student, teacher, activations, tau)
     expected, expected_gradient = reference(student, teacher, activations, tau)
     assert terms == pytest.approx(expected, rel=1e-12, abs=1e-12)
     torch.testing.assert_close(
@@ -78,7 +76,7 @@ def test_it_is_the_formula(shape, activations, tau):
 @pytest.mark.parametrize('shape', [(70, 9, 40), (3, 50, 11, 13), (900, 60)])
 @pytest.mark.parametrize('activations', ACTIVATIONS)
 def test_backward_again_gives_the_gradient_again(shape, activations):
-    """What forward keeps in the gradient's memory is there only once."""
+    """What forward keeps is not used up."""
     student, teacher = logits(shape)
     student.requires_grad_()
     total = sum(dist_terms(student, teacher, 2., *activations).values())
@@ -89,61 +87,16 @@ def test_backward_again_gives_the_gradient_again(shape, activations):
     torch.testing.assert_close(first, second, rtol=1e-12, atol=1e-16)
 
 
-def test_backward_that_was_interrupted_can_be_repeated(monkeypatch):
-    """A gradient that was half written is not read as what was kept."""
-    student, teacher = logits((3, 50, 11, 13))
-    student.requires_grad_()
-    total = sum(dist_terms(student, teacher).values())
-    expected, = torch.autograd.grad(total, student, retain_graph=True)
-    total = sum(dist_terms(student, teacher).values())
-    through, calls = fused._through, []
-
-    def interrupted(*args):
-        calls.append(args)
-        if len(calls) == 5:
-            raise torch.cuda.OutOfMemoryError
-        through(*args)
-
-    monkeypatch.setattr(fused, '_through', interrupted)
-    with pytest.raises(torch.cuda.OutOfMemoryError):
-        torch.autograd.grad(total, student, retain_graph=True)
-    found, = torch.autograd.grad(total, student)
-    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-16)
-
-
-def test_no_gradient_takes_no_memory_for_one(monkeypatch):
-    """Nor do logits whose gradient cannot hold what backward needs."""
-    taken = []
-    empty = blocks.Table.empty
-    monkeypatch.setattr(blocks.Table, 'empty',
-                        lambda table: taken.append(1) or empty(table))
-    student, teacher = logits((3, 50, 11, 13))
-    student.requires_grad_()
-    with torch.no_grad():
-        dist_terms(student, teacher)
-    others = [
-        logits((3, 7, 41)),
-        logits((60, 21)),
-        logits((3, 50, 41), torch.float16)
-    ]
-    for few_or_half in others:
-        few_or_half[0].requires_grad_()
-        dist_terms(*few_or_half)
-    assert not taken
-    dist_terms(student, teacher)
-    assert taken
-
-
-@pytest.mark.parametrize('small', [0, SMALL])
+@pytest.mark.parametrize('small', [0, SMALL_NUMEL])
 @pytest.mark.parametrize('shape', [(3000, 19), (2, 150, 20, 20)])
 @pytest.mark.parametrize('activations', ACTIVATIONS)
 def test_float32_has_seven_digits(shape, activations, small, monkeypatch):
-    """Blocks of a real size, or the whole; the formula as written has five
+    """Chunks of a real size, or the whole; the formula as written has five
     here."""
-    monkeypatch.setattr(direct, 'SMALL', small)
-    monkeypatch.setattr(blocks, 'BLOCKS', dict(cpu=(2**13, 2**13)))
+    monkeypatch.setattr(pearson, 'SMALL_NUMEL', small)
+    monkeypatch.setattr(pearson, 'CHUNK_NUMEL', 2**13)
     student, teacher = logits(shape, torch.float32)
-    terms, gradient = in_blocks(student, teacher, activations)
+    terms, gradient = computed(student, teacher, activations)
     expected, expected_gradient = reference(student, teacher, activations)
     assert terms == pytest.approx(expected, abs=3e-7)
     assert error(gradient, expected_gradient) < 1e-6
@@ -154,7 +107,7 @@ def test_a_certain_background_keeps_its_digits():
     student, teacher = logits((2000, 5), torch.float32, scale=0.5)
     student[:, 0] += 8
     teacher[:, 0] += 8
-    gradient = in_blocks(student, teacher, ACTIVATIONS[0])[1]
+    gradient = computed(student, teacher, ACTIVATIONS[0])[1]
     expected = reference(student, teacher, ACTIVATIONS[0])[1]
     # 1 - p has four digits less than p.
     assert error(gradient, expected) < 1e-4
@@ -167,7 +120,7 @@ def test_an_absent_class_counts_as_the_formula_says(logit, monkeypatch):
     student, teacher = logits((1, 3, 256, 512), torch.float32)
     student[:, 2] = teacher[:, 2] = logit
     student[:, 2] += 0.1 * student[:, 0] if logit > -100 else 0
-    terms, gradient = in_blocks(student, teacher, ACTIVATIONS[0])
+    terms, gradient = computed(student, teacher, ACTIVATIONS[0])
     expected, expected_gradient = reference(student, teacher, ACTIVATIONS[0])
     assert terms == pytest.approx(expected, abs=1e-5)
     assert error(gradient, expected_gradient) < 1e-6
@@ -180,7 +133,7 @@ def test_rare_classes_keep_their_digits(monkeypatch):
     bias = 5 * torch.randn(
         19, 1, 1, generator=torch.Generator().manual_seed(5))
     student, teacher = student + bias, teacher + bias
-    terms, gradient = in_blocks(student, teacher, ACTIVATIONS[0])
+    terms, gradient = computed(student, teacher, ACTIVATIONS[0])
     expected, expected_gradient = reference(student, teacher, ACTIVATIONS[0])
     assert terms == pytest.approx(expected, abs=1e-6)
     assert error(gradient, expected_gradient) < 1e-6
@@ -191,11 +144,11 @@ def test_confident_misses_of_sigmoids_have_a_gradient(classes, mean,
                                                       monkeypatch):
     """Their deviations are small beside 1, not beside their mean."""
     monkeypatch.undo()
-    monkeypatch.setattr(direct, 'SMALL', 0)
+    monkeypatch.setattr(pearson, 'SMALL_NUMEL', 0)
     rng = torch.Generator().manual_seed(0)
     student, teacher = torch.randn(2, 4000, classes, generator=rng)
     student, teacher = student + mean, 2 * teacher
-    gradient = in_blocks(student, teacher, ACTIVATIONS[1])[1]
+    gradient = computed(student, teacher, ACTIVATIONS[1])[1]
     expected = reference(student, teacher, ACTIVATIONS[1])[1]
     assert error(gradient, expected) < 1e-4
 
@@ -209,10 +162,10 @@ def test_confident_misses_of_sigmoids_have_a_gradient(classes, mean,
 def test_the_layout_in_memory_changes_nothing(layout):
     """channels_last and tensors that are no whole of their memory."""
     student, teacher = logits((4, 5, 6, 7))
-    expected = in_blocks(student, teacher, ACTIVATIONS[0])
+    expected = computed(student, teacher, ACTIVATIONS[0])
     for sides in ((layout(student), layout(teacher)),
                   (student, layout(teacher)), (layout(student), teacher)):
-        terms, gradient = in_blocks(*sides, ACTIVATIONS[0])
+        terms, gradient = computed(*sides, ACTIVATIONS[0])
         assert terms == pytest.approx(expected[0], rel=1e-12)
         torch.testing.assert_close(gradient, expected[1])
 
@@ -222,11 +175,11 @@ def test_the_layout_in_memory_changes_nothing(layout):
 def test_low_precision_gets_a_gradient_of_its_dtype(dtype, tau):
     """Rounded once, from float32."""
     student, teacher = logits((4, 9, 11, 13), dtype)
-    terms, gradient = in_blocks(student, teacher, ACTIVATIONS[0], tau)
-    expected = in_blocks(student.float(), teacher.float(), ACTIVATIONS[0], tau)
+    terms, gradient = computed(student, teacher, ACTIVATIONS[0], tau)
+    expected = computed(student.float(), teacher.float(), ACTIVATIONS[0], tau)
     assert gradient.dtype == dtype and terms == pytest.approx(
         expected[0], rel=1e-6)
-    # Their last bit in float32 depends on how blocks lie in memory.
+    # Their last bit in float32 depends on how chunks lie in memory.
     half = torch.finfo(dtype).eps / 2 * (1 + 1e-3)
     torch.testing.assert_close(
         gradient.float(), expected[1], rtol=half, atol=2**-25)
@@ -266,14 +219,14 @@ def test_it_is_deterministic():
     """Bit for bit."""
     student, teacher = logits((4, 9, 11, 13), torch.float32)
     first, second = (
-        in_blocks(student, teacher, ACTIVATIONS[0]) for _ in range(2))
+        computed(student, teacher, ACTIVATIONS[0]) for _ in range(2))
     assert first[0] == second[0] and torch.equal(first[1], second[1])
 
 
 @pytest.mark.parametrize('shape, activation', [((4, 19, 128, 256), 'softmax'),
                                                ((1, 720, 64, 64), 'sigmoid'),
                                                ((4096, 1000), 'softmax')])
-@pytest.mark.parametrize('terms, part', [(dist_terms, 0.1), (kd_terms, 0.25)])
+@pytest.mark.parametrize('terms, part', [(dist_terms, 0.3), (kd_terms, 0.25)])
 def test_a_part_of_the_logits_is_enough_memory(shape, activation, terms, part,
                                                monkeypatch):
     """Beside the logits and the gradient that is returned."""
@@ -292,6 +245,41 @@ def test_a_part_of_the_logits_is_enough_memory(shape, activation, terms, part,
     assert size < peak_memory(step, 'cpu') < (1 + part) * size
 
 
+# Of these shapes the formula makes 69 to 71 operations on 80 to 83 numbers.
+@pytest.mark.parametrize('activation', ['softmax', 'sigmoid', 'none'])
+@pytest.mark.parametrize('shape', [(4, 19, 128, 256), (2, 150, 128, 128),
+                                   (2, 720, 50, 76), (2, 720, 100, 152)])
+def test_few_operations_on_few_numbers(shape, activation, monkeypatch):
+    """In one chunk, as on a GPU; forward and backward."""
+    monkeypatch.undo()
+    count = runpy.run_path(str(TOOLS / 'analysis_tools' /
+                               'timing.py'))['Count']()
+    # On a device without values none could be read, either.
+    student, teacher = torch.empty(2, *shape, device='meta').unbind()
+    student.requires_grad_()
+    with count:
+        terms = dist_terms(
+            student, teacher, 1., activation, chunk_numel=student.numel())
+        torch.autograd.grad(terms['inter'] + terms['intra'], student)
+    assert count.operations <= 90
+    assert count.numbers <= 70 * student.numel()
+
+
+@pytest.mark.parametrize('chunk_numel', [1, 100, 7 * 9 * 11, None])
+def test_the_size_of_a_chunk_changes_nothing(chunk_numel, monkeypatch):
+    """However many rows there are in one."""
+    monkeypatch.undo()
+    student, teacher = logits((3, 7, 9, 11))
+    student.requires_grad_()
+    terms = dist_terms(student, teacher, chunk_numel=chunk_numel)
+    gradient, = torch.autograd.grad(terms['inter'] + 2 * terms['intra'],
+                                    student)
+    expected, expected_gradient = reference(student, teacher, ACTIVATIONS[0])
+    assert [float(x) for x in terms.values()] == pytest.approx(
+        expected, rel=1e-12)
+    torch.testing.assert_close(gradient, expected_gradient)
+
+
 class NoReading(TorchDispatchMode):
     """Refuses what makes a GPU wait: values of tensors in Python, and
     tensors of values in Python."""
@@ -304,11 +292,11 @@ class NoReading(TorchDispatchMode):
 
 
 @pytest.mark.parametrize('terms', [dist_terms, kd_terms])
-@pytest.mark.parametrize('small', [0, SMALL])
+@pytest.mark.parametrize('small', [0, SMALL_NUMEL])
 @pytest.mark.parametrize('activations', ACTIVATIONS)
 def test_no_value_is_read(terms, small, activations, monkeypatch):
     """Neither forward nor backward, whatever the way."""
-    monkeypatch.setattr(direct, 'SMALL', small)
+    monkeypatch.setattr(pearson, 'SMALL_NUMEL', small)
     student, teacher = logits((4, 9, 11, 13), torch.float32)
     student.requires_grad_()
     with NoReading():
