@@ -154,7 +154,7 @@ def main():
     part.write_text(text)
     try:
         model = build_model(str(part), 'model', resolve=False)[0]
-        model.compare_classes(data_classes_of(cfg))
+        model.distillation.compare_classes(model, data_classes_of(cfg))
         part.replace(out)
     finally:
         part.unlink(missing_ok=True)

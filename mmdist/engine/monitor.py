@@ -19,6 +19,8 @@ MARGIN = 0.1
 LARGEST_SCALE = math.log(30)
 # Gradients of half precision's logits would be 0 without a factor.
 SCALE = 2.**12
+# Iterations in which the teacher also sees red as blue.
+MOST_SWAPS = 3
 CAUSES = ("the teacher's mean, std or channel order are not those that it was "
           'trained with (data_preprocessor in model.teacher.config), its '
           "classes are others or in another order (model.teacher.class_map), "
@@ -60,12 +62,14 @@ class TeacherMonitor:
         self.iteration = 0
         self.judged = False
         self._resumed = False
-        # Instances of each class, those for which the teacher says no number,
-        # and those that the student knows, the teacher, and it if it saw red
-        # as blue.
+        # For each class the instances, those for which the teacher says no
+        # number, and those that student and teacher know; and where the
+        # teacher also saw red as blue: the instances, those that it knows, and
+        # those that it knows then.
         self._counts: Optional[Tensor] = None
         # Whether the class is told from a background, the last of the counts.
         self._one_class = False
+        self._swaps = 0
         self._scales: List[Tensor] = []
         self._last: Dict[str, Tensor] = {}
         self._unchanged: Dict[str, Tensor] = {}
@@ -113,7 +117,7 @@ class TeacherMonitor:
             terms (dict[str, Tensor]): Of distillation, by name.
             losses (dict[str, Any]): The student's own.
             swapped (Sequence[LogitPair]): As ``pairs``, of a teacher that
-                sees red as blue. Not needed when ``judged``.
+                sees red as blue; see :meth:`wants_swapped`.
 
         Raises:
             RuntimeError: If there is a reason to warn, and ``strict``.
@@ -132,15 +136,30 @@ class TeacherMonitor:
                                         == 0):
             self._look_at_gradients(logits, terms, losses)
 
+    def wants_swapped(self, images: Any, pairs: Sequence[Any]) -> bool:
+        """Whether the teacher is to be asked again, with red for blue.
+
+        Args:
+            images (Tensor | dict): The images of the batch.
+            pairs (Sequence[LogitPair]): The logits of the batch.
+        """
+        shape = getattr(images, 'shape', ())
+        if self.judged or self._swaps == MOST_SWAPS or shape[-3:-2] != (3, ):
+            return False
+        labels = [pair.truth() for pair in pairs if pair.num_answers]
+        return any(
+            bool((each >= 0).any()) for each in labels if each is not None)
+
     @torch.no_grad()
     def _count(self, pairs: Sequence[Any], swapped: Sequence[Any]) -> None:
+        self._swaps += bool(swapped)
         for i, pair in enumerate(pairs):
             self._one_class = pair.num_classes == 1
             labels = pair.truth() if pair.num_answers else None
             if labels is None:
                 continue
             counts = pair.student.new_zeros(
-                5, pair.num_answers, dtype=torch.float64)
+                7, pair.num_answers, dtype=torch.float64)
             known = (labels >= 0) & (labels < pair.num_answers)
             truth = labels[known]
             rows = [
@@ -155,7 +174,10 @@ class TeacherMonitor:
                 for r, threshold in zip(rows, (student, teacher, teacher))
             ]
             no_number = ~rows[1].isfinite().all(1)
-            facts = torch.ones_like(no_number), no_number, *right
+            every = torch.ones_like(no_number)
+            facts = [every, no_number, *right[:2]]
+            if swapped:
+                facts += [every, *right[1:]]
             for row, fact in zip(counts, facts):
                 row.index_add_(0, truth, fact.double())
             self._counts = counts if self._counts is None else (self._counts +
@@ -186,21 +208,18 @@ class TeacherMonitor:
                 'iterations had a labelled instance',
                 logger='current')
             return
-        present = counts[0] > 0
-        no_number, student, teacher, swapped = (
-            float((row[present] / counts[0][present]).mean())
-            for row in counts[1:])
-        chance = 1 / max(int(present.sum()), 2)
+        no_number, student, teacher = _shares(counts[1:4], counts[0])
+        present = int((counts[0] > 0).sum())
+        chance = 1 / max(present, 2)
         classes = ('one class and the background'
-                   if self._one_class else f'{int(present.sum())} classes')
+                   if self._one_class else f'{present} classes')
         print_log(
             f'On {number} labelled instances of {classes}, the teacher is '
             f'right about {teacher:.3f} and the student about {student:.3f} '
             f'in the mean over classes (chance: {chance:.3f})',
             logger='current')
         if not self._doubt_scale():  # which would explain the rest
-            self._doubt(student, teacher, no_number, chance, swapped,
-                        1.5 / number**0.5)
+            self._doubt(student, teacher, no_number, chance, counts[4:])
 
     def _doubt_scale(self) -> bool:
         if not self._scales:
@@ -218,23 +237,24 @@ class TeacherMonitor:
         return wrong
 
     def _doubt(self, student: float, teacher: float, no_number: float,
-               chance: float, swapped: float, luck: float) -> None:
+               chance: float, swaps: Tensor) -> None:
         """Warn of the first thing that is wrong."""
+        seen, swapped = _shares(swaps[1:], swaps[0])
+        luck = 1.5 / max(float(swaps[0].sum()), 1)**0.5
         if no_number:
             self._warn(
                 'The teacher predicts what is no number (inf or nan): '
                 'its weights are broken, or its dtype is too small; '
                 'check model.teacher.checkpoint and model.teacher.dtype')
         elif swapped > max(
-                _clearly_above(teacher), _clearly_above(chance),
-                teacher + luck):
+                _clearly_above(seen), _clearly_above(chance), seen + luck):
             # Wrong channels alone leave a teacher at chance; below it, names
             # are exchanged, or each class has the colour of another.
-            below = teacher < chance / 2
+            below = seen < chance / 2
             other = ('; if that is right, its classes are in another order '
                      '(model.teacher.class_map)' if below else '')
             self._warn(
-                f'The teacher is right about {teacher:.3f}, but about '
+                f'The teacher is right about {seen:.3f}, but about '
                 f'{swapped:.3f} if red and blue are exchanged: correct '
                 'bgr_to_rgb of data_preprocessor in model.teacher.config'
                 f'{other}')
@@ -314,6 +334,14 @@ def scale_of(norm: nn.Module, inputs: Tensor) -> Tensor:
     variance = inputs.float().transpose(0, 1).flatten(1).var(1)
     trained = norm.running_var.float()
     return ((variance + norm.eps) / (trained + norm.eps)).log().median()
+
+
+def _shares(rows: Tensor, totals: Tensor) -> List[float]:
+    """The share of each row in the totals, in the mean over classes."""
+    present = totals > 0
+    if not present.any():
+        return [0.] * len(rows)
+    return (rows[:, present] / totals[present]).mean(1).tolist()
 
 
 def _clearly_above(accuracy: float) -> float:

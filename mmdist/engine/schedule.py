@@ -60,12 +60,13 @@ class DistillScheduleHook(Hook):
     def before_train(self, runner: Runner) -> None:
         """Refuse a model that does not distil, or would learn nothing."""
         model = _unwrapped(runner)
-        if not hasattr(model, 'kd_scale'):
+        if not hasattr(model, 'distillation'):
             raise ValueError(
                 'DistillScheduleHook of custom_hooks is for '
                 'mmdist.DistillDetector and its like, but model is a '
                 f'{type(model).__name__}; take the hook out')
-        if model.alpha == 0 and (self.begin or self.end is not None):
+        if model.distillation.alpha == 0 and (self.begin
+                                              or self.end is not None):
             raise ValueError(
                 'model.alpha is 0, so nothing would teach classes while '
                 'DistillScheduleHook of custom_hooks has no distillation; '
@@ -78,12 +79,12 @@ class DistillScheduleHook(Hook):
                 'have; set its by_epoch=False and give iterations')
 
     def before_train_iter(self, runner: Runner, *args, **kwargs) -> None:
-        """Set the wrapper's factor."""
+        """Set the factor of all terms of distillation."""
         time = runner.iter
         if self.by_epoch:
             time /= len(runner.train_dataloader)
         scale = self.scale_at(time)
-        _unwrapped(runner).kd_scale = scale
+        _unwrapped(runner).distillation.scale = scale
         runner.message_hub.update_scalar('train/kd_scale', scale)
         self._say(runner, scale > 0)
 

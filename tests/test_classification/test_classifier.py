@@ -67,7 +67,7 @@ def test_the_student_learns_and_the_teacher_does_not(name, tmp_path):
     model = models()[name]
     wrapper = build_distiller(
         model, save_teacher(model, tmp_path), alpha=0.).train()
-    teacher = wrapper.teacher.model
+    teacher = wrapper.distillation.teacher.model
     before = copy.deepcopy(teacher.state_dict())
     inputs, samples = batch(
         wrapper, num=3, size=224 if name == 'conformer' else 32)
@@ -114,10 +114,10 @@ def test_a_model_that_is_its_own_head(teacher, tmp_path):
     timm = of_timm()
     saved = save_teacher(dict(timm=timm, resnet=resnet())[teacher], tmp_path)
     wrapper = build_distiller(timm, saved).train()
-    wrapper.monitor.judged = True
+    wrapper.distillation.monitor.judged = True
     if teacher == 'timm':
         calls = []
-        wrapper.teacher.model.model.layer1.register_forward_hook(
+        wrapper.distillation.teacher.model.model.layer1.register_forward_hook(
             lambda *_: calls.append(1))
     for seed in range(3):
         losses = wrapper.loss(*batch(wrapper, seed=seed))
@@ -185,7 +185,8 @@ def test_the_teacher_sees_its_own_normalisation(tmp_path):
     wrapper = build_distiller(resnet(), save_teacher(teacher, tmp_path)).eval()
     plain = build(teacher, 1).eval()
     inputs, samples = batch(wrapper)
-    answer = wrapper.teacher.batch(inputs, samples).forward_of('head')
+    answer = wrapper.distillation.teacher.batch(inputs,
+                                                samples).forward_of('head')
     expected, = outputs_of(plain, batch(plain)[0])
     torch.testing.assert_close(answer, expected, **CLOSE)
 
@@ -200,7 +201,7 @@ def test_both_see_mixed_pictures(tmp_path):
                                                     tmp_path)).train()
     inputs, samples = batch(wrapper)
     assert 'gt_score' in samples[0]
-    seen = wrapper.teacher.batch(inputs, samples).show(inputs)
+    seen = wrapper.distillation.teacher.batch(inputs, samples).show(inputs)
     assert torch.equal(seen, inputs)
     assert wrapper.loss(inputs, samples)['loss_kd_inter'].isfinite()
 

@@ -94,8 +94,8 @@ def test_builds_and_pairs(pair, method, tmp_path):
     cfg.model.data_preprocessor = cfg.data_preprocessor
     with DefaultScope.overwrite_default_scope('mmpretrain'):
         wrapper = MODELS.build(cfg.model)
-    pair, = wrapper.pairs(*batch(wrapper.student, num=2))
+    pair, = wrapper.kd_pairs(*batch(wrapper, num=2))
     assert pair.student_activation == pair.teacher_activation == 'softmax'
     number = cfg.data_preprocessor.num_classes
-    assert f'images x {number} (softmax)' in wrapper.tap.describe(
-        wrapper.student, wrapper.teacher.model)
+    assert f'images x {number} (softmax)' in wrapper.distillation.tap.describe(
+        wrapper, wrapper.distillation.teacher.model)

@@ -101,7 +101,8 @@ def test_builds(local_teacher, method):
     cfg.model.teacher.checkpoint = path
     model = build(cfg.model.to_dict())
     rows = dict(faster='RoIs x 81', retina='locations x 720')
-    tapped = model.tap.describe(model.student, model.teacher.model)
+    tapped = model.distillation.tap.describe(model,
+                                             model.distillation.teacher.model)
     assert tapped.startswith(rows[pair[:6]] + ' ')
     convs = [p.shape for n, p in model.named_parameters() if 'distiller' in n]
     mimic = [(256, 256, 1, 1), (256, )] * 5

@@ -123,7 +123,8 @@ def test_builds(pair, tmp_path):
         cfg.work_dir = str(tmp_path)
         with quick():
             model = Runner.from_cfg(cfg).model
-        tapped = model.tap.describe(model.student, model.teacher.model)
-        classes = model.student.num_classes
+        tapped = model.distillation.tap.describe(
+            model, model.distillation.teacher.model)
+        classes = model.num_classes
         assert tapped == TAPPED[pair.partition('_')[0]].format(classes)
     path.unlink()  # 350 MB

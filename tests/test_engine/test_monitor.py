@@ -243,7 +243,8 @@ def distil_column(trained_column, folder, change=None):
     for seed in range(10):
         data = binary(painted(1000 + seed))
         inputs, samples = prepared(wrapper, data)
-        wrapper.monitor.watch(wrapper.pairs(inputs, samples), [], {}, {})
+        wrapper.distillation.monitor.watch(
+            wrapper.kd_pairs(inputs, samples), [], {}, {})
 
 
 def test_a_good_teacher_of_one_column_is_praised(trained_column, tmp_path,

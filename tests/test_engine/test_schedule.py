@@ -65,7 +65,7 @@ def test_terms_are_scaled(teacher):
         detector('retina'), teacher, mimic_loss=MIMIC).train()
     data = prepared(wrapper, batch())
     whole = flat(wrapper.loss(*copy.deepcopy(data)))
-    wrapper.kd_scale = 0.25
+    wrapper.distillation.scale = 0.25
     part = flat(wrapper.loss(*copy.deepcopy(data)))
     assert whole.keys() == part.keys()
     for name, loss in whole.items():
@@ -77,12 +77,13 @@ def test_nothing_due_is_the_plain_student(teacher):
     """The teacher does not compute; what mimic trains has a gradient of 0."""
     wrapper = build_distiller(
         detector('retina'), teacher, mimic_loss=MIMIC).train()
-    wrapper.kd_scale = 0.
+    wrapper.distillation.scale = 0.
 
     def compute(*_):
         raise AssertionError('the teacher computes')
 
-    wrapper.teacher.model.backbone.register_forward_pre_hook(compute)
+    wrapper.distillation.teacher.model.backbone.register_forward_pre_hook(
+        compute)
     plain = build(detector('retina')).train()
     data = prepared(plain, batch())
     expected = flat(plain.loss(*copy.deepcopy(data)))

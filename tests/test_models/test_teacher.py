@@ -866,9 +866,10 @@ def test_a_teacher_of_full_precision_beside_an_autocast_student(saved):
     """Its convolutions return float32, the student's do not."""
     wrapper = build_distiller(
         detector('retina'), dict(saved, dtype='float32')).train()
-    wrapper.monitor.judged = True  # until then the teacher computes twice
+    # Until the teacher is judged, it computes twice.
+    wrapper.distillation.monitor.judged = True
     dtypes = []
-    for model in (wrapper.kd_teacher.model, wrapper.kd_student):
+    for model in (wrapper.distillation.teacher.model, wrapper):
         model.bbox_head.retina_cls.register_forward_hook(
             lambda _, inputs, output: dtypes.append(output.dtype))
     inputs, samples = prepared(wrapper, batch())

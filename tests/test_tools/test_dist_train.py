@@ -26,7 +26,7 @@ class NoteRank(Hook):
 
     def after_train(self, runner):
         wrapped = {id(p) for p in runner.model.parameters()}
-        teacher = runner.model.module.teacher.model
+        teacher = runner.model.module.distillation.teacher.model
         history = runner.message_hub.log_scalars
         torch.save(
             dict(

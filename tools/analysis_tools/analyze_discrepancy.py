@@ -97,8 +97,8 @@ def distiller_of(args: argparse.Namespace, cfg: Config, config: str,
                 distill_loss=dict(type='mmdist.DISTLoss', tau=args.tau),
                 tap=dict(align=args.align) if args.align else None,
                 data_preprocessor=cfg.get('data_preprocessor')))
-        wrapper.compare_classes(data_classes_of(cfg))
-    load_student(wrapper.student, args.checkpoint)
+        wrapper.distillation.compare_classes(wrapper, data_classes_of(cfg))
+    load_student(wrapper, args.checkpoint)
     return wrapper.to(args.device).eval()
 
 
@@ -117,7 +117,7 @@ def measure(args: argparse.Namespace, cfg: Config, config: str,
     for i, data in track(batches, Path(config).stem, total=number):
         hub.update_info('iter', i)
         data = wrapper.data_preprocessor(data, True)
-        for pair in wrapper.pairs(data['inputs'], data['data_samples']):
+        for pair in wrapper.kd_pairs(data['inputs'], data['data_samples']):
             found.update(pair)
     return found.summary()
 

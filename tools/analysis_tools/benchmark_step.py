@@ -81,7 +81,7 @@ class Pair:
                 self.teacher.loss(self.inputs, copy.deepcopy(self.samples))
             plain()
 
-        monitor = self.wrapper.monitor
+        monitor = self.wrapper.distillation.monitor
 
         def usual() -> None:
             # Of 500 steps all but one.

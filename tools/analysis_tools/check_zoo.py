@@ -194,20 +194,20 @@ class Check:
                 k: float(v)
                 for k, v in kd.items()
             },
-            tap=type(wrapper.tap).__name__,
-            pairs=wrapper.tap.describe(wrapper.kd_student,
-                                       wrapper.kd_teacher.model))
+            tap=type(wrapper.distillation.tap).__name__,
+            pairs=wrapper.distillation.tap.describe(
+                wrapper, wrapper.distillation.teacher.model))
 
     def gradient_is_right(self, wrapper: nn.Module, kd: Dict[str, Tensor],
                           weights: Dict[str, Tensor]) -> bool:
         """It reaches a weight of a tapped head; the teacher is untouched."""
         sum(kd.values()).backward()
         heads = [
-            wrapper.kd_student.get_submodule(p) for p in wrapper.tap.heads
+            wrapper.get_submodule(p) for p in wrapper.distillation.tap.heads
         ]
         reached = any(p.grad is not None and p.grad.abs().max() > 0
                       for head in heads for p in head.parameters())
-        teacher = wrapper.kd_teacher.model
+        teacher = wrapper.distillation.teacher.model
         state = teacher.state_dict()
         return (reached and all(p.grad is None for p in teacher.parameters())
                 and all(
@@ -249,23 +249,23 @@ def _kl(wrapper: nn.Module, batch: Dict[str, Any]) -> float:
     the teacher's one, which is the same as one of theirs.
     """
     recorded: List[Any] = []
-    ask = wrapper.kd_teacher.batch
+    ask = wrapper.distillation.teacher.batch
 
     def asked_from_seed(*args):  # LightHamHead draws numbers in eval mode
         batch = ask(*args)
         batch.computing = partial(_from_seed, batch.computing)
         return batch
 
-    with replaced(wrapper.kd_teacher, 'batch',
-                  asked_from_seed), watch_method(wrapper.tap, 'pairs',
-                                                 recorded,
+    with replaced(wrapper.distillation.teacher, 'batch',
+                  asked_from_seed), watch_method(wrapper.distillation.tap,
+                                                 'pairs', recorded,
                                                  lambda _, pairs: pairs):
         losses_of(wrapper, batch)
     divergences = defaultdict(list)
     for pair in recorded[0]:
-        terms = wrapper.distill_loss.terms(pair.student, pair.teacher,
-                                           pair.student_activation,
-                                           pair.teacher_activation)
+        terms = wrapper.distillation.loss.terms(pair.student, pair.teacher,
+                                                pair.student_activation,
+                                                pair.teacher_activation)
         divergences[pair.teacher.data_ptr()].append(float(terms['kl']))
     return max(min(values) for values in divergences.values())
 

@@ -18,8 +18,8 @@ class DistillClassifier(BaseDistiller):
     those of :class:`BaseDistiller`.
     """
 
-    @property
-    def model_classes(self) -> Tuple[Type[nn.Module], ...]:
+    @classmethod
+    def model_classes(cls) -> Tuple[Type[nn.Module], ...]:
         """``mmpretrain.models.BaseClassifier``."""
         import mmpretrain
         from mmpretrain.models.classifiers import BaseClassifier

@@ -18,8 +18,8 @@ class DistillDetector(BaseDistiller):
     :class:`BaseDistiller`.
     """
 
-    @property
-    def model_classes(self) -> Tuple[Type[nn.Module], ...]:
+    @classmethod
+    def model_classes(cls) -> Tuple[Type[nn.Module], ...]:
         """``mmdet.models.BaseDetector`` and the models of videos."""
         import mmdet
         from mmdet.models.detectors import BaseDetector

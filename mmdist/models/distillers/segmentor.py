@@ -18,8 +18,8 @@ class DistillSegmentor(BaseDistiller):
     the pixels that have no label.
     """
 
-    @property
-    def model_classes(self) -> Tuple[Type[nn.Module], ...]:
+    @classmethod
+    def model_classes(cls) -> Tuple[Type[nn.Module], ...]:
         """``mmseg.models.BaseSegmentor``."""
         import mmseg
         from mmseg.models.segmentors import BaseSegmentor

@@ -122,9 +122,16 @@ class Call:
     given: Optional[Dict[str, Any]] = None
 
 
+def _nothing(arguments: Dict[str, Any]) -> None:
+    """Do nothing before a call."""
+
+
 @contextmanager
-def watch_method(owner: Any, method: str, record: List[Any],
-                 read: Callable[[dict, Any], Any]) -> Iterator[None]:
+def watch_method(owner: Any,
+                 method: str,
+                 record: List[Any],
+                 read: Callable[[dict, Any], Any],
+                 before: Callable[[dict], None] = _nothing) -> Iterator[None]:
     """Record each call of a method of one object, then restore the object.
 
     Args:
@@ -133,6 +140,8 @@ def watch_method(owner: Any, method: str, record: List[Any],
         record (list): Gets ``read(arguments, result)`` appended a call, with
             the arguments by name.
         read (Callable): See ``record``.
+        before (Callable): Is called with the arguments by name before the
+            method is.
     """
     original = getattr(owner, method)
     signature = inspect.signature(original)
@@ -140,6 +149,7 @@ def watch_method(owner: Any, method: str, record: List[Any],
     @wraps(original)  # whoever watches it, too, reads its arguments
     def watched(*args, **kwargs):
         bound = signature.bind(*args, **kwargs)
+        before(dict(bound.arguments))
         result = original(*args, **kwargs)
         record.append(read(dict(bound.arguments), result))
         return result
@@ -161,13 +171,27 @@ class PictureLog:
         self._given: Dict[str, Dict[str, Any]] = {}
 
     @contextmanager
-    def watch(self, owner: nn.Module, entries: Dict[str, nn.Module]):
-        """Follow a model's ``extract_feat`` and the modules that take it."""
+    def watch(self, owner: nn.Module, entries: Dict[str, nn.Module],
+              see: Callable[[Any], None]) -> Iterator[None]:
+        """Follow a model's ``extract_feat`` and the modules that take it.
+
+        Args:
+            owner (nn.Module): The model.
+            entries (dict[str, nn.Module]): The modules, by paths of heads.
+            see (Callable): Gets the images before the model computes the
+                first features.
+        """
+
+        def before(arguments: Dict[str, Any]) -> None:
+            if not self._extracted:
+                see(_first(arguments))
+
         with ExitStack() as stack:
             stack.enter_context(
                 watch_method(
                     owner, 'extract_feat', self._extracted,
-                    lambda arguments, features: (_first(arguments), features)))
+                    lambda arguments, features: (_first(arguments), features),
+                    before))
             for path, entry in entries.items():
                 stack.enter_context(
                     watch_method(
@@ -235,8 +259,6 @@ class LogitTap(metaclass=ABCMeta):
         self.teacher_heads: List[str] = []
         # The teacher's class for each of the student's, where they differ.
         self.class_map: Optional[List[int]] = None
-        # Whether the student's heads saw the batch itself in the last step.
-        self._saw_inputs = False
 
     @classmethod
     def find(cls, model: nn.Module) -> List[str]:
@@ -268,11 +290,15 @@ class LogitTap(metaclass=ABCMeta):
         return path
 
     @contextmanager
-    def watch(self, student: nn.Module) -> Iterator[List[Call]]:
+    def watch(self,
+              student: nn.Module,
+              see: Callable[[Any], None] = _nothing) -> Iterator[List[Call]]:
         """Collect the loss calls of the student's heads.
 
         Args:
             student (nn.Module): The student, or a copy of it.
+            see (Callable): Gets the images before the student computes their
+                features.
 
         Yields:
             list[Call]: Filled while the student computes its loss.
@@ -289,7 +315,7 @@ class LogitTap(metaclass=ABCMeta):
                         if owner_of(student, path) == owner
                     }
                     stack.enter_context(
-                        log.watch(student.get_submodule(owner), entries))
+                        log.watch(student.get_submodule(owner), entries, see))
             for path in self.heads:
                 stack.enter_context(
                     watch_method(
@@ -329,6 +355,10 @@ class LogitTap(metaclass=ABCMeta):
                 "another kind answer for the student's boxes: model.tap="
                 "dict(align='boxes')")
         self.check_pairable(student, teacher)
+
+    def teacher_owner(self, teacher: nn.Module) -> str:
+        """Path of the model within the teacher that computes its features."""
+        return owner_of(teacher, self.teacher_heads[0]) or ''
 
     def _find_teacher(self, teacher: nn.Module) -> List[str]:
         return self.find(teacher)
@@ -373,45 +403,22 @@ class LogitTap(metaclass=ABCMeta):
         """Whether a head's class logits belong to boxes."""
         return False
 
-    def check_batch(self, calls: List[Call], inputs: Any) -> None:
-        """Make sure that a step's losses are of the step's pictures.
+    def check_batch(self, calls: List[Call], images: Any) -> None:
+        """Make sure that a step's losses are of the step's images.
 
         Args:
-            calls (list[Call]): What :meth:`watch` collected.
-            inputs (Any): What the student's ``loss`` was given.
+            calls (list[Call]): The calls that :meth:`watch` collected.
+            images (Any): The images that the teacher is asked about.
 
         Raises:
-            ValueError: If the student chose other pictures (semi-supervised
+            ValueError: If the student chose other images (semi-supervised
                 models), which the teacher's heads cannot be asked about.
         """
-        self._saw_inputs = all(c.images is inputs for c in calls)
-        self._check_pictures(calls, inputs)
-
-    def _check_pictures(self, calls: List[Call], inputs: Any) -> None:
-        if any(c.images is not None and c.images is not inputs for c in calls):
+        if any(c.images is not None and c.images is not images for c in calls):
             raise ValueError(
                 'model.student computes losses of several batches in a step, '
                 f'which cannot be distilled on {self.instances}; choose a '
                 'two-stage student, or the detector within')
-
-    def foresee(self, student: nn.Module, teacher: TeacherBatch,
-                inputs: Any) -> None:
-        """Ask the teacher what the last step says will be needed.
-
-        Before the student has run, its activations take no memory.
-
-        Args:
-            student (nn.Module): The student.
-            teacher (TeacherBatch): The batch, to ask the teacher about.
-            inputs (Any): What the student's ``loss`` will be given.
-        """
-        if self._saw_inputs:
-            owner = owner_of(teacher.model, self.teacher_heads[0])
-            teacher.features(inputs, owner or '')
-            self._ask_ahead(student, teacher)
-
-    def _ask_ahead(self, student: nn.Module, teacher: TeacherBatch) -> None:
-        """Ask for what does not depend on what the student will say."""
 
     def distilled_heads(self) -> List[str]:
         """Paths of the student's heads that learn from the teacher."""

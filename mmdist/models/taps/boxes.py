@@ -1,7 +1,7 @@
 """Teachers of another family: a row is a box, whoever predicted it."""
 from contextlib import AbstractContextManager
 from functools import partial
-from typing import List, Optional, Sequence, Type
+from typing import Any, List, Optional, Sequence, Type
 
 import torch
 from torch import Tensor, nn
@@ -47,9 +47,9 @@ class BoxTap(LogitTap):
         """The heads that the student's own tap reads."""
         return self.own.find(model)
 
-    def watch(self, student: nn.Module) -> AbstractContextManager:
-        """As the student's own tap."""
-        return self.own.watch(student)
+    def watch(self, student: nn.Module, *args: Any) -> AbstractContextManager:
+        """The calls that the student's own tap collects."""
+        return self.own.watch(student, *args)
 
     def is_classification_loss(self, name: str) -> bool:
         """As the student's own tap."""

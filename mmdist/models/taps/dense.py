@@ -168,10 +168,6 @@ class DenseTap(LogitTap):
             ]
         return pairs
 
-    def _ask_ahead(self, student: nn.Module, teacher: TeacherBatch) -> None:
-        for path, twin in zip(self.heads, self.teacher_heads):
-            self._outputs(teacher, twin, student.get_submodule(path))
-
     def _outputs(self, teacher: TeacherBatch, path: str,
                  head_s: nn.Module) -> Any:
         """What a head of the teacher returns where a student's stands."""

@@ -77,12 +77,6 @@ class ImageTap(LogitTap):
             logits_t = logits_t[:, self.class_map]
         return logits_t
 
-    def foresee(self, student: nn.Module, teacher: TeacherBatch,
-                inputs: Any) -> None:
-        """Ask for the teacher's logits, by features or of itself."""
-        if self._saw_inputs:
-            self._output(teacher)
-
     def _output(self, teacher: TeacherBatch) -> Any:
         """What the teacher's head returns for the batch."""
         return teacher.forward_of(self.teacher_heads[0])

@@ -132,9 +132,6 @@ class PixelTap(LogitTap):
         return self._head_pairs(call, head_s, output,
                                 teacher.model.get_submodule(path))
 
-    def _ask_ahead(self, student: nn.Module, teacher: TeacherBatch) -> None:
-        self._outputs(teacher)
-
     def _outputs(self, teacher: TeacherBatch) -> Dict[str, Any]:
         """What the heads of maps return; one forward, which is kept."""
         maps, _ = self._maps_and_points(teacher.model, self.teacher_heads)

@@ -93,8 +93,8 @@ class RoITap(LogitTap):
         """Always."""
         return True
 
-    def _check_pictures(self, calls: List[Call], inputs: Any) -> None:
-        # RoIs may be of any pictures whose features are known.
+    def check_batch(self, calls: List[Call], images: Any) -> None:
+        """RoIs may be of any images whose features are known."""
         if any(call.images is None for call in calls):
             raise ValueError(
                 'model.student does not compute its features by '

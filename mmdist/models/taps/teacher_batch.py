@@ -64,6 +64,10 @@ class TeacherBatch:
         renormalise (Callable, optional): Takes pictures, and their sizes
             without padding, to the teacher's normalisation.
         precision (Callable): A context in which the teacher computes.
+
+    Attributes:
+        images (Tensor | dict): The images of the batch, as the student sees
+            them.
     """
 
     def __init__(self,
@@ -73,7 +77,7 @@ class TeacherBatch:
                  renormalise: Callable = lambda images, shapes: images,
                  precision: Callable = nullcontext):
         self.model = model
-        self._inputs, self._samples = inputs, samples
+        self.images, self._samples = inputs, samples
         self._renormalise = renormalise
         self._precision = precision
         # By identity; the pictures are kept, so that no other takes the id.
@@ -81,6 +85,20 @@ class TeacherBatch:
         self._extracted: Dict[Any, Sequence[Any]] = {}
         self._outputs: Dict[bool, Dict[str, Any]] = {}
         self._answers: Dict[str, Any] = {}
+
+    def see(self, images: Any, owner: str) -> None:
+        """Compute the features of the images that the student sees.
+
+        A student may change its batch before it computes features (noise,
+        another memory format); the teacher sees the changed one.
+
+        Args:
+            images (Tensor): ``(N, C, H, W)``.
+            owner (str): Path of the model whose ``extract_feat`` is asked.
+        """
+        if getattr(self.images, 'shape', ()) == images.shape:
+            self.images = images
+        self.features(images, owner)
 
     def show(self, images: Any) -> Any:
         """Pictures of the student's in the teacher's normalisation."""
@@ -115,7 +133,7 @@ class TeacherBatch:
 
     def all_features(self) -> Any:
         """The features of the whole batch."""
-        return self.features(self._inputs)
+        return self.features(self.images)
 
     def forward_of(self, path: str) -> Any:
         """What a head returns for the features of the batch as they are.
@@ -126,9 +144,9 @@ class TeacherBatch:
         """
         if path not in self._answers:
             given = (
-                self.features(self._inputs,
+                self.features(self.images,
                               owner_of(self.model, path) or '')
-                if path else self.show(self._inputs))
+                if path else self.show(self.images))
             with self.computing():
                 self._answers[path] = self.model.get_submodule(path)(given)
         return self._answers[path]
@@ -187,7 +205,7 @@ class TeacherBatch:
                                 head, 'loss',
                                 self._answer(path, head, waiting,
                                              as_in_training, around)))
-                self._until_answered(self.model.loss, self.show(self._inputs),
+                self._until_answered(self.model.loss, self.show(self.images),
                                      _copies(self._samples))
         if waiting:
             raise RuntimeError(
@@ -256,14 +274,14 @@ class TeacherBatch:
 
         owner = self.model.get_submodule(owner_of(self.model, path) or '')
         with replaced(module, method, note), self._keeping_features([path]):
-            self._until_answered(owner.predict, self.show(self._inputs),
+            self._until_answered(owner.predict, self.show(self.images),
                                  self.samples)
         return results[-1]
 
     def picture_sizes(self) -> Tensor:
         """``(w, h, w, h)`` of each picture without its padding, ``(N, 4)``."""
         shapes = [sample.metainfo['img_shape'] for sample in self._samples]
-        return self._inputs.new_tensor([[w, h, w, h] for h, w, *_ in shapes])
+        return self.images.new_tensor([[w, h, w, h] for h, w, *_ in shapes])
 
     @property
     def samples(self) -> Any:

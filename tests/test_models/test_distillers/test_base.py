@@ -1,6 +1,7 @@
 """The wrapper is the student, but for what distillation adds."""
 import copy
 import os.path as osp
+import pickle
 import random
 
 import numpy as np
@@ -8,8 +9,11 @@ import pytest
 import torch
 from mmdet.models import RetinaNet
 from mmengine.config import Config
+from mmengine.optim import OptimWrapper
 
+from mmdist.models.distillers import BaseDistiller, DistillDetector
 from mmdist.models.taps.probe import PROBE_SIZES
+from mmdist.registry import MODELS
 from tests.helpers import (DENSE, NUM_CLASSES, TWO_STAGE, ZOO, assert_same,
                            batch, build, build_distiller, detector,
                            distiller_cfg, flat, gradients, prepared,
@@ -108,7 +112,7 @@ def test_random_states_are_those_of_the_plain_student(make, options):
     stepped = states()
     random.seed(0)
     np.random.seed(0)
-    teacher_cfg = make('faster').teacher.checkpoint
+    teacher_cfg = make('faster').distillation.teacher.checkpoint
     random.seed(0)
     np.random.seed(0)
     wrapper = build_distiller(
@@ -130,18 +134,15 @@ def test_names_are_the_students(make, name):
 
 
 def modules_of(model):
-    """Modes by name; the loss on logits is a module without weights."""
-    return {
-        name: module.training
-        for name, module in model.named_modules() if name != 'distill_loss'
-    }
+    """Modes by name."""
+    return {name: module.training for name, module in model.named_modules()}
 
 
 def test_weights_are_loaded_both_ways(make):
     """strict=True from the plain student and back."""
     plain, wrapper = build(detector('retina'), seed=8), make('retina')
     wrapper.load_state_dict(plain.state_dict(), strict=True)
-    assert_same(wrapper.student.state_dict(), plain.state_dict())
+    assert_same(wrapper.state_dict(), plain.state_dict())
     other = build(detector('retina'), seed=9)
     other.load_state_dict(wrapper.state_dict(), strict=True)
     assert_same(other.state_dict(), plain.state_dict())
@@ -240,13 +241,14 @@ def test_a_student_teaches_another(make, tmp_path):
     torch.save(dict(state_dict=first.state_dict()), checkpoint)
     wrapper = build_distiller(
         detector('retina'), dict(config=path, checkpoint=checkpoint))
-    assert_same(wrapper.teacher.model.state_dict(), first.state_dict())
+    assert_same(wrapper.distillation.teacher.model.state_dict(),
+                first.state_dict())
 
 
 def test_teacher_is_in_no_module_tree(make):
     """Not in modules, parameters, buffers or the state dict."""
     wrapper = make('retina')
-    teacher = wrapper.teacher.model
+    teacher = wrapper.distillation.teacher.model
     inside = {id(m) for m in wrapper.modules()}
     assert not inside & {id(m) for m in teacher.modules()}
     tensors = {id(p) for p in (*wrapper.parameters(), *wrapper.buffers())}
@@ -259,7 +261,7 @@ def test_teacher_is_in_no_module_tree(make):
 def test_a_step_leaves_the_teacher_as_it_was(make):
     """No mode, gradient, weight or buffer of the teacher changes."""
     wrapper = make('yolox').train()  # batch norms everywhere
-    teacher = wrapper.teacher.model
+    teacher = wrapper.distillation.teacher.model
     before = copy.deepcopy(teacher.state_dict())
     losses_of(wrapper, 'yolox')
     assert not any(m.training for m in teacher.modules())
@@ -269,16 +271,16 @@ def test_a_step_leaves_the_teacher_as_it_was(make):
 
 
 def test_a_deep_copy_is_a_model_of_its_own_with_the_same_teacher(make):
-    """EMA's copy: other weights, the tables still the copy's student."""
+    """EMA's copy: of the same class, with other weights."""
     wrapper = make('retina', mimic_loss=MIMIC)
     twin = copy.deepcopy(wrapper)
-    assert twin.teacher is wrapper.teacher
-    assert twin.student is not wrapper.student
-    assert twin._modules is twin.student._modules
+    assert twin.distillation.teacher is wrapper.distillation.teacher
+    assert type(twin) is type(wrapper)
+    assert twin.distillation is not wrapper.distillation
     with torch.no_grad():
         for p in twin.parameters():
             p.zero_()
-    assert all(p.abs().sum() == 0 for p in twin.student.parameters())
+    assert all(p.abs().sum() == 0 for p in twin.parameters())
     assert wrapper.bbox_head.retina_cls.weight.abs().sum() > 0
     losses, grads = losses_of(twin, 'retina')
     assert 'loss_kd_inter' in losses
@@ -296,7 +298,6 @@ def test_modes_are_the_students(make, tmp_path, mode, norm_eval):
     wrapper = build_distiller(model, teacher_cfg)
     wrapper = wrapper.train() if mode else wrapper.eval()
     assert modules_of(wrapper) == modules_of(plain)
-    assert wrapper.student.training is mode
     frozen = [{n
                for n, p in model.named_parameters() if not p.requires_grad}
               for model in (wrapper, plain)]
@@ -306,7 +307,7 @@ def test_modes_are_the_students(make, tmp_path, mode, norm_eval):
 def test_to_moves_student_and_preprocessor(make):
     """The runner's ``model.to(device)`` reaches what the plain one does."""
     wrapper = make('retina', mimic_loss=MIMIC).to('meta')
-    assert {p.device.type for p in wrapper.student.parameters()} == {'meta'}
+    assert {p.device.type for p in wrapper.parameters()} == {'meta'}
     assert wrapper.data_preprocessor.device.type == 'meta'
 
 
@@ -314,7 +315,7 @@ def test_attributes_are_the_students(make):
     """Hooks and tools find what they know from a detector."""
     wrapper = make('faster')
     assert wrapper.with_rpn and wrapper.with_roi_head and wrapper.with_neck
-    assert wrapper.test_cfg is wrapper.student.test_cfg
+    assert wrapper.test_cfg == build(detector('faster')).test_cfg
     with pytest.raises(AttributeError, match='no_such_thing'):
         wrapper.no_such_thing
 
@@ -342,7 +343,7 @@ def test_alpha_needs_something_to_scale(make):
 def test_a_student_that_goes_round_the_watched_call_is_refused(make):
     """Training it would distil nothing."""
     wrapper = make('retina')
-    head = wrapper.student.bbox_head
+    head = wrapper.bbox_head
     head.loss = lambda x, samples: dict(loss_cls=head(x)[0][0].sum())
     with pytest.raises(
             ValueError,
@@ -382,10 +383,7 @@ def test_kl_by_hand(make, name):
     wrapper = make(name, distill_loss=dict(type='mmdist.KDLoss', tau=2.))
     inputs, samples = prepared(wrapper, batch(name))
     torch.manual_seed(0)
-    with wrapper.tap.watch(wrapper.student) as calls:
-        wrapper.student.loss(inputs, copy.deepcopy(samples))
-    pairs = wrapper.tap.pairs(calls, wrapper.student,
-                              wrapper.teacher.batch(inputs, samples))
+    pairs = wrapper.kd_pairs(inputs, copy.deepcopy(samples))
     expected = sum(_kl(p, name == 'retina') for p in pairs)
     torch.manual_seed(0)
     losses = wrapper.loss(inputs, samples)
@@ -436,7 +434,7 @@ def test_mimic_leaves_the_modes_alone(make):
     ours = modules_of(wrapper)
     assert modules_of(plain).items() <= ours.items()
     assert_same(dict(wrapper.named_buffers()), dict(plain.named_buffers()))
-    assert not wrapper.teacher.model.training
+    assert not wrapper.distillation.teacher.model.training
 
 
 def test_mimic_trains_its_convs_and_nothing_of_the_teacher(make):
@@ -514,8 +512,8 @@ def test_the_start_up_line_says_what_is_paired(make, caplog, monkeypatch):
                         lambda text, **_: lines.append(text))
     wrapper = make('retina')
     assert len(lines) == 1 and '\n' not in lines[0]
-    for part in ('RetinaNet', wrapper.teacher.checkpoint, 'DenseTap',
-                 f'locations x {9 * NUM_CLASSES} (sigmoid)',
+    for part in ('RetinaNet', wrapper.distillation.teacher.checkpoint,
+                 'DenseTap', f'locations x {9 * NUM_CLASSES} (sigmoid)',
                  '8, 16, 32, 64, 128'):
         assert part in lines[0]
     make('cascade')
@@ -571,22 +569,146 @@ def test_a_picture_without_boxes_trains(make):
 
 
 @pytest.mark.parametrize('name', ['faster', 'retina', 'mask'])
-def test_the_teacher_goes_first_once_it_is_known_what_it_is_asked(make, name):
-    """Its activations are gone before the student's are there; nothing else
-    changes."""
-    first, later = make(name).train(), make(name).train()
-    losses_of(later, name)
-    later.monitor.judged = True  # until then it goes twice
+def test_the_teacher_computes_features_before_the_student(make, name):
+    """Its activations are gone before the student's are there. In the first
+    steps it is asked three times more, with red for blue."""
+    wrapper = make(name).train()
     order = []
-    for who, model in (('teacher', later.kd_teacher.model),
-                       ('student', later.kd_student)):
+    for who, model in (('teacher', wrapper.distillation.teacher.model),
+                       ('student', wrapper)):
         model.backbone.register_forward_hook(
             lambda *_, who=who: order.append(who))
-    for model in (first, later):  # batch norms saw a batch more
-        model.load_state_dict(make(name).state_dict())
-        model.zero_grad()
-    losses, grads = losses_of(later, name)
-    assert order == ['teacher', 'student']
-    expected, expected_grads = losses_of(first, name)
+    for _ in range(12):
+        order.append('step')
+        losses_of(wrapper, name)
+    steps = ' '.join(order).split('step ')[1:]
+    steps = [step.split() for step in steps]
+    assert steps[:3] == [['teacher', 'student', 'teacher']] * 3
+    assert steps[3:] == [['teacher', 'student']] * 9
+
+
+def test_a_step_does_not_depend_on_those_before(make):
+    """The first and a later one have the same losses and gradients."""
+    first, later = make('retina').train(), make('retina').train()
+    for _ in range(2):
+        losses_of(later, 'retina')
+    later.load_state_dict(make('retina').state_dict())  # batch norms counted
+    later.zero_grad()
+    losses, grads = losses_of(later, 'retina')
+    expected, expected_grads = losses_of(first, 'retina')
     assert_same(flat(losses), flat(expected))
     assert_same(grads, expected_grads)
+
+
+# The model is the student
+
+
+def test_the_model_is_the_student(make):
+    """In the eyes of hooks and tools, and a wrapper's in those of ours."""
+    wrapper, plain = make('faster'), build(detector('faster'))
+    assert isinstance(wrapper, type(plain))
+    assert isinstance(wrapper, DistillDetector)
+    assert isinstance(wrapper, BaseDistiller)
+    assert type(wrapper) is type(make('faster'))
+    assert list(wrapper.state_dict()) == list(plain.state_dict())
+    assert [name for name, _ in wrapper.named_modules()
+            ] == [name for name, _ in plain.named_modules()]
+    assert [name for name, _ in wrapper.named_parameters()
+            ] == [name for name, _ in plain.named_parameters()]
+
+
+def test_a_subclass_of_the_wrapper(tmp_path):
+    """A user's own, with a loss of its own on top."""
+
+    class Doubled(DistillDetector):
+
+        def loss(self, inputs, data_samples):
+            losses = super().loss(inputs, data_samples)
+            return dict(losses, loss_mine=2 * losses['loss_kd_inter'])
+
+    MODELS.register_module(module=Doubled, name='Doubled', force=True)
+    cfg = distiller_cfg(
+        detector('retina'), save_teacher(detector('retina'), tmp_path))
+    wrapper = build(dict(cfg, type='mmdist.Doubled'))
+    losses = losses_of(wrapper, 'retina')[0]
+    assert isinstance(wrapper, Doubled)
+    assert losses['loss_mine'] == 2 * losses['loss_kd_inter']
+    assert isinstance(copy.deepcopy(wrapper), Doubled)
+
+
+class Careful(RetinaNet):
+    """A student that does much in its own way."""
+
+    def train_step(self, data, optim_wrapper):
+        self.stepped = True
+        return super().train_step(data, optim_wrapper)
+
+    def parse_losses(self, losses):
+        total, log = super().parse_losses(losses)
+        return total, dict(log, parsed=torch.ones(()))
+
+    def forward(self, inputs, data_samples=None, mode='tensor'):
+        self.modes = [*getattr(self, 'modes', []), mode]
+        return super().forward(inputs, data_samples, mode)
+
+    def loss(self, inputs, data_samples):
+        noise = torch.linspace(0, 1, inputs.numel()).view_as(inputs)
+        self.seen = (inputs + noise).to(memory_format=torch.channels_last)
+        return super().loss(self.seen, data_samples)
+
+
+def test_what_a_student_does_in_its_own_way_is_honoured(tmp_path):
+    """Its own train_step, parse_losses, forward, and loss with changed
+    inputs, which the teacher sees, too."""
+    model = dict(detector('retina'), type=Careful)
+    wrapper = build_distiller(model,
+                              save_teacher(detector('retina'), tmp_path))
+    seen = []
+    wrapper.distillation.teacher.model.backbone.register_forward_pre_hook(
+        lambda _, inputs: seen.append(inputs[0]))
+    optimizer = OptimWrapper(torch.optim.SGD(wrapper.parameters(), lr=0.01))
+    log = wrapper.train().train_step(batch('retina'), optimizer)
+    assert wrapper.stepped and wrapper.modes == ['loss']
+    assert log['parsed'] == 1 and log['loss_kd_inter'] > 0
+    assert torch.equal(seen[0], wrapper.seen)
+    teacher = wrapper.distillation.teacher.model
+    pair = wrapper.kd_pairs(*prepared(wrapper, batch('retina')))[0]
+    expected = teacher(wrapper.seen)[0][0]
+    assert torch.equal(pair.teacher, expected)
+
+
+def test_a_pickle_is_the_same_model(make):
+    """With its teacher, in another process, too."""
+    wrapper = make('retina', mimic_loss=MIMIC)
+    twin = pickle.loads(pickle.dumps(wrapper))
+    assert type(twin) is type(wrapper)
+    assert_same(twin.state_dict(), wrapper.state_dict())
+    ours, theirs = (losses_of(model, 'retina') for model in (wrapper, twin))
+    assert_same(flat(ours[0]), flat(theirs[0]))
+
+
+@pytest.mark.parametrize(
+    'name',
+    ['kd_scale', 'kd_teacher', 'teacher', 'student', 'tap', 'alpha', 'pairs'])
+def test_names_of_before_are_deprecated(make, name):
+    """They work, with a warning of the new name."""
+    wrapper = make('retina', alpha=0.5)
+    with pytest.warns(FutureWarning, match=f'model.{name} is deprecated'):
+        value = getattr(wrapper, name)
+    distillation = wrapper.distillation
+    assert value == dict(
+        kd_scale=1,
+        kd_teacher=distillation.teacher,
+        teacher=distillation.teacher,
+        student=wrapper,
+        tap=distillation.tap,
+        alpha=0.5,
+        pairs=wrapper.kd_pairs)[name]
+
+
+def test_the_scale_can_be_set_by_its_name_of_before(make):
+    """A hook of the user's own may do so."""
+    wrapper = make('retina')
+    with pytest.warns(FutureWarning, match='model.distillation.scale'):
+        wrapper.kd_scale = 0.5
+    assert wrapper.distillation.scale == 0.5

@@ -66,6 +66,22 @@ def test_resume_equals_the_uninterrupted_run(data, retina, tmp_path, mimic):
     assert set(extra) <= set(moved) and len(moved) > 50
 
 
+def test_compile_trains_as_without(data, retina, tmp_path):
+    """MMEngine compiles train_step; the losses within run as they are."""
+    train(copy.deepcopy(retina), data, tmp_path / 'plain', epochs=1)
+    train(
+        retina,
+        data,
+        tmp_path / 'compiled',
+        epochs=1,
+        compile=dict(backend='eager'))
+    states = [
+        checkpoint(tmp_path / name, 1)['state_dict']
+        for name in ('plain', 'compiled')
+    ]
+    assert_same(*states)
+
+
 @pytest.mark.parametrize('before, after', [(MIMIC, None), (None, MIMIC)])
 def test_resume_needs_the_projections_of_before(data, retina, tmp_path, before,
                                                 after):
@@ -217,7 +233,7 @@ def test_ema_shares_the_teacher(data, retina, tmp_path):
         custom_hooks=[dict(type='EMAHook', momentum=0.5)])
     hook = next(h for h in runner.hooks if type(h).__name__ == 'EMAHook')
     averaged = hook.ema_model.module
-    assert averaged.teacher is runner.model.teacher
+    assert averaged.distillation.teacher is runner.model.distillation.teacher
     content = checkpoint(tmp_path, 2)
     # MMEngine writes the average as the state dict and swaps the other.
     names = [n for n in content['state_dict'] if 'distiller' not in n]
@@ -395,7 +411,9 @@ def test_a_map_of_labels_needs_no_names(data, tmp_path):
         meta=dict(dataset_meta=dict(classes=CLASSES[::-1])))
     runner = train_with_classes(
         data, tmp_path, CLASSES[::-1], class_map=[0, 1, 2], **teacher)
-    assert runner.iter == 3 and runner.model.tap.class_map == [0, 1, 2]
+    assert runner.iter == 3 and runner.model.distillation.tap.class_map == [
+        0, 1, 2
+    ]
 
 
 @pytest.mark.parametrize('listed_t, listed_s', [
@@ -411,7 +429,8 @@ def test_labels_are_those_of_the_data(data, tmp_path, listed_t, listed_s,
     teacher = teacher_trained_on(data, tmp_path, listed_t)
     runner = train_with_classes(
         data, tmp_path, listed_s, class_map=class_map, **teacher)
-    assert runner.iter == 3 and runner.model.tap.class_map == expected
+    assert runner.iter == 3
+    assert runner.model.distillation.tap.class_map == expected
 
 
 def test_a_teacher_of_another_file_is_mapped_by_its_labels(data, tmp_path):
@@ -423,7 +442,7 @@ def test_a_teacher_of_another_file_is_mapped_by_its_labels(data, tmp_path):
         train_with_classes(data, tmp_path, CLASSES, **teacher)
     runner = train_with_classes(
         data, tmp_path, CLASSES, class_map='names', **teacher)
-    assert runner.model.tap.class_map == [2, 1, 0]
+    assert runner.model.distillation.tap.class_map == [2, 1, 0]
 
 
 def test_the_teachers_class_names_are_accepted(data, tmp_path):
@@ -451,7 +470,7 @@ def test_a_teacher_of_more_classes_teaches_some_by_name(data, tmp_path, name):
     model = distiller_cfg(detector(name), dict(teacher, class_map='names'))
     runner = train(model, data, tmp_path / 'run', epochs=1)
     assert runner.iter == 3
-    assert runner.model.tap.class_map == [2, 4, 0]
+    assert runner.model.distillation.tap.class_map == [2, 4, 0]
 
 
 def test_names_that_the_teacher_lacks_are_refused(data, tmp_path):

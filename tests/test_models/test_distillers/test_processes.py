@@ -169,7 +169,7 @@ def frozen(model):
 
 def precise(model):
     """In float64, too."""
-    model.kd_teacher.model.double()
+    model.distillation.teacher.model.double()
     return frozen(model).double()
 
 
@@ -456,7 +456,7 @@ class Accident(Hook):
             return
         if self.kind == 'kill':
             os.kill(os.getpid(), signal.SIGKILL)
-        runner.model.module.distill_loss.terms = self.fail
+        runner.model.module.distillation.loss.terms = self.fail
 
     def fail(self, *_):
         raise ValueError('{SENTENCE}')

@@ -8,7 +8,7 @@ from mmengine.config import Config
 from mmseg.models.decode_heads import PSPHead
 from torch.autograd.graph import saved_tensors_hooks
 
-from mmdist.models.distillers import DistillSegmentor
+from mmdist.models.distillers import BaseDistiller, DistillSegmentor
 from tests.helpers import (assert_same, checkpoint, detector, flat, gradients,
                            pearson_dist)
 from tests.helpers import save_teacher as save_detector
@@ -199,7 +199,7 @@ def test_the_preprocessor_at_the_configs_top_level(pspnet, data, tmp_path,
     mean = model.data_preprocessor.mean.flatten().tolist()
     assert mean == pytest.approx(own['mean'] if named else [1, 2, 3])
     # The teacher's own statistics stay.
-    teacher = model.teacher.model.data_preprocessor
+    teacher = model.distillation.teacher.model.data_preprocessor
     assert teacher.mean.flatten().tolist() == pytest.approx(own['mean'])
 
 
@@ -233,7 +233,7 @@ def test_a_step_keeps_the_logits_and_nothing_of_their_size(make, loss, dtype):
     student = torch.randn(2, 150, 32, 32, dtype=dtype, requires_grad=True)
     teacher = torch.randn(2, 150, 32, 32, dtype=dtype)
     kept, terms = bytes_kept(
-        lambda: wrapper.distill_loss.terms(student, teacher),
+        lambda: wrapper.distillation.loss.terms(student, teacher),
         known=(student, teacher))
     assert kept < student.nbytes / 10
     sum(terms.values()).backward()
@@ -265,35 +265,30 @@ def test_a_whole_step_keeps_three_times_the_logits(tmp_path, names, heads):
 
 
 @pytest.mark.parametrize('name', ['pspnet', 'pointrend'])
-def test_the_teacher_goes_first_once_it_is_known_what_it_is_asked(make, name):
-    """Its heads, too; the numbers are those of a wrapper's first step."""
-    first, later = make(name).train(), make(name).train()
-    losses_of(later)
-    later.monitor.judged = True  # until then it goes twice
+def test_the_order_of_a_step(make, name):
+    """The teacher's features, the student's, and then the teacher's heads."""
+    wrapper = make(name).train()
+    wrapper.distillation.monitor.judged = True  # until then it goes twice
     order = []
-    for who, model in (('teacher', later.kd_teacher.model),
-                       ('student', later.kd_student)):
+    for who, model in (('teacher', wrapper.distillation.teacher.model),
+                       ('student', wrapper)):
         heads = [m for m in model.modules() if hasattr(m, 'loss_by_feat')]
-        for module in (model.backbone, heads[0]):
-            module.register_forward_hook(lambda *_, who=who: order.append(who))
-    for model in (first, later):  # batch norms saw a batch more
-        model.load_state_dict(make(name).state_dict())
-        model.zero_grad()
-    losses, grads = losses_of(later)
+        for module, what in ((model.backbone, 'features'), (heads[0], 'head')):
+            module.register_forward_hook(
+                lambda *_, what=f'{who} {what}': order.append(what))
+    losses_of(wrapper)
     # MMSegmentation calls the student's head by its method, without hooks.
-    assert order == ['teacher', 'teacher', 'student']
-    expected, expected_grads = losses_of(first)
-    assert_same(flat(losses), flat(expected))
-    assert_same(grads, expected_grads)
+    assert order == ['teacher features', 'student features', 'teacher head']
 
 
 def test_nothing_is_resized_to_the_picture(make, monkeypatch):
     """The wrapper's own work stays at the size of the heads' logits."""
     wrapper = make('pspnet', 'segformer').train()
     inputs, samples = prepared(wrapper, batch())
-    with wrapper.tap.watch(wrapper.student) as calls:
-        wrapper.student.loss(inputs, samples)
-    teacher = wrapper.teacher.batch(inputs, samples)
+    tap, teacher = wrapper.distillation.tap, wrapper.distillation.teacher
+    with tap.watch(wrapper) as calls:
+        super(BaseDistiller, wrapper).loss(inputs, samples)
+    batch_t = teacher.batch(inputs, samples)
     sizes = []
     resize = torch.nn.functional.interpolate
 
@@ -302,7 +297,7 @@ def test_nothing_is_resized_to_the_picture(make, monkeypatch):
         return resize(*args, **kwargs)
 
     monkeypatch.setattr('torch.nn.functional.interpolate', watched)
-    pairs = wrapper.tap.pairs(calls, wrapper.student, teacher)
+    pairs = tap.pairs(calls, wrapper, batch_t)
     # The teacher's own head resizes its levels to 16, the tap to 8.
     assert sizes and max(sizes) == 16 < inputs.shape[-1]
     assert pairs[0].teacher.shape[-1] == 8
@@ -352,7 +347,8 @@ def test_ema_shares_the_teacher(data, pspnet, tmp_path):
         tmp_path,
         custom_hooks=[dict(type='EMAHook', momentum=0.5)])
     hook = next(h for h in runner.hooks if type(h).__name__ == 'EMAHook')
-    assert hook.ema_model.module.teacher is runner.model.teacher
+    averaged = hook.ema_model.module
+    assert averaged.distillation.teacher is runner.model.distillation.teacher
     names = list(checkpoint(tmp_path, 2)['state_dict'])
     assert names == list(build(segmentor('pspnet')).state_dict())
 
@@ -525,6 +521,6 @@ def test_synchronised_batch_norms_train_on_one_cpu(data, tmp_path):
     runner = train(pair, data, tmp_path / 'run', epochs=1)
     assert runner.iter == 3
     norms = {type(m).__name__ for m in runner.model.modules()}
-    teacher = {type(m).__name__ for m in runner.model.teacher.model.modules()}
+    taught_by = runner.model.distillation.teacher.model
+    teacher = {type(m).__name__ for m in taught_by.modules()}
     assert 'SyncBatchNorm' in teacher - norms
-    assert runner.model.student.backbone is runner.model.backbone

@@ -169,7 +169,7 @@ def test_asking_changes_nothing_of_the_student(tmp_path):
         assert torch.equal(total({name: loss}), total({name: losses[1][name]}))
     for name, value in plain.state_dict().items():
         assert torch.equal(wrapper.state_dict()[name], value), name
-    assert all(module.training for module in wrapper.student.modules())
+    assert all(module.training for module in wrapper.modules())
     assert float(losses[1]['loss_kd_inter']) > 0
 
 

@@ -16,7 +16,7 @@ def pairs_of(name, tmp_path, **options):
     wrapper = build_distiller(model, save_teacher(model, tmp_path), **options)
     wrapper.train()
     seen = []
-    wrapper.monitor.watch = lambda pairs, *_: seen.extend(pairs)
+    wrapper.distillation.monitor.watch = lambda pairs, *_: seen.extend(pairs)
     inputs, samples = prepared(wrapper, batch(name))
     wrapper.loss(inputs, samples)
     return seen, objects_of(samples)
@@ -162,7 +162,7 @@ def one_class_pairs(name, folder, **options):
     data = batch(name)
     for sample in data['data_samples']:
         sample.gt_instances.labels.zero_()
-    return wrapper.pairs(*prepared(wrapper, data))
+    return wrapper.kd_pairs(*prepared(wrapper, data))
 
 
 @pytest.mark.parametrize(

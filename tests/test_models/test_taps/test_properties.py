@@ -82,7 +82,7 @@ def state(model):
 def check(kind, loss, data):
     """Everything is a number, also backward, and the teacher is the same."""
     wrapper = wrapper_of(kind, loss)
-    teacher = wrapper.kd_teacher.model
+    teacher = wrapper.distillation.teacher.model
     before = state(teacher)
     wrapper.zero_grad()
     zoo = segmentors if kind == 'pspnet' else helpers

@@ -31,9 +31,10 @@ def test_a_step_does_not_run_them(tmp_path):
     """Counted in the teacher, whose class branch does run."""
     model = detector('retina')
     wrapper = build_distiller(model, save_teacher(model, tmp_path)).train()
-    wrapper.monitor.judged = True  # until then they would run twice
+    # Until the teacher is judged, they would run twice.
+    wrapper.distillation.monitor.judged = True
     ran = []
-    head = wrapper.kd_teacher.model.bbox_head
+    head = wrapper.distillation.teacher.model.bbox_head
 
     def note(path, output):
         if output.any():  # zeros stand for what is not computed
