@@ -10,7 +10,8 @@ from mmdist.engine import TeacherMonitor
 from mmdist.engine.monitor import classes_of, gradient_norm
 from mmdist.models.taps.base import LogitPair
 from tests.segmentors import (IGNORED, NUM_CLASSES, batch, binary, build,
-                              build_distiller, one_column, prepared, segmentor)
+                              build_distiller, one_column, prepared,
+                              save_teacher, segmentor)
 
 # BGR; red and blue exchanged, each is the colour of another class.
 COLOURS = torch.tensor([[210, 120, 40], [40, 120, 210], [220, 30, 120],
@@ -192,6 +193,24 @@ def test_a_term_of_weight_0_is_meant(trained, tmp_path, log, weights):
         strict_teacher=True,
         distill_loss=dict(type='mmdist.DISTLoss', **weights))
     assert not warnings_in(log)
+
+
+@pytest.mark.parametrize('columns', [1, 2])
+def test_a_term_that_is_constant_by_design_is_meant(tmp_path, log, columns):
+    """Inter of one column, or of two whose probabilities sum to 1."""
+    model = segmentor('pspnet')
+    for head in ('decode_head', 'auxiliary_head'):
+        model[head].update(num_classes=2, out_channels=columns)
+        model[head]['loss_decode']['use_sigmoid'] = columns == 1
+    model['decode_head'].update(threshold=0.5)
+    wrapper = build_distiller(model, save_teacher(model, tmp_path)).train()
+    for seed in range(12):
+        data = painted(seed)
+        for sample in data['data_samples']:
+            labels = sample.gt_sem_seg.data
+            labels[labels != IGNORED] %= 2
+        wrapper.loss(*prepared(wrapper, data))
+    assert not [w for w in warnings_in(log) if 'loss_kd' in w]
 
 
 def test_the_ratio_of_gradients_is_logged(trained, tmp_path):
