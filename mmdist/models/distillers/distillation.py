@@ -177,9 +177,7 @@ class Distillation:
                 'model.student that pairs with model.teacher')
         sums: Dict[str, Any] = defaultdict(float)
         for pair in pairs:
-            terms = self.loss.terms(pair.student, pair.teacher,
-                                    pair.student_activation,
-                                    pair.teacher_activation)
+            terms = self.loss.pair_terms(pair)
             for name, term in terms.items():
                 sums[f'loss_kd_{name}'] += self.scale * pair.weight * term
         for own, theirs in features:

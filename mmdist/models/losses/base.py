@@ -44,8 +44,8 @@ def weighted(weight: float, term: Tensor) -> Tensor:
 class LogitLoss(nn.Module, metaclass=ABCMeta):
     """A loss between the class logits of a student and of a teacher.
 
-    A subclass names its terms in :meth:`terms`; calling the loss gives their
-    sum.
+    A subclass names its terms in :meth:`terms`, or in :meth:`pair_terms` where
+    it wants more than logits; calling the loss gives their sum.
     """
 
     @abstractmethod
@@ -71,6 +71,21 @@ class LogitLoss(nn.Module, metaclass=ABCMeta):
         Raises:
             ValueError: If the shapes differ or an activation is unknown.
         """
+
+    def pair_terms(self, pair: Any) -> Dict[str, Tensor]:
+        """The terms of one pair of logits in a training.
+
+        A loss that wants labels, areas, names or weights overrides it.
+
+        Args:
+            pair (LogitPair): See :class:`mmdist.models.taps.base.LogitPair`.
+                Its weight is applied afterwards.
+
+        Returns:
+            dict[str, Tensor]: As :meth:`terms`.
+        """
+        return self.terms(pair.student, pair.teacher, pair.student_activation,
+                          pair.teacher_activation)
 
     def forward(self, *args, **kwargs) -> Tensor:
         """The sum of :meth:`terms`, which takes the same arguments."""
