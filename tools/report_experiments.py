@@ -9,11 +9,10 @@ import argparse
 import os
 import re
 from pathlib import Path
-from typing import Any, Dict, Iterator, List
+from typing import Any, Dict, Iterable, Iterator, List
 
 import pandas as pd
-from experiments.grid import (DISCREPANCIES, RESULTS, Grid, Measure, Table,
-                              describe)
+from experiments.grid import DISCREPANCIES, RESULTS, Grid, Table, describe
 from experiments.steps import ROOT
 from matplotlib.figure import Figure
 
@@ -53,76 +52,100 @@ class Report:
     """
 
     def __init__(self, path: Path, folder: Path, page: Path) -> None:
-        self.folder, self.links = folder, os.path.relpath(folder, page.parent)
         self.grid = grid = Grid(path, ROOT / 'work_dirs')
-        self.results = Table(folder / f'{path.stem}.csv', RESULTS)
-        self.known = Table(folder / f'{path.stem}_discrepancy.csv',
-                           DISCREPANCIES)
-        # by run: a row for each seed
-        self.rows = {
-            name: self.results.of(*grid.of(name, self.results))
+        self.folder, self.links = folder, os.path.relpath(folder, page.parent)
+        self.results = Table(folder / f'{grid.name}.csv', RESULTS)
+        self.field = 'test' if grid.test else 'metric'
+        rows = pd.concat([
+            self.results.of(*grid.of(name, self.results)).assign(run=name)
             for name in grid.entries
-        }
-        if len(self.results.rows) and not any(map(len, self.rows.values())):
+        ])
+        if len(self.results.rows) and not len(rows):
             raise ValueError(
                 f'{self.results.path} has no result of a run that {grid.name} '
                 'declares now; train them again, or take back what was '
                 'changed in the grid or its configs')
+        # by run and seed
+        rows = rows.astype(dict(metric=float, test=float, minutes=float))
+        self.rows = rows = rows.set_index(['run', 'seed'], drop=False)
         self.baseline = {
             name: entry['baseline']
             for name, entry in grid.runs.items() if entry.get('baseline')
         }
-        elsewhere = [
+        base = pd.MultiIndex.from_arrays(
+            [rows.run.map(self.baseline), rows.seed])
+        rows['gain'] = rows[self.field] - rows[self.field].reindex(
+            base).to_numpy()
+        taught = [
             pattern.format(teacher) for teacher in grid.teachers
             for pattern in grid.taught.values()
         ]
         self.main_runs = [
-            name for name in grid.runs if len(self.rows[name])
-            and name not in elsewhere and name not in grid.teachers
+            name for name in grid.runs
+            if name in rows.index and name not in [*taught, *grid.teachers]
         ]
-        self.measured = {}
-        for teacher in grid.teachers:
-            found = self.known.of(
-                Measure(grid.first(grid.student), grid.first(teacher)))
-            found = found[found.group == 'foreground']
-            if len(found):
-                self.measured[teacher] = found.iloc[-1]
-        self.field = 'test' if grid.test else 'metric'
-        self.gain_title = 'gain, test split' if grid.test else 'gain'
+        known = Table(folder / f'{grid.name}_discrepancy.csv', DISCREPANCIES)
+        names = {m.key: m.teacher.name for m in grid.measures()}
+        found = known.of(*grid.measures())
+        found = found[found.group == 'foreground'].assign(
+            teacher=found.key.map(names))
+        self.measured = found.drop_duplicates(
+            'teacher', keep='last').set_index('teacher')
 
-    def mean(self, values: pd.Series) -> str:
-        """For example '0.512 ± 0.004 (5)'."""
-        show, values = self.grid.metric.show, values.dropna()
-        if values.empty:
-            return ''
-        spread = f' ± {show(values.std())}' if len(values) > 1 else ''
-        return f'{show(values.mean())}{spread} ({len(values)})'
-
-    def gain(self, name: str) -> str:
-        """For example '+0.025 ± 0.019 (5)'; empty without a baseline."""
-        if name not in self.baseline:
-            return ''
-        own, base = (
-            self.rows[run].set_index('seed')[self.field].astype(float)
-            for run in (name, self.baseline[name]))
-        mean = self.mean(own - base)
-        return mean if mean.startswith('-') or not mean else f'+{mean}'
+    def means(self, field: str, runs: Iterable[str]) -> List[str]:
+        """For example '0.512 ± 0.004 (5)' for each run, '' without values."""
+        show, texts = self.grid.metric.show, []
+        for run in runs:
+            values = self.rows[field][self.rows.run == run].dropna()
+            spread = f' ± {show(values.std())}' if len(values) > 1 else ''
+            text = f'{show(values.mean())}{spread} ({len(values)})'
+            plus = '+' if field == 'gain' and text[0] != '-' else ''
+            texts.append(plus + text if len(values) else '')
+        return texts
 
     def main_table(self) -> pd.DataFrame:
         """The runs that are not in the table of teachers."""
-        table = []
-        for name in self.main_runs:
-            rows = self.rows[name]
-            row = {'run': name, self.grid.metric.title: self.mean(rows.metric)}
-            if self.grid.test:
-                row['test split'] = self.mean(rows.test)
-            if set(self.baseline) & set(self.main_runs):
-                row[self.gain_title] = self.gain(name)
-            row['minutes'] = f'{rows.minutes.mean():.1f}'
-            row['options'] = describe(
-                self.grid.of(name, self.results)[0].declared)
-            table.append(row)
-        return pd.DataFrame(table)
+        names, table = self.main_runs, pd.DataFrame(dict(run=self.main_runs))
+        table[self.grid.metric.title] = self.means('metric', names)
+        split = ', test split' if self.grid.test else ''
+        if self.grid.test:
+            table['test split'] = self.means('test', names)
+        if set(self.baseline) & set(names):
+            table[f'gain{split}'] = self.means('gain', names)
+        minutes = self.rows.minutes.groupby(level='run').mean()
+        table['minutes'] = [f'{minutes[name]:.1f}' for name in names]
+        table['options'] = [
+            describe(self.grid.of(name, self.results)[0].declared)
+            for name in names
+        ]
+        return table
+
+    def teacher_table(self) -> pd.DataFrame:
+        """The metric of each teacher, the discrepancy, and its students."""
+        teachers = self.grid.teachers
+        table = pd.DataFrame(dict(teacher=teachers))
+        table[f'its {self.grid.metric.title}'] = self.means('metric', teachers)
+        measured = self.measured.reindex(teachers)
+        for name in MEASURES:
+            table[name] = measured[name].map('{:.3f}'.format, 'ignore').values
+        for title, pattern in self.grid.taught.items():
+            names = [pattern.format(teacher) for teacher in teachers]
+            table[title] = self.means(self.field, names)
+            if set(self.baseline) & set(names):
+                split = ', test split' if self.grid.test else ''
+                table[f'{title}, gain{split}'] = self.means('gain', names)
+        return table
+
+    def sweep_table(self, sweep: str) -> pd.DataFrame:
+        """The metric of each member, a column a value of the last option."""
+        table: Dict[str, Dict[str, str]] = {}
+        for name, entry in self.grid.members[sweep]:
+            if name in self.rows.index:
+                *others, last = entry['options'].items()
+                row, column = describe(dict(others)), describe(dict([last]))
+                table.setdefault(row, {'options': row})[column] = \
+                    self.grid.metric.show(self.rows.metric[name].mean())
+        return pd.DataFrame(list(table.values()))
 
     def baselines(self) -> str:
         """A sentence about what gains are over; of most runs first."""
@@ -133,50 +156,17 @@ class Report:
             f'*{name}*' for name in others
         ]) + '.'
 
-    def sweep_table(self, sweep: str) -> pd.DataFrame:
-        """The metric of each member, a column a value of the last option."""
-        table: Dict[str, Dict[str, str]] = {}
-        for name, entry in self.grid.members[sweep]:
-            if len(self.rows[name]):
-                *others, last = entry['options'].items()
-                row = describe(dict(others))
-                table.setdefault(row, {'options': row})[describe(dict([
-                    last
-                ]))] = self.grid.metric.show(self.rows[name].metric.mean())
-        return pd.DataFrame(list(table.values()))
-
-    def teacher_table(self) -> pd.DataFrame:
-        """The metric of each teacher, the discrepancy, and its students."""
-        table = []
-        for teacher in self.grid.teachers:
-            row = {
-                'teacher':
-                teacher,
-                f'its {self.grid.metric.title}':
-                self.mean(self.rows[teacher].metric)
-            }
-            measured = self.measured.get(teacher)
-            for name in MEASURES:
-                row[name] = '' if measured is None else f'{measured[name]:.3f}'
-            for title, pattern in self.grid.taught.items():
-                name = pattern.format(teacher)
-                row[title] = self.mean(self.rows[name][self.field])
-                if name in self.baseline:
-                    row[f'{title}, {self.gain_title}'] = self.gain(name)
-            table.append(row)
-        return pd.DataFrame(table)
-
     def text(self) -> Iterator[str]:
         """The paragraphs; figures are drawn as they are mentioned."""
-        grid, links = self.grid, self.links
+        grid, place = self.grid, f'{self.links}/{self.grid.name}'
         if self.main_runs:
             yield markdown(self.main_table())
             if self.baseline:
                 yield self.baselines()
-        yield (f'Every training: [{grid.name}.csv]({links}/{grid.name}.csv).')
+        yield f'Every training: [{grid.name}.csv]({place}.csv).'
         if self.main_runs:
             self.draw_runs(self.folder / f'{grid.name}.png')
-            yield f'![runs]({links}/{grid.name}.png)'
+            yield f'![runs]({place}.png)'
         for sweep in grid.sweeps:
             table = self.sweep_table(sweep)
             if len(table):
@@ -187,18 +177,18 @@ class Report:
                    'trained alone (its first seed) is from each on rows with '
                    'a label:')
             yield markdown(self.teacher_table())
-        if self.measured:
-            name = self.known.path.name
-            yield f'By groups of rows: [{name}]({links}/{name}).'
-        if self.measured and grid.taught:
+        if len(self.measured):
+            name = f'{grid.name}_discrepancy.csv'
+            yield f'By groups of rows: [{name}]({self.links}/{name}).'
+        if len(self.measured) and grid.taught:
             self.draw_teachers(self.folder / f'{grid.name}_teachers.png')
-            yield f'![teachers]({links}/{grid.name}_teachers.png)'
+            yield f'![teachers]({place}_teachers.png)'
 
     def draw_runs(self, path: Path) -> None:
         """A point a seed and a line for the mean, a row a run."""
         figure, axes = new_figure(7, 1 + 0.35 * len(self.main_runs))
         for i, name in enumerate(self.main_runs):
-            values = self.rows[name][self.field].dropna()
+            values = self.rows[self.field][name].dropna()
             axes.plot(values, [i] * len(values), 'o', color=f'C{i}', alpha=0.6)
             axes.plot(values.mean(), i, '|', color=f'C{i}', markersize=18)
         axes.set_yticks(range(len(self.main_runs)), self.main_runs)
@@ -211,15 +201,14 @@ class Report:
     def draw_teachers(self, path: Path) -> None:
         """The students' metric by the discrepancy of their teachers."""
         figure, panels = new_figure(12, 4, len(MEASURES))
+        metric = self.rows.metric.groupby(level='run').agg(['mean', 'std'])
         for axes, measure in zip(panels, MEASURES):
             for title, pattern in self.grid.taught.items():
-                points = sorted(
-                    (found[measure], values.mean(), values.std())
-                    for teacher, found in self.measured.items() if len(
-                        values := self.rows[pattern.format(teacher)].metric))
-                if points:
+                points = self.measured[[measure]].rename(pattern.format)
+                points = points.join(metric, how='inner').sort_values(measure)
+                if len(points):
                     axes.errorbar(
-                        *zip(*points), fmt='o-', capsize=3, label=title)
+                        *points.T.values, fmt='o-', capsize=3, label=title)
             axes.set(xlabel=measure)
             axes.grid(alpha=0.3)
         panels[0].set(ylabel=self.grid.metric.title)

@@ -54,11 +54,16 @@ def ablation(student: str, kd: Entry, dist: Entry,
 
 def sweep(run: Entry, *weights: str) -> Entry:
     """Every value of some weights of a run's loss with every temperature."""
-    options = [{
-        **dict.fromkeys((LOSS + name for name in weights), weight), LOSS + 'tau':
-        tau
-    } for weight in WEIGHTS for tau in TEMPERATURES]
-    return dict(run, seeds=[SWEEP_SEED], options=options)
+    options = [(weight, tau) for weight in WEIGHTS for tau in TEMPERATURES]
+    return dict(
+        run,
+        seeds=[SWEEP_SEED],
+        options=[{
+            **{
+                LOSS + name: weight
+                for name in weights
+            }, LOSS + 'tau': tau
+        } for weight, tau in options])
 
 
 def widths(config: str, *channels: int) -> Dict[str, Entry]:
