@@ -217,19 +217,38 @@ def test_missing_compiler_is_one_sentence(setup, tmp_path, output, sentence):
     assert sentence in result.stderr and 'failed' not in result.stdout
 
 
-def test_a_ready_wheel_needs_no_compiler(setup, tmp_path):
-    """The set-up goes on to its first call of pip, which is not there; the
-    last lines are shown, and the log is named."""
+@pytest.fixture
+def wheel(tmp_path):
+    """A file in the place of a wheel of mmcv, which cannot be loaded."""
     version = 'cp{}{}'.format(*sys.version_info)
     torch = requirements('torch')[0].replace('==', '')
     wheels = tmp_path / '.cache' / 'wheels' / f'{version}-{torch}-cpu'
     wheels.mkdir(parents=True)
     (wheels / 'mmcv-2.1.0-py3-none-any.whl').touch()
+    return wheels / 'mmcv-2.1.0-py3-none-any.whl'
+
+
+def test_a_ready_wheel_needs_no_compiler(setup, wheel):
+    """The set-up goes on to its first call of pip, which is not there; the
+    last lines are shown, and the log is named."""
     result = setup(CXX='no-such-compiler', FORCE_CUDA='0')
-    assert result.returncode == 1
+    assert result.returncode == 1 and wheel.exists()
     assert 'build tools ... failed' in result.stdout
     assert 'No module named pip' in result.stdout
     assert '.cache/setup-openmmlab.log' in result.stderr
+
+
+def test_a_wheel_that_does_not_load_is_not_kept(setup, wheel, tmp_path):
+    """It would be built, but for the compiler."""
+    (tmp_path / 'modules').mkdir()
+    (tmp_path / 'modules' / 'pip.py').touch()  # does nothing, well
+    result = setup(
+        CXX='no-such-compiler',
+        FORCE_CUDA='0',
+        PYTHONPATH=str(tmp_path / 'modules'))
+    assert result.returncode == 1 and not wheel.exists()
+    assert 'damaged or does not suit torch' in result.stdout
+    assert 'building it needs a C++ compiler' in result.stderr
 
 
 def test_other_python_leaves_the_environment_alone(setup, tmp_path):
