@@ -190,7 +190,7 @@ def test_the_best_of_a_sweep_is_taken(grid, results):
     ("student='alone'", "student='best KD'", 'best KD'),
     ("teachers=['teacher']", "teachers=['nobody']", 'nobody'),
     ("{loss + 'loss_weight': weight", "{f'{weight}.w': 1", 'last names'),
-    ("'again':", "'K D': kd, 'K_D':", "folder of 'K_D'"),
+    ("'again':", "'K D': kd, 'K_D':", "folder 'K_D'"),
 ])
 def test_what_does_not_fit_is_refused(grid, old, new, message):
     """Unknown fields and names, and runs that would take each other's place.

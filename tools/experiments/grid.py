@@ -158,22 +158,22 @@ class Grid:
         self.student = measured.get('student')
         self.teachers = measured.get('teachers', [])
         self.taught = measured.get('taught', {})
-        scenes = dict(self.scenes or {}, out_dir=None)
-        scenes.pop('out_dir')
+        scenes = dict(self.scenes or {})
+        scenes.pop('out_dir', None)
         self.manifest = scenes_manifest(**scenes) if scenes else {}
         self.runs = cfg['runs']
         self.members = {
             sweep:
             [(f'{sweep}: {describe(options)}', dict(entry, options=options))
-             for options in entry.get('options', [])]
+             for options in entry['options']]
             for sweep, entry in self.sweeps.items()
         }
-        self.entries = dict(
-            [*self.runs.items(), *sum(self.members.values(), [])])
+        entries = [*self.runs.items(), *sum(self.members.values(), [])]
+        self.entries = dict(entries)
         self.made: Dict[Any, GridRun] = {}
-        self._check()
+        self._check([folder_name(name) for name, _ in entries])
 
-    def _check(self) -> None:
+    def _check(self, folders: List[str]) -> None:
         named = dict(
             teacher=self.runs, baseline=self.runs, best_of=self.sweeps)
         for name, entry in [*self.sweeps.items(), *self.runs.items()]:
@@ -186,15 +186,11 @@ class Grid:
             ]
             if wrong:
                 raise ValueError(f'{self.name}: {name!r} has {wrong[0]}')
-        folders = set()
-        for name in [
-                *self.runs
-        ] + [name for members in self.members.values() for name, _ in members]:
-            if folder_name(name) in folders:
+        for folder in folders:
+            if folders.count(folder) > 1:
                 raise ValueError(
-                    f'{self.name}: the folder of {name!r} is that of another '
-                    'run; rename one (options count by their last names)')
-            folders.add(folder_name(name))
+                    f'{self.name}: the folder {folder!r} is that of two runs; '
+                    'rename one (options count by their last names)')
         taught = [entry.get('teacher') for entry in self.runs.values()]
         for name in filter(None, [*taught, self.student, *self.teachers]):
             if 'best_of' in self.runs.get(name, ['best_of']):
