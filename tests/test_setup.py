@@ -1,15 +1,12 @@
 """The packaging and the set-up scripts, without installing anything."""
 import fcntl
 import importlib.metadata
-import importlib.util
-import io
 import os
 import re
+import runpy
+import shutil
 import subprocess
 import sys
-import threading
-import time
-import zipfile
 from pathlib import Path
 
 import pytest
@@ -21,19 +18,14 @@ ORIGINALS = {'mmengine', 'mmcv', 'mmdet', 'mmsegmentation'}
 FORKS = {
     'onedl-mmengine', 'onedl-mmcv', 'onedl-mmdetection', 'onedl-mmsegmentation'
 }
-
-
-def load(path):
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-install = load(ROOT / 'tools' / 'setup' / 'install.py')
 # make's variables and those of the Makefile
 MAKE = ('MAKEFLAGS', 'MAKELEVEL', 'MFLAGS', 'MMDIST_STACK', 'QUICK', 'VENV',
         'ARGS', 'TESTS', 'PYTHON')
+
+
+def requirements(name):
+    lines = (ROOT / 'requirements' / f'{name}.txt').read_text().splitlines()
+    return [line for line in lines if line and not line.startswith('#')]
 
 
 def names(requirements):
@@ -47,11 +39,11 @@ def script(path, *lines):
     return path
 
 
-def shell(*command, **env):
+def shell(*command, cwd=ROOT, **env):
     """Run a command of the set-up; an outer make's variables stay out."""
     clean = {k: v for k, v in os.environ.items() if k not in MAKE}
     return subprocess.run([str(x) for x in command],
-                          cwd=ROOT,
+                          cwd=cwd,
                           env=dict(clean, **env),
                           capture_output=True,
                           text=True)
@@ -62,17 +54,8 @@ def metadata(monkeypatch):
     """What setup.py hands to setuptools."""
     found = {}
     monkeypatch.setattr('setuptools.setup', lambda **kw: found.update(kw))
-    load(ROOT / 'setup.py')
+    runpy.run_path(str(ROOT / 'setup.py'))
     return found
-
-
-@pytest.fixture
-def setup(tmp_path, monkeypatch):
-    monkeypatch.setattr(install, 'CACHE', tmp_path)
-    setup = install.Setup(tmp_path / 'venv', 'openmmlab')
-    (tmp_path / 'venv' / 'bin').mkdir(parents=True)
-    setup.python.symlink_to(sys.executable)
-    return setup
 
 
 def test_metadata(metadata):
@@ -93,10 +76,10 @@ def test_extras(metadata):
 
 
 def test_all_packages_have_a_version():
-    pins = install.requirements('constraints')
+    pins = requirements('constraints')
     assert all(re.fullmatch(r'[\w-]+==[\d.]+', x) for x in pins)
     for name in ('openmmlab', 'onedl', 'runtime', 'dev'):
-        loose = {x for x in install.requirements(name) if '=' not in x}
+        loose = {x for x in requirements(name) if '=' not in x}
         assert loose - {'setuptools<80'} <= names(pins)
 
 
@@ -115,7 +98,7 @@ def test_no_stack_is_a_hard_dependency(metadata):
 
 def test_pins_suit_what_is_installed():
     version = pytest.importorskip('torch').__version__
-    (pin, ) = install.requirements('torch')
+    (pin, ) = requirements('torch')
     if pin.partition('==')[2] != version.partition('+')[0]:
         pytest.skip('not an environment that `make` has set up')
     installed = {
@@ -123,13 +106,17 @@ def test_pins_suit_what_is_installed():
         for x in importlib.metadata.distributions()
     }
     stack = 'onedl' if 'onedl-mmcv' in installed else 'openmmlab'
-    assert install.distributions(stack).items() <= installed.items()
+    pins = [pin.split('==') for pin in requirements(stack) if 'mm' in pin]
+    assert all(installed[name] == version for name, version in pins)
 
 
 @pytest.mark.parametrize('text, info', [('0.1.0', (0, 1, 0)),
                                         ('2.0.0rc1', (2, 0, 0, 'rc1'))])
 def test_parse_version_info(text, info):
     assert parse_version_info(text) == info
+
+
+# ------------------------------------------------------- which Python
 
 
 def python(folder, name, text):
@@ -157,12 +144,10 @@ def test_unsuitable_python_is_one_sentence(tmp_path, name, text, wrong):
 
 def no_python(tmp_path):
     """The sentence where the PATH holds nothing but ``tmp_path``."""
-    script(tmp_path / 'dirname', 'echo tools/setup')
     result = shell(
         '/bin/sh',
-        'tools/setup/install.sh',
+        'tools/setup/find_python.sh',
         tmp_path / 'venv',
-        'openmmlab',
         PATH=str(tmp_path))
     assert result.returncode == 1 and result.stderr.count('\n') == 1
     return result.stderr
@@ -182,9 +167,35 @@ def test_python_without_venv_is_named(tmp_path):
             ) in no_python(tmp_path)
 
 
-def test_unknown_stack_is_one_sentence(tmp_path):
-    result = shell(sys.executable, 'tools/setup/install.py', tmp_path / 'venv',
-                   'mmlab')
+# ------------------------------------------------------------ the steps
+
+
+@pytest.fixture
+def setup(tmp_path):
+    """A function that sets up a copy of the checkout: its environments have
+    no pip, unless the test writes one."""
+    for name in ('tools/setup', 'requirements'):
+        shutil.copytree(ROOT / name, tmp_path / name)
+    (tmp_path / 'setup.py').touch()
+    quick = script(
+        tmp_path / 'python', 'case "$*" in "-m venv"*) '
+        'set -- "$@" --without-pip ;; esac', f'exec \'{sys.executable}\' "$@"')
+
+    def run(stack='openmmlab', **env):
+        return shell(
+            'sh',
+            'tools/setup/install.sh',
+            'venv',
+            stack,
+            quick,
+            cwd=tmp_path,
+            **env)
+
+    return run
+
+
+def test_unknown_stack_is_one_sentence(setup):
+    result = setup('mmlab')
     assert result.returncode == 1
     assert result.stderr == (
         'MMDIST_STACK=mmlab is not one of openmmlab, onedl, cls.\n')
@@ -195,218 +206,181 @@ def test_unknown_stack_is_one_sentence(tmp_path):
     ('Python.h: No such file', 'headers of Python'),
     ('unrecognized option', 'C++17'),
 ])
-def test_missing_compiler_is_one_sentence(setup, tmp_path, monkeypatch, output,
-                                          sentence):
+def test_missing_compiler_is_one_sentence(setup, tmp_path, output, sentence):
+    """Before anything is downloaded, as there is no wheel of mmcv."""
     compiler = tmp_path / 'compiler'
     if output:
         script(compiler, f'echo "{output}" >&2', 'exit 1')
-    monkeypatch.setenv('CXX', str(compiler))
-    monkeypatch.setattr(setup, 'mmcv_loads', lambda: False)
-    monkeypatch.setattr(setup, 'find_wheel', lambda: None)
-    monkeypatch.setattr(setup, 'run', lambda *args, **kwargs: 0)
-    with pytest.raises(install.SetupError, match=r'C\+\+|Python') as error:
-        setup.make_venv()
-    assert sentence in str(error.value) and 'mmcv==' in str(error.value)
-    assert '\n' not in str(error.value)
+    result = setup(CXX=str(compiler))
+    assert result.returncode == 1 and result.stderr.count('\n') == 1
+    assert result.stderr.startswith('mmcv==2.1.0 has no ready wheel here')
+    assert sentence in result.stderr and 'failed' not in result.stdout
 
 
-def test_a_ready_wheel_needs_no_compiler(setup, monkeypatch):
-    monkeypatch.setenv('CXX', 'no-such-compiler')
-    monkeypatch.setattr(setup, 'mmcv_loads', lambda: False)
-    monkeypatch.setattr(setup, 'find_wheel', lambda: Path('mmcv.whl'))
-    monkeypatch.setattr(setup, 'run', lambda *args, **kwargs: 0)
-    setup.make_venv()
+@pytest.fixture
+def wheel(tmp_path):
+    """A file in the place of a wheel of mmcv, which cannot be loaded."""
+    version = 'cp{}{}'.format(*sys.version_info)
+    torch = requirements('torch')[0].replace('==', '')
+    wheels = tmp_path / '.cache' / 'wheels' / f'{version}-{torch}-cpu'
+    wheels.mkdir(parents=True)
+    (wheels / 'mmcv-2.1.0-py3-none-any.whl').touch()
+    return wheels / 'mmcv-2.1.0-py3-none-any.whl'
 
 
-def test_other_python_leaves_the_environment_alone(setup):
-    (setup.venv / 'pyvenv.cfg').write_text('version = 3.9.1\n')
-    with pytest.raises(install.SetupError, match='made with Python 3.9'):
-        setup.check_environment()
+def test_a_ready_wheel_needs_no_compiler(setup, wheel):
+    """The set-up goes on to its first call of pip, which is not there; the
+    last lines are shown, and the log is named."""
+    result = setup(CXX='no-such-compiler', FORCE_CUDA='0')
+    assert result.returncode == 1 and wheel.exists()
+    assert 'build tools ... failed' in result.stdout
+    assert 'No module named pip' in result.stdout
+    assert '.cache/setup-openmmlab.log' in result.stderr
 
 
-def test_the_other_stack_is_refused(setup):
-    packages = setup.venv / 'lib' / 'python3' / 'site-packages'
-    (packages / 'mmcv-2.1.0.dist-info').mkdir(parents=True)
-    setup.check_environment()
-    (packages / 'onedl_mmcv-2.3.6.dist-info').mkdir()
-    with pytest.raises(
-            install.SetupError, match=r'holds onedl-mmcv .*rm -rf venv'):
-        setup.check_environment()
+def test_a_wheel_that_does_not_load_is_not_kept(setup, wheel, tmp_path):
+    """It would be built, but for the compiler."""
+    (tmp_path / 'modules').mkdir()
+    (tmp_path / 'modules' / 'pip.py').touch()  # does nothing, well
+    result = setup(
+        CXX='no-such-compiler',
+        FORCE_CUDA='0',
+        PYTHONPATH=str(tmp_path / 'modules'))
+    assert result.returncode == 1 and not wheel.exists()
+    assert 'damaged or does not suit torch' in result.stdout
+    assert 'building it needs a C++ compiler' in result.stderr
 
 
-class Steps:
-    """A set-up of three steps that notes which of them ran."""
-
-    def __init__(self, venv):
-        self.venv, self.ran, self.fails = venv, [], None
-
-    def __call__(self, pin='1'):
-        setup = install.Setup(self.venv, 'openmmlab')
-        setup.steps = [(name, lambda name=name: pin
-                        if name == 'b' else '', self.step(name))
-                       for name in 'abc']
-        self.ran.clear()
-        setup()
-        return ''.join(self.ran)
-
-    def step(self, name):
-
-        def run():
-            self.ran.append(name)
-            if name == self.fails:
-                raise install.SetupError(name)
-
-        return run
+def test_other_python_leaves_the_environment_alone(setup, tmp_path):
+    (tmp_path / 'venv' / 'bin').mkdir(parents=True)
+    script(tmp_path / 'venv' / 'bin' / 'python', 'echo 3.9')
+    result = setup()
+    assert result.returncode == 1 and result.stderr.count('\n') == 1
+    assert 'made with Python 3.9' in result.stderr
 
 
-def test_steps_run_once_and_go_on(setup):
-    steps = Steps(setup.venv)
-    steps.fails = 'b'
-    with pytest.raises(install.SetupError):
-        steps()
-    steps.fails = None
-    assert steps() == 'bc'
-    assert steps() == ''
-    assert steps(pin='2') == 'bc'
+def test_the_other_stack_is_refused(setup, tmp_path):
+    (tmp_path / 'venv').mkdir()
+    (tmp_path / 'venv' / 'stack.txt').write_text('onedl\n')
+    result = setup()
+    assert result.returncode == 1 and result.stderr.count('\n') == 1
+    assert 'holds the onedl stack' in result.stderr
+    assert "rm -rf 'venv'" in result.stderr
 
 
-def test_failing_command_names_the_log(setup, capsys):
-    with pytest.raises(install.SetupError, match='setup-openmmlab.log'):
-        setup.run('[1/1] try', [sys.executable, '-c', 'raise OSError(42)'])
-    assert 'OSError: 42' in capsys.readouterr().out
+def test_steps_run_once_and_go_on(setup, tmp_path):
+    """With a pip that notes its calls, and fails where `broken` is."""
+    modules = tmp_path / 'modules'
+    modules.mkdir()
+    for name in ('cv2', 'mmcv', 'mmengine', 'mmpretrain'):
+        (modules / f'{name}.py').touch()
+    (modules / 'pip.py').write_text(
+        'import os, sys\n'
+        f'os.chdir({str(tmp_path)!r})\n'
+        'open("calls", "a").write(" ".join(sys.argv[1:]) + "\\n")\n'
+        'assert not (os.path.exists("broken") and "torch" in sys.argv[-1]), 42'
+    )
+
+    def calls():
+        """Whether it went well, and the last lists of each call of pip."""
+        (tmp_path / 'calls').write_text('')
+        result = setup('cls', PYTHONPATH=str(modules))
+        lines = (tmp_path / 'calls').read_text().splitlines()
+        return result, [Path(line.split()[-1]).stem for line in lines]
+
+    (tmp_path / 'broken').touch()
+    result, ran = calls()
+    assert result.returncode == 1 and ran == ['build', 'torch-cls']
+    assert 'AssertionError: 42' in result.stdout
+    (tmp_path / 'broken').unlink()
+    result, ran = calls()
+    assert result.returncode == 0 and ran == ['build', 'torch-cls', 'dev']
+    assert (tmp_path / 'venv' / 'gpu.env').read_text() == ''
+    result, ran = calls()
+    assert result.returncode == 0 and not result.stdout and not ran
+    (tmp_path / 'requirements' / 'cls.txt').write_text('mmengine==0.10.6\n')
+    assert calls()[1] == ['build', 'torch-cls', 'dev']
 
 
-def test_progress_of_a_build(setup, capsys):
-    state = {'line': ''}
-    setup.run._read([b'[3/77] c++\n', b'a warning\n'], io.BytesIO(), state)
-    setup.run.screen.last -= 60
-    setup.run._show('[4/7] mmcv', state, 5)
-    assert capsys.readouterr().out == '[4/7] mmcv: 5 s  [3/77]\n'
-
-
-def test_termination_ends_the_compilers(tmp_path):
-    child = 'import subprocess; subprocess.run(["sh", "beat"])'
-    parent = (
-        'import signal, sys\n'
-        f'sys.path.insert(0, {str(ROOT / "tools" / "setup")!r})\n'
-        'import install\n'
-        'signal.signal(signal.SIGTERM, install.stop)\n'
-        f'install.Runner("log")("try", [sys.executable, "-c", {child!r}])')
-    script(tmp_path / 'beat', 'while sleep .05; do echo >>beats; done')
-    beats = tmp_path / 'beats'
-    process = subprocess.Popen([sys.executable, '-c', parent],
-                               cwd=tmp_path,
-                               stderr=subprocess.DEVNULL)
-    for _ in range(200):
-        if beats.exists():
-            break
-        time.sleep(.05)
-    process.terminate()
-    assert process.wait(20)
-    size = beats.stat().st_size
-    time.sleep(.3)
-    assert size and beats.stat().st_size == size
-
-
-def test_a_second_make_says_that_it_waits(setup, capsys):
-    with install.take_lock() as first:
-        second = threading.Thread(target=lambda: install.take_lock().close())
-        second.start()
-        second.join(.3)
-        assert second.is_alive()
-        assert 'waiting for it' in capsys.readouterr().out
-        fcntl.flock(first, fcntl.LOCK_UN)
-        second.join(5)
-    assert not second.is_alive()
-
-
-@pytest.mark.parametrize('complete', [True, False])
-def test_a_truncated_wheel_is_built_again(setup, tmp_path, monkeypatch,
-                                          complete):
-    setup.wheels.mkdir(parents=True)
-    wheel = setup.wheels / 'mmcv-2.1.0-py3-none-any.whl'
-    with zipfile.ZipFile(wheel, 'w') as archive:
-        info = 'mmcv-2.1.0.dist-info'
-        archive.writestr('mmcv.py', '')
-        archive.writestr(f'{info}/METADATA',
-                         'Metadata-Version: 2.1\nName: mmcv\nVersion: 2.1.0')
-        archive.writestr(
-            f'{info}/WHEEL', 'Wheel-Version: 1.0\n'
-            'Root-Is-Purelib: true\nTag: py3-none-any')
-        archive.writestr(f'{info}/RECORD', '')
-    whole = wheel.read_bytes()
-    if not complete:
-        wheel.write_bytes(whole[:-40])
-    source = tmp_path / 'source'
-    source.mkdir()
-    built = []
-
-    def build(folder):
-        assert folder == source and not wheel.exists()
-        wheel.write_bytes(whole)
-        built.append(wheel)
-        return wheel
-
-    monkeypatch.setattr(setup, 'python', sys.executable)
-    monkeypatch.setenv('PIP_TARGET', str(tmp_path / 'target'))
-    monkeypatch.setattr(setup, 'mmcv_loads', iter([False, True]).__next__)
-    monkeypatch.setattr(setup, 'compiler_problem', lambda: None)
-    monkeypatch.setattr(setup, 'unpack', lambda: source)
-    monkeypatch.setattr(setup, 'build', build)
-    setup.mmcv()
-    assert bool(built) != complete
-    assert (tmp_path / 'target' / 'mmcv.py').exists()
-
-
-def test_half_a_wheel_stays_out(setup):
-    with pytest.raises(KeyboardInterrupt), setup.incoming() as folder:
-        Path(folder, 'mmcv-2.1.0-half.whl').touch()
-        raise KeyboardInterrupt
-    assert not [*setup.wheels.iterdir()]
-    with setup.incoming() as folder:
-        Path(folder, 'mmcv-2.1.0-whole.whl').touch()
-    assert setup.find_wheel().name == 'mmcv-2.1.0-whole.whl'
+def test_a_second_make_says_that_it_waits(setup, tmp_path):
+    (tmp_path / '.cache').mkdir()
+    waits = tmp_path / 'waits'
+    # a make that ends as soon as the other one says that it waits
+    with open(tmp_path / '.cache' / 'lock', 'w') as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        first = subprocess.Popen(
+            ['sh', '-c', f"until [ -s '{waits}' ]; do sleep 0.1; done"],
+            pass_fds=[lock.fileno()])
+    with open(waits, 'w') as output:
+        second = subprocess.run(
+            ['sh', 'tools/setup/install.sh', 'venv', 'cls', sys.executable],
+            cwd=tmp_path,
+            stdout=output,
+            stderr=output,
+            env=dict(os.environ, PIP_NO_INDEX='1', PIP_FIND_LINKS=''))
+    assert first.wait() == 0 and second.returncode == 1  # there is no index
+    assert 'waiting for it' in waits.read_text().splitlines()[0]
 
 
 @pytest.mark.parametrize('gpu, torch, nvcc, kind, why', [
-    (False, '12.8', '12.8', 'cpu', None),
-    (True, '12.8', '12.4', 'cu128', None),
+    (False, '12.8', '12.8', 'cpu', ''),
+    (True, '12.8', '12.4', 'cu128', ''),
     (True, '13.0', '12.8', 'cpu', 'nvcc is of CUDA 12.8, torch of CUDA 13.0'),
     (True, '13.0', None, 'cpu', 'there is no working nvcc'),
     (True, None, '12.8', 'cpu', 'torch is a CPU build'),
 ])
-def test_cuda_needs_a_suitable_nvcc(setup, tmp_path, monkeypatch, gpu, torch,
-                                    nvcc, kind, why):
-    module = setup.venv / 'lib' / 'python3' / 'site-packages' / 'torch'
+def test_cuda_needs_a_suitable_nvcc(tmp_path, gpu, torch, nvcc, kind, why):
+    module = tmp_path / 'venv' / 'lib' / 'python3.11' / 'site-packages/torch'
     module.mkdir(parents=True)
     (module / 'version.py').write_text(f'cuda: Optional[str] = {torch!r}\n')
-    (tmp_path / 'bin').mkdir()
+    for folder in ('bin', 'dev'):
+        (tmp_path / folder).mkdir()
+    if gpu:
+        (tmp_path / 'dev' / 'nvidia0').touch()
     if nvcc:
         script(tmp_path / 'bin' / 'nvcc',
                f'echo Cuda compilation tools, release {nvcc}, V{nvcc}.1')
-    monkeypatch.delenv('FORCE_CUDA', raising=False)
-    monkeypatch.setenv('CUDA_HOME', str(tmp_path))
-    monkeypatch.setattr(install, 'has_gpu', lambda: gpu)
-    assert setup.cuda() == (kind, why)
-    assert setup.wheels.name.endswith(f'-{kind}')
+    for force in ('', '0'):
+        result = shell(
+            'sh',
+            'tools/setup/cuda.sh',
+            tmp_path / 'venv',
+            tmp_path / 'dev',
+            FORCE_CUDA=force,
+            CUDA_HOME=str(tmp_path),
+            PATH='/usr/bin:/bin')
+        assert result.returncode == 0
+        assert result.stdout == ('cpu\n' if force else f'{kind}\n')
+        assert bool(result.stderr) == bool(why and not force)
+        assert force or why in result.stderr
 
 
-@pytest.mark.parametrize('cpu, memory, jobs', [
-    ('200000 100000', 'max', 2),
-    ('max 100000', '4500000000', 3),
-    ('150000 100000', '1000000', 1),
-    ('max 100000', 'max', 8),
-])
-def test_compile_jobs_of_a_container(tmp_path, monkeypatch, cpu, memory, jobs):
-    monkeypatch.delenv('MAX_JOBS', raising=False)
-    monkeypatch.setattr(install, 'CGROUP', tmp_path)
-    monkeypatch.setattr(
-        os, 'sched_getaffinity', lambda _: range(8), raising=False)
-    monkeypatch.setattr(os, 'sysconf', lambda _: 10**6)
-    assert install.compile_jobs() == 8
-    (tmp_path / 'cpu.max').write_text(f'{cpu}\n')
-    (tmp_path / 'memory.max').write_text(f'{memory}\n')
-    assert install.compile_jobs() == jobs
+@pytest.mark.skipif(not shutil.which('g++'), reason='there is no g++')
+def test_headers_are_parsed_once(tmp_path):
+    """The compiler takes its precompiled header for a second file, too."""
+    (tmp_path / 'torch').mkdir()
+    (tmp_path / 'torch' /
+     'types.h').write_text('#pragma once\nstatic int of_torch = 3;\n')
+    for name in ('a', 'b c'):
+        source = tmp_path / f'{name}.cpp'
+        source.write_text('#include <torch/types.h>\nint x = of_torch;\n')
+        result = shell(
+            ROOT / 'tools' / 'setup' / 'precompiling-c++',
+            '-MMD',
+            '-MF',
+            tmp_path / 'x.d',
+            '-H',
+            f'-I{tmp_path}',
+            '-c',
+            '-c',  # as torch does
+            source,
+            '-o',
+            f'{source}.o',
+            MMDIST_HEADERS=str(tmp_path),
+            MMDIST_CXX='g++')
+        assert result.returncode == 0 and Path(f'{source}.o').exists()
+        header, = tmp_path.glob('*/torch_headers.h.gch')
+        assert f'! {header}' in result.stderr  # "!" for one that is used
 
 
 def test_makefile_keeps_the_stacks_apart():

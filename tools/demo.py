@@ -213,7 +213,9 @@ def demo(args: argparse.Namespace, console: Console) -> None:
         # Trainings first: they take the time.
         steps = [run.train for run in runs] + [run.test for run in runs]
         with display.status:
-            carry_out(steps, display, lock)
+            failures = carry_out(steps, display, lock)
+        if failures:
+            raise SystemExit(f'Stopped because {failures[0]}')
         # Libraries print a lot while a model is loaded.
         with open(args.work_dir / 'report.log', 'w') as log, \
                 contextlib.redirect_stdout(log), \

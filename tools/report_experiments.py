@@ -1,33 +1,23 @@
-"""Write a page of what the experiments gave: tables, figures, conclusions.
+"""Write the tables and figures of experiments into a page.
 
 The numbers are those of the CSV files that ``tools/run_experiments.py``
-writes, the words those of the grids.
+writes. In the page they stand between two comments that name the grid; the
+words around them are written by hand and stay. A grid without such comments
+gets a section at the end of the page.
 """
 import argparse
 import os
+import re
 from pathlib import Path
-from typing import Any, Dict, Iterator, List, Optional, Tuple
+from typing import Any, Dict, Iterable, Iterator, List
 
 import pandas as pd
-from experiments.discrepancy import Measure
-from experiments.grid import Grid, describe
-from experiments.results import Discrepancies, Results
+from experiments.grid import DISCREPANCIES, RESULTS, Grid, Table, describe
 from experiments.steps import ROOT
 from matplotlib.figure import Figure
 
 from mmdist.utils import run_tool
 
-HEAD = """# Results
-
-*Measured here*: every metric on this page is of a training by
-`tools/train.py` that `tools/run_experiments.py` ran, and is kept, seed by
-seed, in a CSV file that is named with the tables. The page is written by
-`tools/report_experiments.py`. Means are over the seeds, whose number is in
-brackets; ± is the standard deviation of one run (n - 1). A gain is the mean
-of the differences from the baseline with the same seed, which draws the same
-initial weights and order of pictures; ± is the deviation of one difference.
-Minutes are of one training, two at a time on two cores that other work shared.
-"""
 # What is shown of the discrepancy, of labelled rows.
 MEASURES = ('kl', 'inter', 'intra', 'top-1 agreement')
 
@@ -53,235 +43,177 @@ def parse_args() -> argparse.Namespace:
 
 
 class Report:
-    """The part of the page about one grid.
+    """The tables and figures of one grid.
 
     Args:
         path (Path): The grid.
-        folder (Path): Of its CSV files, and of figures.
-        page (Path): What is written, for links.
+        folder (Path): The folder of its CSV files, and of figures.
+        page (Path): The page, for links.
     """
 
     def __init__(self, path: Path, folder: Path, page: Path) -> None:
-        self.page = page
-        self.grid, self.folder = Grid(path, ROOT / 'work_dirs'), folder
-        self.results = Results(folder / f'{path.stem}.csv')
-        self.known = Discrepancies(folder / f'{path.stem}_discrepancy.csv')
-        self.runs = [
-            *self.grid.plain_runs(), *self.grid.best_runs(self.results)
-        ]
-        self.field = 'test' if self.grid.test else 'metric'
-        self.gain_title = 'gain, test split' if self.grid.test else 'gain'
-
-    def link(self, name: str) -> str:
-        """A file of the folder, as the page names it."""
-        return os.path.relpath(self.folder / name, self.page.parent)
-
-    def refuse_other_rows(self) -> None:
-        """Raise ValueError if the results are of another grid."""
-        if not any(run in self.results for run in self.runs):
+        self.grid = grid = Grid(path, ROOT / 'work_dirs')
+        self.folder, self.links = folder, os.path.relpath(folder, page.parent)
+        self.results = Table(folder / f'{grid.name}.csv', RESULTS)
+        self.field = 'test' if grid.test else 'metric'
+        rows = pd.concat([
+            self.results.of(*grid.of(name, self.results)).assign(run=name)
+            for name in grid.entries
+        ])
+        if len(self.results.rows) and not len(rows):
             raise ValueError(
-                f'{self.results.path} has no result of a run that '
-                f'{self.grid.name} declares now; train them again, or take '
-                'back what was changed in the grid or its configs')
-
-    def rows_of(self, name: str) -> pd.DataFrame:
-        """The results of a run by its name."""
-        return self.results.of(run for run in self.runs if run.name == name)
-
-    def mean(self, rows: pd.DataFrame, field: str) -> str:
-        """For example '0.512 ± 0.004 (5)'."""
-        show, values = self.grid.metric.show, rows[field].dropna()
-        if values.empty:
-            return ''
-        spread = f' ± {show(values.std())}' if len(values) > 1 else ''
-        return f'{show(values.mean())}{spread} ({len(values)})'
-
-    def baseline_of(self, name: str) -> Optional[str]:
-        """The run over which a run gains; None if it is not declared."""
-        return self.grid.runs.get(name, {}).get('baseline')
-
-    def baselines(self) -> Iterator[str]:
-        """Say what gains are over; of most runs first."""
-        runs: Dict[str, List[str]] = {}
-        for name in self.grid.runs:
-            if self.baseline_of(name):
-                runs.setdefault(self.baseline_of(name), []).append(name)
-        most, *others = sorted(runs, key=lambda b: -len(runs[b])) or [None]
-        if most:
-            yield '; '.join([f'Gains are over *{most}*'] + [
-                f'those of *{"*, *".join(runs[name])}* over *{name}*'
-                for name in others
-            ]) + '.'
-
-    def gain(self, name: str) -> str:
-        """For example '+0.025 ± 0.019 (5)'; empty without a baseline."""
-        baseline = self.baseline_of(name)
-        if baseline is None:
-            return ''
-        own, base = (
-            self.rows_of(run).set_index('seed')[self.field]
-            for run in (name, baseline))
-        gains = (own - base).dropna().rename('gain').to_frame()
-        mean = self.mean(gains, 'gain')
-        return mean if mean.startswith('-') or not mean else f'+{mean}'
-
-    def main_runs(self) -> List[str]:
-        """The runs that are not in the table of teachers."""
-        elsewhere = {
-            pattern.format(teacher)
-            for teacher in self.grid.teachers
-            for pattern in self.taught.values()
+                f'{self.results.path} has no result of a run that {grid.name} '
+                'declares now; train them again, or take back what was '
+                'changed in the grid or its configs')
+        # by run and seed
+        rows = rows.astype(dict(metric=float, test=float, minutes=float))
+        self.rows = rows = rows.set_index(['run', 'seed'], drop=False)
+        self.baseline = {
+            name: entry['baseline']
+            for name, entry in grid.runs.items() if entry.get('baseline')
         }
-        return [
-            name for name in self.grid.runs
-            if name not in elsewhere and name not in self.grid.teachers
+        base = pd.MultiIndex.from_arrays(
+            [rows.run.map(self.baseline), rows.seed])
+        rows['gain'] = rows[self.field] - rows[self.field].reindex(
+            base).to_numpy()
+        taught = [
+            pattern.format(teacher) for teacher in grid.teachers
+            for pattern in grid.taught.values()
         ]
+        self.main_runs = [
+            name for name in grid.runs
+            if name in rows.index and name not in [*taught, *grid.teachers]
+        ]
+        known = Table(folder / f'{grid.name}_discrepancy.csv', DISCREPANCIES)
+        names = {m.key: m.teacher.name for m in grid.measures()}
+        found = known.of(*grid.measures())
+        found = found[found.group == 'foreground'].assign(
+            teacher=found.key.map(names))
+        self.measured = found.drop_duplicates(
+            'teacher', keep='last').set_index('teacher')
 
-    @property
-    def taught(self) -> Dict[str, str]:
-        """What is said of students by teacher, and the pattern of names."""
-        return self.grid.discrepancy.get('taught', {})
+    def means(self, field: str, runs: Iterable[str]) -> List[str]:
+        """For example '0.512 ± 0.004 (5)' for each run, '' without values."""
+        show, texts = self.grid.metric.show, []
+        for run in runs:
+            values = self.rows[field][self.rows.run == run].dropna()
+            spread = f' ± {show(values.std())}' if len(values) > 1 else ''
+            text = f'{show(values.mean())}{spread} ({len(values)})'
+            plus = '+' if field == 'gain' and text[0] != '-' else ''
+            texts.append(plus + text if len(values) else '')
+        return texts
 
     def main_table(self) -> pd.DataFrame:
-        """A row a run."""
-        table = []
-        for name in self.main_runs():
-            rows = self.rows_of(name)
-            if rows.empty:
-                continue
-            row = {
-                'run': name,
-                self.grid.metric.title: self.mean(rows, 'metric')
-            }
-            if self.grid.test:
-                row['test split'] = self.mean(rows, 'test')
-            if any(map(self.baseline_of, self.main_runs())):
-                row[self.gain_title] = self.gain(name)
-            row['minutes'] = f'{rows.minutes.mean():.1f}'
-            row['options'] = self.options_of(name)
-            table.append(row)
-        return pd.DataFrame(table)
+        """The runs that are not in the table of teachers."""
+        names, table = self.main_runs, pd.DataFrame(dict(run=self.main_runs))
+        table[self.grid.metric.title] = self.means('metric', names)
+        split = ', test split' if self.grid.test else ''
+        if self.grid.test:
+            table['test split'] = self.means('test', names)
+        if set(self.baseline) & set(names):
+            table[f'gain{split}'] = self.means('gain', names)
+        minutes = self.rows.minutes.groupby(level='run').mean()
+        table['minutes'] = [f'{minutes[name]:.1f}' for name in names]
+        table['options'] = [
+            describe(self.grid.of(name, self.results)[0].declared)
+            for name in names
+        ]
+        return table
 
     def teacher_table(self) -> pd.DataFrame:
-        """A row a teacher: its metric, the discrepancy, its students."""
-        table = []
-        for teacher in self.grid.teachers:
-            row = dict(teacher=teacher)
-            row['its ' + self.grid.metric.title] = self.mean(
-                self.rows_of(teacher), 'metric')
-            measured = self.measured(teacher)
-            for name in MEASURES:
-                row[name] = f'{measured[name]:.3f}' if measured else ''
-            for title, pattern in self.taught.items():
-                name = pattern.format(teacher)
-                row[title] = self.mean(self.rows_of(name), self.field)
-                if self.baseline_of(name):
-                    row[f'{title}, {self.gain_title}'] = self.gain(name)
-            table.append(row)
-        return pd.DataFrame(table)
-
-    def options_of(self, name: str) -> str:
-        """The options of a run, for its table."""
-        return describe(next(r for r in self.runs if r.name == name).declared)
-
-    def measured(self, teacher: str) -> Dict[str, Any]:
-        """The discrepancy of a teacher from the student alone."""
-        student = self.grid.first(self.grid.discrepancy['student'])
-        return self.known.of(Measure(student, self.grid.first(teacher)))
+        """The metric of each teacher, the discrepancy, and its students."""
+        teachers = self.grid.teachers
+        table = pd.DataFrame(dict(teacher=teachers))
+        table[f'its {self.grid.metric.title}'] = self.means('metric', teachers)
+        measured = self.measured.reindex(teachers)
+        for name in MEASURES:
+            table[name] = measured[name].map('{:.3f}'.format, 'ignore').values
+        for title, pattern in self.grid.taught.items():
+            names = [pattern.format(teacher) for teacher in teachers]
+            table[title] = self.means(self.field, names)
+            if set(self.baseline) & set(names):
+                split = ', test split' if self.grid.test else ''
+                table[f'{title}, gain{split}'] = self.means('gain', names)
+        return table
 
     def sweep_table(self, sweep: str) -> pd.DataFrame:
         """The metric of each member, a column a value of the last option."""
-        members = self.grid.members(sweep)
-        means = self.results.means(members)
         table: Dict[str, Dict[str, str]] = {}
-        for run in members:
-            if run.key in means:
-                *others, last = run.declared.items()
+        for name, entry in self.grid.members[sweep]:
+            if name in self.rows.index:
+                *others, last = entry['options'].items()
                 row, column = describe(dict(others)), describe(dict([last]))
                 table.setdefault(row, {'options': row})[column] = \
-                    self.grid.metric.show(means[run.key])
+                    self.grid.metric.show(self.rows.metric[name].mean())
         return pd.DataFrame(list(table.values()))
 
+    def baselines(self) -> str:
+        """A sentence about what gains are over; of most runs first."""
+        names = pd.Series(self.baseline, dtype=object)
+        most, *others = names.value_counts().index
+        return '; '.join([f'Gains are over *{most}*'] + [
+            f'those of *{"*, *".join(names.index[names == name])}* over '
+            f'*{name}*' for name in others
+        ]) + '.'
+
     def text(self) -> Iterator[str]:
-        """The paragraphs."""
-        yield f'## {self.grid.title}'
-        yield self.grid.about.strip()
-        yield markdown(self.main_table())
-        yield from self.baselines()
-        yield (f'Every training: [{self.results.path.name}]'
-               f'({self.link(self.results.path.name)}).')
-        if self.draw_runs():
-            yield f'![runs]({self.link(self.grid.name)}.png)'
-        for sweep in self.grid.sweeps:
+        """The paragraphs; figures are drawn as they are mentioned."""
+        grid, place = self.grid, f'{self.links}/{self.grid.name}'
+        if self.main_runs:
+            yield markdown(self.main_table())
+            if self.baseline:
+                yield self.baselines()
+        yield f'Every training: [{grid.name}.csv]({place}.csv).'
+        if self.main_runs:
+            self.draw_runs(self.folder / f'{grid.name}.png')
+            yield f'![runs]({place}.png)'
+        for sweep in grid.sweeps:
             table = self.sweep_table(sweep)
             if len(table):
-                yield (f'The sweep of {sweep.upper()}, '
-                       f'{self.grid.metric.title}:')
+                yield f'The sweep of {sweep.upper()}, {grid.metric.title}:'
                 yield markdown(table)
-        if self.grid.teachers:
-            yield from self.text_of_teachers()
-        yield self.grid.conclusion.strip()
+        if grid.teachers:
+            yield ('Stronger teachers, and how far the student that was '
+                   'trained alone (its first seed) is from each on rows with '
+                   'a label:')
+            yield markdown(self.teacher_table())
+        if len(self.measured):
+            name = f'{grid.name}_discrepancy.csv'
+            yield f'By groups of rows: [{name}]({self.links}/{name}).'
+        if len(self.measured) and grid.taught:
+            self.draw_teachers(self.folder / f'{grid.name}_teachers.png')
+            yield f'![teachers]({place}_teachers.png)'
 
-    def text_of_teachers(self) -> Iterator[str]:
-        """The table and the figure of teachers."""
-        yield ('Stronger teachers, and how far the student that was trained '
-               'alone (its first seed) is from each on rows with a label:')
-        yield markdown(self.teacher_table())
-        if self.known.path.exists():
-            yield (f'By groups of rows: [{self.known.path.name}]'
-                   f'({self.link(self.known.path.name)}).')
-        if self.draw_teachers():
-            yield f'![teachers]({self.link(self.grid.name)}_teachers.png)'
-
-    def draw_runs(self) -> bool:
+    def draw_runs(self, path: Path) -> None:
         """A point a seed and a line for the mean, a row a run."""
-        found = {name: self.rows_of(name) for name in self.main_runs()}
-        found = {k: v[self.field].dropna() for k, v in found.items()}
-        found = {k: v for k, v in found.items() if len(v)}
-        if not found:
-            return False
-        figure, axes = new_figure(7, 1 + 0.35 * len(found))
-        for i, values in enumerate(found.values()):
+        figure, axes = new_figure(7, 1 + 0.35 * len(self.main_runs))
+        for i, name in enumerate(self.main_runs):
+            values = self.rows[self.field][name].dropna()
             axes.plot(values, [i] * len(values), 'o', color=f'C{i}', alpha=0.6)
             axes.plot(values.mean(), i, '|', color=f'C{i}', markersize=18)
-        axes.set_yticks(range(len(found)), found)
+        axes.set_yticks(range(len(self.main_runs)), self.main_runs)
         axes.invert_yaxis()
         split = ', test split' if self.grid.test else ''
         axes.set(xlabel=f'{self.grid.metric.title}, {self.grid.title}{split}')
         axes.grid(axis='x', alpha=0.3)
-        figure.savefig(self.folder / f'{self.grid.name}.png', dpi=110)
-        return True
+        figure.savefig(path, dpi=110)
 
-    def points(self, measure: str,
-               pattern: str) -> List[Tuple[float, float, float]]:
-        """Of each teacher a measure, the mean and the deviation of what its
-        students reach, by the measure."""
-        points = []
-        for teacher in self.grid.teachers:
-            found = self.measured(teacher)
-            values = self.rows_of(pattern.format(teacher)).metric
-            if found and len(values):
-                points.append((found[measure], values.mean(), values.std()))
-        return sorted(points)
-
-    def draw_teachers(self) -> bool:
+    def draw_teachers(self, path: Path) -> None:
         """The students' metric by the discrepancy of their teachers."""
-        known = [t for t in self.grid.teachers if self.measured(t)]
-        if not known or not self.taught:
-            return False
         figure, panels = new_figure(12, 4, len(MEASURES))
-        for axes, name in zip(panels, MEASURES):
-            for title, pattern in self.taught.items():
-                points = self.points(name, pattern)
-                if points:
+        metric = self.rows.metric.groupby(level='run').agg(['mean', 'std'])
+        for axes, measure in zip(panels, MEASURES):
+            for title, pattern in self.grid.taught.items():
+                points = self.measured[[measure]].rename(pattern.format)
+                points = points.join(metric, how='inner').sort_values(measure)
+                if len(points):
                     axes.errorbar(
-                        *zip(*points), fmt='o-', capsize=3, label=title)
-            axes.set(xlabel=name)
+                        *points.T.values, fmt='o-', capsize=3, label=title)
+            axes.set(xlabel=measure)
             axes.grid(alpha=0.3)
         panels[0].set(ylabel=self.grid.metric.title)
         panels[0].legend()
-        figure.savefig(self.folder / f'{self.grid.name}_teachers.png', dpi=110)
-        return True
+        figure.savefig(path, dpi=110)
 
 
 def new_figure(width: float, height: float, panels: int = 1) -> Any:
@@ -292,22 +224,34 @@ def new_figure(width: float, height: float, panels: int = 1) -> Any:
 
 def markdown(table: pd.DataFrame) -> str:
     """A table in Markdown."""
-    cells = [list(table), ['---'] * len(table.columns)]
+    cells: List[list] = [list(table), ['---'] * len(table.columns)]
     cells += table.fillna('').values.tolist()
     return '\n'.join('| ' + ' | '.join(map(str, row)) + ' |' for row in cells)
 
 
+def put(page: str, report: Report) -> str:
+    """The page with the tables and figures of a grid."""
+    name, body = report.grid.name, '\n\n'.join(report.text())
+    begin, end = f'<!-- {name}: generated -->', f'<!-- {name}: end -->'
+    if begin not in page:
+        page += f'\n## {report.grid.title}\n\n{begin}\n{end}\n'
+    return re.sub(
+        f'{begin}.*?{end}',
+        lambda _: f'{begin}\n\n{body}\n\n{end}',
+        page,
+        flags=re.DOTALL)
+
+
 def main() -> None:
     args = parse_args()
-    parts = [HEAD.strip()]
+    page = args.out.read_text() if args.out.exists() else '# Results\n'
     for path in args.grids:
         report = Report(path, args.results, args.out)
-        if not len(report.results.rows):
+        if len(report.results.rows):
+            page = put(page, report)
+        else:
             print(f'{report.results.path} has no results yet: left out')
-            continue
-        report.refuse_other_rows()
-        parts += [part for part in report.text() if part]
-    args.out.write_text('\n\n'.join(parts) + '\n')
+    args.out.write_text(page)
     print(f'Wrote {args.out}')
 
 

@@ -5,14 +5,15 @@ CSV file after each; a second call does what is not in it, and resumes what
 was interrupted. ``tools/report_experiments.py`` makes tables and figures.
 """
 import argparse
+import json
+import subprocess
 from pathlib import Path
-from typing import Iterable, List
+from typing import List
 
-from experiments.discrepancy import Measure
-from experiments.grid import Grid, GridRun
-from experiments.results import Discrepancies, Results
+from experiments.grid import (DISCREPANCIES, RESULTS, Grid, GridRun, Measure,
+                              Table)
 from experiments.steps import (ROOT, Display, Step, carry_out, end_like_ctrl_c,
-                               locked, short)
+                               locked, short, versions)
 from rich.console import Console
 
 from mmdist.datasets import write_digit_scenes
@@ -44,123 +45,110 @@ def parse_args() -> argparse.Namespace:
 
 
 class GridDisplay(Display):
-    """Tells of trainings that end, and writes their results down.
-
-    Args:
-        console (Console): Where to print.
-        path (Path): The file of results.
-    """
+    """Tells of steps that end, and writes their results to files."""
 
     def __init__(self, console: Console, path: Path) -> None:
         super().__init__(console, epochs=False)
-        self.results = Results(path)
-        self.discrepancies = Discrepancies(
-            path.with_name(f'{path.stem}_discrepancy.csv'))
+        self.results = Table(path, RESULTS)
+        self.discrepancies = Table(
+            path.with_name(f'{path.stem}_discrepancy.csv'), DISCREPANCIES)
 
     def end(self, step: Step) -> None:
-        """A step has ended well; if it was a run's last, keep the result."""
+        """Tell of a step that has ended well, and keep its result."""
         super().end(step)
         self.keep(step)
 
     def keep(self, step: Step) -> None:
-        """Write down what a step gave that is done, if it is not known."""
-        run = step.run
+        """Write the result of a measurement, or of a run's last step."""
         if isinstance(step, Measure):
-            if step not in self.discrepancies:
-                self.discrepancies.add(step)
-        elif step is run.steps[-1] and run not in self.results:
-            self.results.add(run)
-            self.say(f'{run.label}: {run.metric.title} '
-                     f'{run.metric.show(run.validated())}')
+            names = dict(
+                student=step.student.name,
+                teacher=step.teacher.name,
+                key=step.key)
+            self.discrepancies.add(
+                *(dict(names, group=group, **values)
+                  for group, values in step.output().items()))
+        elif step is step.run.steps[-1] and step.run not in self.results:
+            self.results.add(result_of(step.run))
+            self.say(f'{step.run.label}: {step.run.metric.title} '
+                     f'{step.run.metric.show(step.run.validated())}')
 
 
-def steps_of(runs: Iterable[GridRun], results: Results) -> List[Step]:
-    """The steps of the runs without results, their teachers first."""
+def result_of(run: GridRun) -> dict:
+    """The row of a run that is done."""
+    commit = subprocess.run(
+        'git describe --always --dirty',
+        shell=True,
+        cwd=ROOT,
+        capture_output=True,
+        text=True)
+    return dict(
+        run=run.name,
+        seed=run.seed,
+        metric=run.validated(),
+        test=run.test.output() if run.test in run.steps else None,
+        minutes=round(run.train.seconds / 60, 2),
+        options=json.dumps(run.declared),
+        key=run.key,
+        commit=commit.stdout.strip(),
+        versions=' '.join(versions()))
+
+
+def steps_left(grid: Grid, display: GridDisplay) -> List[Step]:
+    """The measurements and runs without a result, after what they need.
+
+    Of runs that train the same the first is taken.
+    """
     missing = {}
-    for run in runs:
-        if run not in results:  # the first of those that train the same
+    for run in grid.all(display.results):
+        if run not in display.results:
             missing.setdefault((run.key, run.seed), run)
-    teachers = [run.teacher for run in missing.values() if run.teacher]
-    steps = [teacher.train for teacher in teachers]
+    measures = [m for m in grid.measures() if m not in display.discrepancies]
+    steps = [need for step in measures for need in step.needs] + measures
+    steps += [run.teacher.train for run in missing.values() if run.teacher]
     steps += [step for run in missing.values() for step in run.steps]
     return list(dict.fromkeys(steps))
 
 
-def measures(grid: Grid, known: Discrepancies) -> List[Step]:
-    """What is to be measured, and the trainings that it takes."""
-    steps = [
-        Measure(grid.first(grid.discrepancy['student']), grid.first(name))
-        for name in grid.teachers
-    ]
-    missing = [step for step in steps if step not in known]
-    needs = [need for step in missing for need in step.needs]
-    return list(dict.fromkeys(needs + missing))
-
-
-def left(steps: Iterable[Step], display: GridDisplay) -> List[Step]:
-    """The steps that are not done; what is done already is written down."""
-    for step in steps:
-        if step.done:
-            display.keep(step)
-    return [step for step in steps if not step.done]
-
-
-def carry_on(grid: Grid, args: argparse.Namespace, display: GridDisplay,
-             lock: int) -> List[str]:
-    """First what is known, then what takes the best of a sweep.
-
-    Measurements are taken as soon as their models are trained.
-
-    Returns:
-        list[str]: What failed.
-    """
-    results, failures = display.results, []
-    stages = (lambda: measures(grid, display.discrepancies) + steps_of(
-        grid.plain_runs(), results),
-              lambda: steps_of(grid.best_runs(results), results))
-    for stage in stages:
-        with display.status:
-            failures += carry_out(
-                left(dict.fromkeys(stage()), display),
-                display,
-                lock,
-                args.jobs,
-                keep_going=True)
-    return failures
-
-
 def tell(grid: Grid, display: GridDisplay) -> None:
     """Say what is to be done, and do nothing."""
-    steps = steps_of(grid.plain_runs(), display.results)
-    steps += measures(grid, display.discrepancies)
-    steps += steps_of(grid.best_runs(display.results), display.results)
-    for step in dict.fromkeys(step for step in steps if not step.done):
-        display.say(step.name)
-    known = {run.name for run in grid.best_runs(display.results)}
+    for step in steps_left(grid, display):
+        if not step.done:
+            display.say(step.name)
     for name, entry in grid.runs.items():
-        if 'best_of' in entry and name not in known:
+        if not grid.of(name, display.results):
             display.say(f'{name}: once the sweep {entry["best_of"]} is done')
 
 
-def run_grid(grid: Grid, args: argparse.Namespace) -> None:
-    """Do what is not done yet.
+def run_grid(grid: Grid, args: argparse.Namespace, console: Console) -> None:
+    """Do what is not done yet, and then what takes the best of a sweep.
 
     Raises:
         SystemExit: If anything failed, once the rest has ended.
     """
-    display = GridDisplay(Console(), args.results)
-    if grid.scenes:
-        out_dir = grid.scenes['out_dir']
-        display.say(f'Digit scenes in {out_dir}')
-        write_digit_scenes(**{**grid.scenes, 'out_dir': ROOT / out_dir})
-    with locked(args.work_dir, display) as lock:
-        # what another call has added while this one waited
-        display = GridDisplay(display.console, args.results)
-        failures = carry_on(grid, args, display, lock)
+    failures = {}
+    with locked(args.work_dir, Display(console)) as lock:
+        display = GridDisplay(console, args.results)
+        if grid.scenes:
+            out_dir = grid.scenes['out_dir']
+            display.say(f'Digit scenes in {out_dir}')
+            write_digit_scenes(**{**grid.scenes, 'out_dir': ROOT / out_dir})
+        for _ in range(2):
+            steps = steps_left(grid, display)
+            for step in steps:
+                step.run.folder.parent.mkdir(parents=True, exist_ok=True)
+                step.run.cfg.dump(step.run.config)
+                if step.done:
+                    display.keep(step)
+            with display.status:
+                failures.update(
+                    dict.fromkeys(
+                        carry_out(
+                            steps, display, lock, args.jobs, keep_going=True)))
     display.say(f'{len(display.results.rows)} results in '
                 f'{short(args.results)}')
     if failures:
-        raise SystemExit('\n'.join(dict.fromkeys(failures)))
+        raise SystemExit('\n'.join(failures))
 
 
 def main() -> None:
@@ -170,7 +158,7 @@ def main() -> None:
     if args.dry_run:
         tell(grid, GridDisplay(Console(), args.results))
     else:
-        run_grid(grid, args)
+        run_grid(grid, args, Console())
 
 
 if __name__ == '__main__':

@@ -1,40 +1,25 @@
-"""Agreement of two rankings of classes, row by row."""
+"""Rank correlations of two tables of scores, row by row.
+
+SciPy has both for one pair of rows; its loop over a batch of rows takes forty
+times as long. The tests compare each row with SciPy's.
+"""
 from torch import Tensor
+from torch.nn.functional import cosine_similarity
 
 
-def _ranks(scores: Tensor) -> Tensor:
-    """The place of each score in its row, float64; ties share the mean."""
-    below = (scores[:, :, None] > scores[:, None]).sum(2)
-    same = (scores[:, :, None] == scores[:, None]).sum(2)
-    return below.double() + (same.double() - 1) / 2
+def _order(scores: Tensor) -> Tensor:
+    """1, 0 or -1 for each pair of scores of a row, ``(R, C, C)``."""
+    first, second = scores[:, :, None], scores[:, None]
+    return (first > second).double() - (first < second).double()
 
 
 def spearman(x: Tensor, y: Tensor) -> Tensor:
-    """Spearman's rank correlation of each row.
-
-    Args:
-        x (Tensor): Scores, ``(R, C)``.
-        y (Tensor): The same shape.
-
-    Returns:
-        Tensor: ``(R, )``, float64; 0 where all scores of a row are equal.
-    """
-    a, b = (r - r.mean(1, keepdim=True) for r in map(_ranks, (x, y)))
-    norms = a.norm(dim=1) * b.norm(dim=1)
-    return (a * b).sum(1) / norms.clamp(min=0.5)
+    """Spearman's rho of the rows of two ``(R, C)`` tables, ``(R, )``; 0 where
+    all scores of a row are equal."""
+    return cosine_similarity(_order(x).sum(2), _order(y).sum(2))
 
 
 def kendall(x: Tensor, y: Tensor) -> Tensor:
-    """Kendall's tau-b of each row.
-
-    Args:
-        x (Tensor): Scores, ``(R, C)``.
-        y (Tensor): The same shape.
-
-    Returns:
-        Tensor: ``(R, )``, float64; 0 where all scores of a row are equal.
-    """
-    a, b = ((z[:, :, None] - z[:, None]).sign().flatten(1).double()
-            for z in (x, y))
-    norms = a.norm(dim=1) * b.norm(dim=1)
-    return (a * b).sum(1) / norms.clamp(min=0.5)
+    """Kendall's tau-b of the rows of two ``(R, C)`` tables, ``(R, )``; 0
+    where all scores of a row are equal."""
+    return cosine_similarity(_order(x).flatten(1), _order(y).flatten(1))

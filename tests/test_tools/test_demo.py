@@ -68,7 +68,11 @@ def finish(run):
     checkpoint.parent.mkdir(parents=True, exist_ok=True)
     with zipfile.ZipFile(checkpoint, 'w') as archive:
         archive.writestr('weights', b'0' * 500)
-    (step.folder / 'last_checkpoint').write_text(str(checkpoint))
+    if not list(step.folder.glob('*/vis_data')):
+        write_scalars(step.folder, '20260101_000000', [{
+            run.metric.key: 0.1,
+            'step': run.length
+        }])
     step.save(60., ended=True)
     return step
 
@@ -211,53 +215,52 @@ def test_incomplete_output_is_not_done(steps, runs, harm):
     else:
         step.record_file.write_text(step.record_file.read_text()[:20])
     assert not step.done
-    # Nothing usable is left, so the training must start anew.
-    assert '--resume' not in steps.prepare(step)
-    assert not (step.folder / 'last_checkpoint').exists()
+    if harm == 'delete':  # earlier checkpoints may be there
+        assert step.prepare()[-1] == '--resume'
+    else:
+        assert '--resume' not in step.prepare()
+        assert not checkpoint.exists()
 
 
-def test_begun_training_is_resumed(steps, runs):
+def test_begun_training_is_resumed(runs):
     step = runs[0].train
-    assert '--resume' not in steps.prepare(step)
-    finish(runs[0])
+    assert '--resume' not in step.prepare()
     step.save(60.)
-    assert steps.prepare(step)[-1] == '--resume'
-    assert runs[0].checkpoint.is_file() and step.seconds == 60
+    (step.folder / 'epoch_1.pth').touch()
+    assert step.prepare()[-1] == '--resume'
+    assert (step.folder / 'epoch_1.pth').is_file() and step.seconds == 60
 
 
-def test_foreign_files_are_left_alone(steps, runs):
+def test_foreign_files_are_left_alone(runs):
     step = runs[0].train
     step.folder.mkdir()
     (step.folder / 'thesis.txt').write_text('mine')
     with pytest.raises(SystemExit, match='choose another --work-dir'):
-        steps.prepare(step)
+        step.prepare()
     assert (step.folder / 'thesis.txt').read_text() == 'mine'
 
 
 def test_interrupted_clearing_goes_on(steps, make_runs, runs, monkeypatch):
-    """The file that marks the folder as the demo's may go first."""
+    """The file that marks the folder as the demo's stays."""
     finish(runs[0])
 
-    def interrupted(folder, **kwargs):
-        if folder.exists():
-            (folder / 'train.json').unlink()
-            raise KeyboardInterrupt
+    def interrupted(folder):
+        raise KeyboardInterrupt
 
     step = make_runs('--seed', '1')[0].train
     with monkeypatch.context() as patch:
         patch.setattr(steps.shutil, 'rmtree', interrupted)
         with pytest.raises(KeyboardInterrupt):
-            steps.prepare(step)
-    assert '--resume' not in steps.prepare(step)
-    assert [path.name for path in step.folder.parent.iterdir()] == ['teacher']
+            step.prepare()
+    assert '--resume' not in step.prepare()
     assert [path.name for path in step.folder.iterdir()] == ['train.json']
 
 
-def test_interrupted_first_record_is_not_foreign(steps, runs):
+def test_interrupted_first_record_is_not_foreign(runs):
     step = runs[0].train
     step.folder.mkdir()
     (step.folder / 'train.partial').write_text('{')
-    assert '--resume' not in steps.prepare(step)
+    assert '--resume' not in step.prepare()
 
 
 @pytest.mark.parametrize('cores, threads', [(1, 1), (2, 1), (6, 3), (64, 4)])
@@ -328,8 +331,8 @@ def test_every_epoch_is_told_once(runs, display):
             key: epoch / 10,
             'step': epoch
         }])
-        display.update(step)
-        display.update(step)
+        display.update([step])
+        display.update([step])
     assert display.console.file.getvalue().splitlines() == [
         'train teacher: epoch 2/5, mAP 0.200',
         'train teacher: epoch 3/5, mAP 0.300'
@@ -401,7 +404,8 @@ class Script:
             fingerprint=name,
             unit='epoch',
             length=1,
-            metric=self.demo.TASKS[0].metric)
+            metric=self.demo.TASKS[0].metric,
+            validated=lambda: 0.1)
         words = ['-c', code.format(out=run.checkpoint)]
         step_type = type('Script', (self.steps.Step, ), dict(arguments=words))
         return step_type(run, 'train', needs)
@@ -444,20 +448,24 @@ def test_failure_names_the_log_and_stops_the_others(steps, script, display,
                                                     lock, code):
     bad = script('bad', code)
     slow = script('slow', 'import time; time.sleep(600)')
-    attempts = []
-    start = steps.Attempt.__init__
-
-    def remember(self, *args):
-        start(self, *args)
-        attempts.append(self)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(steps.Attempt, '__init__', remember)
-        with pytest.raises(SystemExit, match=r'"train bad".*train\.log'):
-            steps.carry_out([bad, slow], display, lock)
-    assert len(attempts) == 2
-    assert all(a.process.poll() is not None for a in attempts)
+    failures = steps.carry_out([bad, slow], display, lock)
+    assert len(failures) == 1
+    assert failures[0].startswith('"train bad" failed')
+    assert failures[0].endswith('bad/train.log')
+    assert all(step.process.poll() is not None for step in (bad, slow))
     assert not bad.done and not slow.done
+
+
+def test_failure_may_stop_only_what_needs_it(steps, script, display, lock):
+    bad, other = script('bad', 'raise SystemExit(3)'), script('other', WRITE)
+    last = script('last', WRITE, (bad, ))
+    failures = steps.carry_out([bad, last, other],
+                               display,
+                               lock,
+                               keep_going=True)
+    assert len(failures) == 2 and 'exit code 3' in failures[0]
+    assert failures[1] == '"train last" waits for what failed'
+    assert other.done
 
 
 def test_second_demo_waits_for_the_first(steps, display, tmp_path):

@@ -10,12 +10,10 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from mmengine.config import Config
 from rich.console import Console
 
 GRID = '''
 title = 'A toy'
-about = 'About it.'
 metric = dict(key='mIoU', title='mIoU (%)', format='.1f')
 seeds = [0, 1]
 kd = dict(config='configs/experiments/kd_fpn_r18-w12-w24_5e_digits.py',
@@ -34,7 +32,6 @@ runs = {
 }
 discrepancy = dict(student='alone', teachers=['teacher'],
                    taught=dict(KD='KD'))
-conclusion = 'So it is.'
 '''
 
 
@@ -45,8 +42,7 @@ def tools(repo):
         patch.syspath_prepend(f'{repo}/tools')
         yield {
             name: importlib.import_module(name)
-            for name in ('experiments.grid', 'experiments.results',
-                         'experiments.discrepancy', 'experiments.steps',
+            for name in ('experiments.grid', 'experiments.steps',
                          'run_experiments', 'report_experiments')
         }
 
@@ -65,17 +61,19 @@ def grid(tools, tmp_path):
 
 @pytest.fixture
 def results(tools, tmp_path):
-    return tools['experiments.results'].Results(tmp_path / 'toy.csv')
+    """The tables of results, which the tool keeps."""
+    return tools['run_experiments'].GridDisplay(
+        Console(file=io.StringIO()), tmp_path / 'toy.csv')
 
 
-def finish(results, run, value):
+def finish(display, run, value):
     """Put a result in the file, as if the run had been trained."""
     run.validated = lambda: value
-    results.add(run)
+    display.keep(run.steps[-1])
 
 
-def by_name(grid, results=None):
-    runs = [*grid.plain_runs(), *(grid.best_runs(results) if results else ())]
+def by_name(grid, display=None):
+    runs = grid.all(display and display.results)
     return {(run.name, run.seed): run for run in runs}
 
 
@@ -95,11 +93,16 @@ def test_runs_are_configs_times_seeds(grid):
 
 
 def test_students_have_the_first_teacher(grid, tmp_path):
-    """Its weights, and the config that its training wrote down."""
-    teacher = by_name(grid())['KD', 1].cfg.model.teacher
+    """Its weights, and the config with which it is trained."""
+    runs = by_name(grid())
+    teacher = runs['KD', 1].cfg.model.teacher
     folder = tmp_path / 'runs' / 'teacher' / 'seed_3'
     assert teacher.checkpoint == str(folder / 'epoch_5.pth')
-    assert teacher.config == str(folder.with_suffix('.py'))
+    assert teacher.config == f'{folder}.py'
+    assert runs['teacher', 3].train.arguments == [
+        'tools/train.py', f'{folder}.py', '--work-dir',
+        str(folder)
+    ]
 
 
 def test_keys_tell_what_is_trained(grid):
@@ -137,34 +140,39 @@ runs = dict(alone=dict(
 
 
 def test_what_trains_the_same_is_trained_once(tools, grid, results):
-    steps = tools['run_experiments'].steps_of(grid().plain_runs(), results)
-    # the teacher first, alone twice, KD twice, the other three of the sweep
-    assert len(steps) == 1 + 2 + 2 + 4
-    assert steps[0].name == 'train teacher, seed 3'
+    steps = tools['run_experiments'].steps_left(grid(), results)
+    measured = [
+        'train alone, seed 0', 'train teacher, seed 3',
+        'discrepancy of alone, seed 0 from teacher, seed 3'
+    ]
+    assert [step.name for step in steps[:3]] == measured
+    # alone and KD twice, the teacher, four of the sweep, what is measured
+    assert len(steps) == 2 + 2 + 1 + 4 + 1
 
 
 def test_known_results_are_not_trained_again(tools, grid, results):
     """By another call, either, nor a teacher whom nobody waits for."""
-    runs = by_name(grid())
-    for run in runs.values():
-        if run not in results:
-            finish(results, run, 50.)
-    again = tools['experiments.results'].Results(results.path)
-    assert all(run in again for run in runs.values())
-    steps_of = tools['run_experiments'].steps_of
-    assert steps_of(grid().plain_runs(), again) == []
-    # that of the best of the sweep waits for its teacher
-    names = [s.name for s in steps_of(grid().best_runs(again), again)]
-    assert names == []  # weight 1 and tau 1, the first of equals, is KD
+    read = grid()
+    for run in by_name(read).values():
+        finish(results, run, 50.)
+    measure, = read.measures()
+    measure.output = lambda: dict(all=dict(rows=1, kl=0.5))
+    results.keep(measure)
+    again = tools['run_experiments'].GridDisplay(results.console,
+                                                 results.results.path)
+    assert len(again.results.rows) == len(results.results.rows) == 9
+    # the best of the sweep, the first of equals, trains what KD does
+    assert ('best KD', 1) in by_name(grid(), again)
+    assert tools['run_experiments'].steps_left(grid(), again) == []
 
 
 def test_the_best_of_a_sweep_is_taken(grid, results):
     """Once all its members are known."""
     read = grid()
-    members = read.members('kd')
+    members = [run for name, _ in read.members['kd'] for run in read.of(name)]
     for run, value in zip(members[:-1], (10., 30., 20.)):
         finish(results, run, value)
-    assert list(read.best_runs(results)) == []
+    assert ('best KD', 0) not in by_name(read, results)
     finish(results, members[-1], 5.)
     best = by_name(read, results)['best KD', 0]
     assert best.cfg.model.distill_loss == dict(
@@ -182,29 +190,31 @@ def test_the_best_of_a_sweep_is_taken(grid, results):
     ("student='alone'", "student='best KD'", 'best KD'),
     ("teachers=['teacher']", "teachers=['nobody']", 'nobody'),
     ("{loss + 'loss_weight': weight", "{f'{weight}.w': 1", 'last names'),
-    ("'again':", "'K D': kd, 'K_D':", "folder of 'K_D'"),
+    ("'again':", "'K D': kd, 'K_D':", "folder 'K_D'"),
 ])
 def test_what_does_not_fit_is_refused(grid, old, new, message):
     """Unknown fields and names, and runs that would take each other's place.
     """
     with pytest.raises(ValueError, match=message):
-        list(grid(GRID.replace(old, new)).plain_runs())
+        grid(GRID.replace(old, new))
 
 
 def test_another_file_is_no_file_of_results(tools, tmp_path):
     (tmp_path / 'toy.csv').write_text('a,b\n1,2\n')
     with pytest.raises(ValueError, match='--results'):
-        tools['experiments.results'].Results(tmp_path / 'toy.csv')
+        tools['run_experiments'].GridDisplay(Console(), tmp_path / 'toy.csv')
     assert (tmp_path / 'toy.csv').read_text() == 'a,b\n1,2\n'
 
 
 def test_two_calls_may_write_to_a_file(tools, grid, results):
     """Neither loses what the other has added."""
-    other = tools['experiments.results'].Results(results.path)
+    path = results.results.path
+    make = tools['run_experiments'].GridDisplay
+    other = make(results.console, path)
     runs = by_name(grid())
     finish(results, runs['alone', 0], 1.)
     finish(other, runs['alone', 1], 0.1 + 0.2)
-    again = tools['experiments.results'].Results(results.path)
+    again = make(results.console, path).results
     assert runs['alone', 0] in again and runs['alone', 1] in again
     assert again.rows.metric.tolist() == [1., 0.1 + 0.2]
 
@@ -214,7 +224,6 @@ def trained(run, metric=None):
     run.folder.mkdir(parents=True)
     with zipfile.ZipFile(run.checkpoint, 'w') as archive:
         archive.writestr('weights', b'0' * 500)
-    (run.folder / 'last_checkpoint').write_text(str(run.checkpoint))
     scalars = run.folder / '20260101' / 'vis_data' / 'scalars.json'
     scalars.parent.mkdir(parents=True)
     entry = dict(step=run.length, **({} if metric is None else metric))
@@ -222,51 +231,45 @@ def trained(run, metric=None):
     run.train.save(60., ended=True)
 
 
-def test_what_is_done_but_not_written_down_is(tools, grid, tmp_path):
+def test_what_is_done_but_not_written_down_is(tools, tmp_path, monkeypatch):
     """A call was killed between the two, or has another file."""
-    run = by_name(grid())['alone', 0]
-    trained(run, dict(mIoU=12.5))
+    text = """
+title, metric = 'One', dict(key='mIoU', title='mIoU (%)', format='.1f')
+runs = dict(alone=dict(
+    config='configs/camvid/pspnet_r18-w8-d8_1xb8-1k_camvid-180x240.py'))
+"""
+    (tmp_path / 'one.py').write_text(text)
     tool = tools['run_experiments']
-    display = tool.GridDisplay(
-        Console(file=io.StringIO()), tmp_path / 'toy.csv')
-    assert tool.left([run.train], display) == []
-    assert display.results.rows.metric.tolist() == [12.5]
+    trained(
+        tool.Grid(tmp_path / 'one.py', tmp_path / 'runs').first('alone'),
+        dict(mIoU=12.5))
+    words = ['one.py', '--work-dir', 'runs', '--results', 'one.csv']
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, 'argv', ['run_experiments.py', *words])
+    tool.main()
+    rows = pd.read_csv(tmp_path / 'one.csv')
+    assert rows.metric.tolist() == [12.5] and rows.minutes.tolist() == [1.]
 
 
 def test_a_training_without_its_metric_begins_anew(grid):
     """It was killed while it validated, and would not do so again."""
     run = by_name(grid())['alone', 0]
     trained(run)
-    assert not run.train.done and not run.train.resumable()
+    assert not run.train.done
     run.checkpoint.rename(run.folder / 'epoch_4.pth')
-    (run.folder / 'last_checkpoint').write_text(
-        str(run.folder / 'epoch_4.pth'))
-    assert run.train.resumable()
-
-
-def test_trains_with_the_config_that_has_the_key(grid):
-    """Whatever becomes of the file, or of options as words."""
-    text = GRID.replace(
-        "'again': dict(kd, options={loss + 'tau': 1.0})",
-        "'again': dict(kd, options={'load_from': 'a,b', 'x': {'y': [1]}})")
-    run = by_name(grid(text))['again', 1]
-    run.folder.parent.mkdir(parents=True)
-    run.train.make_ready()
-    words = run.train.arguments
-    assert words[:2] == ['tools/train.py', f'{run.folder}.py']
-    written = Config.fromfile(words[1])
-    assert written.to_dict() == run.cfg.to_dict()
-    assert written.load_from == 'a,b' and written.x == {'y': [1]}
+    assert run.train.prepare()[-1] == '--resume'
+    (run.folder / 'epoch_4.pth').rename(run.checkpoint)
+    assert run.train.prepare()[-1] != '--resume'
+    assert not run.checkpoint.exists() and run.train.seconds == 60
 
 
 def test_results_of_another_grid_are_not_reported(tools, grid, results,
                                                   tmp_path):
     finish(results, by_name(grid())['alone', 0], 20.)
     grid(GRID.replace('fpn_r18-w12_5e_digits', 'fpn_r18-w24_5e_digits'))
-    report = tools['report_experiments'].Report(tmp_path / 'toy.py', tmp_path,
-                                                tmp_path / 'a' / 'page.md')
     with pytest.raises(ValueError, match='toy.csv'):
-        report.refuse_other_rows()
+        tools['report_experiments'].Report(tmp_path / 'toy.py', tmp_path,
+                                           tmp_path / 'page.md')
 
 
 def test_report_has_means_and_deviations(tools, grid, results, tmp_path):
@@ -275,20 +278,17 @@ def test_report_has_means_and_deviations(tools, grid, results, tmp_path):
     read = grid(GRID.replace("'KD': kd", "'KD': dict(kd, seeds=[1, 2])"))
     values = {'alone': (20., 24.), 'KD': (21., 31.), 'teacher': (70., )}
     for name, numbers in values.items():
-        runs = [r for r in read.plain_runs() if r.name == name]
-        for run, value in zip(runs, numbers):
+        for run, value in zip(read.of(name), numbers):
             finish(results, run, value)
-    finish(results, read.members('kd')[1], 33.3)
-    known = tools['experiments.results'].Discrepancies(tmp_path /
-                                                       'toy_discrepancy.csv')
-    measured = tools['experiments.discrepancy'].Measure(
-        read.first('alone'), read.first('teacher'))
-    row = dict.fromkeys(known.columns, 0.25)
-    known.append(row | dict(group='foreground', key=measured.key))
-    known.append(row | dict(group='all', key=measured.key, kl=7.))
-    known.append(row | dict(group='foreground', key='of-others', kl=9.))
-    report = tools['report_experiments'].Report(tmp_path / 'toy.py', tmp_path,
-                                                tmp_path / 'a' / 'page.md')
+    finish(results, read.of('kd: loss_weight=1, tau=4')[0], 33.3)
+    known, (measured, ) = results.discrepancies, read.measures()
+    row = dict.fromkeys(known.rows, 0.25)
+    known.add(row | dict(group='foreground', key=measured.key),
+              row | dict(group='all', key=measured.key, kl=7.),
+              row | dict(group='foreground', key='of-others', kl=9.))
+    tool = tools['report_experiments']
+    report = tool.Report(tmp_path / 'toy.py', tmp_path,
+                         tmp_path / 'a' / 'b.md')
     text = '\n\n'.join(report.text())
     spread = np.std([20., 24.], ddof=1)
     assert f'| alone | 22.0 ± {spread:.1f} (2) |  |' in text
@@ -297,10 +297,28 @@ def test_report_has_means_and_deviations(tools, grid, results, tmp_path):
     assert table in text
     row = '| teacher | 70.0 (1) | 0.250 | 0.250 | 0.250 | 0.250 | 26.0 ± 7.1 '
     assert f'{row}(2) | -3.0 (1) |' in text
-    assert text.endswith('So it is.')
     assert '![runs](../toy.png)' in text
     for name in ('toy.png', 'toy_teachers.png'):
         assert (tmp_path / name).stat().st_size > 5000
+
+
+def test_the_words_of_the_page_stay(tools, grid, results, tmp_path,
+                                    monkeypatch):
+    """A new grid gets a section; later calls replace its tables alone."""
+    run, other = grid().of('alone')
+    tool, page = tools['report_experiments'], tmp_path / 'page.md'
+    words = [str(tmp_path / 'toy.py'), '--results', str(tmp_path)]
+    monkeypatch.setattr(sys, 'argv', ['report', *words, '--out', str(page)])
+    finish(results, run, 20.)
+    tool.main()
+    assert '## A toy' in page.read_text() and '20.0 (1)' in page.read_text()
+    page.write_text('Before.\n' + page.read_text() + '\nSo it is.\n')
+    finish(results, other, 21.)
+    tool.main()
+    text = page.read_text()
+    assert text.startswith('Before.\n') and text.endswith('\nSo it is.\n')
+    assert '20.5 ± 0.7 (2)' in text and '20.0 (1)' not in text
+    assert text.count('## A toy') == 1
 
 
 def get(cfg, name):
@@ -315,18 +333,19 @@ def get(cfg, name):
 def test_grids_of_the_repository_are_whole(tools, repo):
     """Configs exist and have what options change; runs have a folder each."""
     Grid = tools['experiments.grid'].Grid
+    read = tools['experiments.steps'].read_config
     grids = sorted(Path(repo, 'tools', 'experiments', 'grids').glob('*.py'))
     assert len(grids) >= 4
     for path in grids:
         grid = Grid(path, Path('runs'))
-        names = [n for n, entry in grid.runs.items() if 'best_of' not in entry]
-        runs = [grid.first(name) for name in names]
-        runs += [run for sweep in grid.sweeps for run in grid.members(sweep)]
+        for entry in grid.entries.values():
+            entry['seeds'] = [0]
+        runs = grid.all()
         assert len({run.folder for run in runs}) == len(runs)
-        plain = {run.config: Config.fromfile(run.config) for run in runs}
         for run in runs:
+            plain = read(repo / Path(grid.entries[run.name]['config']))
             for name in run.declared:
-                assert 'mimic' in name or get(plain[run.config], name)
+                assert 'mimic' in name or get(plain, name)
 
 
 TINY = '''

@@ -2,9 +2,9 @@
 
 A grid is an MMEngine config with these fields:
 
-- ``title``, ``about`` (Markdown) and ``metric`` (key, title, format);
+- ``title`` and ``metric`` (key, title, format);
 - ``runs``: name -> ``dict(config=..., options={...}, seeds=[...],
-  teacher=..., best_of=..., baseline=...)``. ``options`` are those of
+  teacher=..., best_of=..., baseline=...)``. ``options`` are for
   ``--cfg-options``; ``teacher`` is the name of another run, whose first seed
   teaches; ``best_of`` names a sweep, whose best options are added;
   ``baseline`` is the name of the run over which the gain is reported;
@@ -13,108 +13,83 @@ A grid is an MMEngine config with these fields:
   arguments of ``write_digit_scenes``), ``test=True`` (each model is tested by
   ``tools/test.py``, too);
 - ``discrepancy=dict(student=..., teachers=..., taught=...)``: how far a run is
-  from others, and the names of what these taught, by title;
-- ``conclusion``, for the report.
+  from others, and the names of the runs that these taught, by title.
 """
-import copy
 import functools
 import json
 import re
 from pathlib import Path
-from typing import Any, Dict, Iterator, List, Optional
+from typing import Any, Dict, List, Optional
 
+import pandas as pd
 from mmengine.config import Config
 
 from mmdist.datasets import scenes_manifest
-from .results import Results
-from .steps import ROOT, Metric, Run, Step, digest, short
+from .steps import (ROOT, Metric, Run, Step, digest, read_config, read_json,
+                    short)
 
-FIELDS = {
-    'title': True,
-    'metric': True,
-    'runs': True,
-    'about': False,
-    'sweeps': False,
-    'seeds': False,
-    'scenes': False,
-    'test': False,
-    'discrepancy': False,
-    'conclusion': False
-}
 RUN_FIELDS = {'config', 'options', 'seeds', 'teacher', 'best_of', 'baseline'}
+RESULTS = ('run', 'seed', 'metric', 'test', 'minutes', 'options', 'key',
+           'commit', 'versions')
+DISCREPANCIES = ('student', 'teacher', 'group', 'rows', 'kl', 'inter', 'intra',
+                 'spearman', 'kendall', 'top-1 agreement', 'key')
 
 
-class GridTraining(Step):
-    """Trains with the very config that the grid has read, from a file beside
-    the run's folder, and is not done without its metric."""
+class Table:
+    """A CSV file of results, which are found by their keys and seeds."""
 
-    @property
-    def given_config(self) -> Path:
-        """The whole config; MMEngine writes one of this name, too."""
-        return self.folder.with_suffix('.py')
+    def __init__(self, path: Path, columns: tuple) -> None:
+        self.path, self.rows = path, pd.DataFrame(columns=columns)
+        if path.exists():
+            self.rows = pd.read_csv(
+                path, dtype=dict(key=str), float_precision='round_trip')
+        if tuple(self.rows) != columns:
+            raise ValueError(f'{path} has other columns than results of '
+                             'experiments; choose another --results')
 
-    @property
-    def arguments(self) -> List[str]:
-        """The command after ``python``, without ``--resume``."""
-        return [
-            'tools/train.py',
-            short(self.given_config), '--work-dir',
-            short(self.folder)
-        ]
+    def add(self, *rows: Dict[str, Any]) -> None:
+        """Append rows; those that other calls have added stay."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        new = pd.DataFrame(rows, columns=list(self.rows))
+        new.to_csv(
+            self.path, mode='a', header=not self.path.exists(), index=False)
+        old = [self.rows] if len(self.rows) else []
+        self.rows = pd.concat([*old, new], ignore_index=True)
 
-    def make_ready(self) -> None:
-        """Write the config."""
-        self.run.cfg.dump(self.given_config)
+    def of(self, *results: Any) -> pd.DataFrame:
+        """The rows of runs or measurements."""
+        keys = [(result.key, result.seed) for result in results]
+        seeds = self.rows.get('seed', [None] * len(self.rows))
+        found = [pair in keys for pair in zip(self.rows.key, seeds)]
+        return self.rows[pd.Series(found, self.rows.index, bool)]
 
-    def resumable(self) -> bool:
-        """Not after the last checkpoint: MMEngine would validate no more."""
-        return super().resumable() and not self.run.checkpoint.exists()
-
-    def output(self) -> Any:
-        """The checkpoint's path; None if it or the metric is missing."""
-        metric = self.scalar(self.run.metric.key)
-        return None if metric is None else super().output()
+    def __contains__(self, result: Any) -> bool:
+        return len(self.of(result)) > 0
 
 
 class GridRun(Run):
-    """One training of a grid.
+    """One training of a grid, with its whole config in one file."""
 
-    Args:
-        grid (Grid): What declares it.
-        name (str): Of the run, or of the sweep and its member.
-        seed (int): Of the training.
-        entry (dict): The fields of the run.
-        teacher (GridRun, optional): Its teacher. Defaults to None.
-    """
-
-    def __init__(self,
-                 grid: 'Grid',
-                 name: str,
-                 seed: int,
-                 entry: Dict[str, Any],
-                 teacher: Optional['GridRun'] = None) -> None:
-        self.grid, self.name, self.seed = grid, name, seed
+    def __init__(self, grid: 'Grid', name: str, seed: int,
+                 entry: Dict[str, Any]) -> None:
+        self.name, self.seed = name, seed
         self.declared = dict(entry.get('options') or {})
         options = {**self.declared, 'randomness.seed': seed}
+        teacher = grid.first(entry['teacher']) if entry.get('teacher') \
+            else None
         if teacher:
-            options['model.teacher.config'] = short(teacher.train.given_config)
+            options['model.teacher.config'] = short(teacher.config)
             options['model.teacher.checkpoint'] = short(teacher.checkpoint)
-        folder = grid.work_dir / re.sub(r'[^\w.=-]+', '_', name)
+        folder = grid.work_dir / folder_name(name) / f'seed_{seed}'
         super().__init__(f'{name}, seed {seed}', ROOT / entry['config'],
-                         folder / f'seed_{seed}', options, grid.metric,
-                         grid.manifest, teacher)
-        self.train = GridTraining(self, 'train', self.train.needs)
-        self.test = Step(self, 'test', [self.train])
+                         folder, options, grid.metric, grid.manifest, teacher)
+        self.config, self.options = folder.with_suffix('.py'), {}
         self.steps = [self.train, self.test] if grid.test else [self.train]
-
-    def read_config(self) -> Config:
-        """The config without the options, read once for all runs."""
-        return copy.deepcopy(self.grid.config(self.config))
 
     @functools.cached_property
     def key(self) -> str:
-        """Changes with what is trained, but not with the seed, the place of
-        the data or the versions of packages."""
+        """A hash of the training without its seed, the place of the data and
+        the versions of packages."""
         cfg = self.cfg.to_dict()
         cfg.pop('randomness')
         if self.teacher:
@@ -126,154 +101,148 @@ class GridRun(Run):
         teacher = self.teacher and (self.teacher.key, self.teacher.seed)
         return digest([text, self.manifest, teacher])[:12]
 
-    def validated(self) -> Optional[float]:
-        """The metric after the last epoch; None if it is not known."""
-        return self.train.scalar(self.metric.key)
+
+class Measure(Step):
+    """One call of ``analyze_discrepancy.py`` for two runs."""
+    seed = None  # the key holds the seeds of both
+
+    def __init__(self, student: GridRun, teacher: GridRun) -> None:
+        super().__init__(teacher, f'discrepancy_{student.key}.{student.seed}',
+                         [student.train, teacher.train])
+        self.name = f'discrepancy of {student.label} from {teacher.label}'
+        self.student, self.teacher = student, teacher
+        self.key = '-'.join(f'{run.key}.{run.seed}'
+                            for run in (student, teacher))
+
+    @property
+    def arguments(self) -> List[str]:
+        """The command after ``python``."""
+        models = (
+            path for run in (self.student, self.teacher)
+            for path in (run.config, run.checkpoint))
+        return [
+            'tools/analysis_tools/analyze_discrepancy.py', *map(short, models),
+            '--out-dir',
+            short(self.folder)
+        ]
+
+    def output(self) -> Optional[dict]:
+        """The measures of each group of rows; None if they are missing."""
+        found = read_json(self.folder / 'discrepancy.json')
+        return next(iter(found.values()))['groups'] if found else None
 
 
 class Grid:
-    """What a file declares.
+    """The runs that a file declares.
 
     Args:
         path (Path): The file.
-        work_dir (Path): Of all trainings.
+        work_dir (Path): The folder of all trainings.
 
     Raises:
-        ValueError: If a field is missing or unknown, or names what is not
-            there.
+        ValueError: If a field is missing or unknown, or names a run or a
+            sweep that is not there, or if runs take each other's place.
     """
 
     def __init__(self, path: Path, work_dir: Path) -> None:
         self.name, self.work_dir = path.stem, work_dir
+        read_config.cache_clear()  # configs are read once a grid
         cfg = Config.fromfile(path, lazy_import=False).to_dict()
-        missing = [
-            f for f, needed in FIELDS.items() if needed and f not in cfg
-        ]
-        if missing:
-            raise ValueError(f'{path} has no {missing[0]!r}')
-        self.title, self.about = cfg['title'], cfg.get('about', '')
-        self.metric = Metric(**cfg['metric'])
+        for field in ('title', 'metric', 'runs'):
+            if field not in cfg:
+                raise ValueError(f'{path} has no {field!r}')
+        self.title, self.metric = cfg['title'], Metric(**cfg['metric'])
         self.scenes, self.test = cfg.get('scenes'), cfg.get('test', False)
-        self.seeds = cfg.get('seeds', [0])
-        self.runs, self.sweeps = cfg['runs'], cfg.get('sweeps', {})
-        self.discrepancy = cfg.get('discrepancy') or {}
-        self.conclusion = cfg.get('conclusion', '')
-        self.manifest = self._manifest()
-        self.configs: Dict[Path, Config] = {}
-        self.made: Dict[Any, GridRun] = {}
-        for name, entry in [*self.sweeps.items(), *self.runs.items()]:
-            self._check(name, entry)
-        self._check_teachers()
-
-    def _manifest(self) -> dict:
-        """What is known of the scenes, drawn or not."""
+        self.seeds, self.sweeps = cfg.get('seeds', [0]), cfg.get('sweeps', {})
+        measured = cfg.get('discrepancy') or {}
+        self.student = measured.get('student')
+        self.teachers = measured.get('teachers', [])
+        self.taught = measured.get('taught', {})
         scenes = dict(self.scenes or {})
         scenes.pop('out_dir', None)
-        return scenes_manifest(**scenes) if scenes else {}
+        self.manifest = scenes_manifest(**scenes) if scenes else {}
+        self.runs = cfg['runs']
+        self.members = {
+            sweep:
+            [(f'{sweep}: {describe(options)}', dict(entry, options=options))
+             for options in entry['options']]
+            for sweep, entry in self.sweeps.items()
+        }
+        entries = [*self.runs.items(), *sum(self.members.values(), [])]
+        self.entries = dict(entries)
+        self.made: Dict[Any, GridRun] = {}
+        self._check([folder_name(name) for name, _ in entries])
 
-    def _check(self, name: str, entry: Dict[str, Any]) -> None:
-        """Refuse fields that are not there or name what is not."""
-        unknown = set(entry) - RUN_FIELDS
-        if unknown or 'config' not in entry:
-            raise ValueError(f'{self.name}: {name!r} has ' + (
-                f'{sorted(unknown)[0]!r}, which is none of '
-                f'{sorted(RUN_FIELDS)}' if unknown else "no 'config'"))
-        for field, names in (('teacher', self.runs), ('baseline', self.runs),
-                             ('best_of', self.sweeps)):
-            if entry.get(field) not in (None, *names):
-                raise ValueError(f'{self.name}: {field}={entry[field]!r} '
-                                 f'of {name!r} is none of {list(names)}')
-
-    def _check_teachers(self) -> None:
-        """Those whose weights others need must be known from the start."""
-        needed = [e.get('teacher') for e in self.runs.values()]
-        if self.discrepancy:
-            needed += [self.discrepancy['student'], *self.teachers]
-        for name in filter(None, needed):
-            if name not in self.runs or 'best_of' in self.runs[name]:
+    def _check(self, folders: List[str]) -> None:
+        named = dict(
+            teacher=self.runs, baseline=self.runs, best_of=self.sweeps)
+        for name, entry in [*self.sweeps.items(), *self.runs.items()]:
+            wrong = [f'no {x!r}' for x in {'config'} - set(entry)]
+            wrong += [f'the unknown {x!r}' for x in set(entry) - RUN_FIELDS]
+            wrong += [
+                f'{field}={entry[field]!r}, which is none of {list(known)}'
+                for field, known in named.items()
+                if entry.get(field) not in (None, *known)
+            ]
+            if wrong:
+                raise ValueError(f'{self.name}: {name!r} has {wrong[0]}')
+        for folder in folders:
+            if folders.count(folder) > 1:
+                raise ValueError(
+                    f'{self.name}: the folder {folder!r} is that of two runs; '
+                    'rename one (options count by their last names)')
+        taught = [entry.get('teacher') for entry in self.runs.values()]
+        for name in filter(None, [*taught, self.student, *self.teachers]):
+            if 'best_of' in self.runs.get(name, ['best_of']):
                 raise ValueError(
                     f'{self.name}: {name!r} is a teacher or in `discrepancy`, '
                     'and must be one of `runs` without `best_of`')
 
-    def config(self, path: Path) -> Config:
-        """The content of a config."""
-        if path not in self.configs:
-            self.configs[path] = Config.fromfile(path)
-        return self.configs[path]
-
-    @property
-    def teachers(self) -> List[str]:
-        """Those whose discrepancy is measured."""
-        return self.discrepancy.get('teachers', [])
-
-    def run(self, name: str, seed: int, entry: Dict[str, Any]) -> GridRun:
-        """The run of an entry; the same one each time.
-
-        Raises:
-            ValueError: If another has its name or its folder.
-        """
-        options = dict(entry.get('options') or {})
-        if (name, seed) not in self.made:
-            teacher = entry.get('teacher')
-            made = GridRun(self, name, seed, entry,
-                           self.first(teacher) if teacher else None)
-            if made.folder in {run.folder for run in self.made.values()}:
-                raise ValueError(
-                    f'{self.name}: the folder of {name!r} is that '
-                    'of another run; rename one')
-            self.made[name, seed] = made
-        if self.made[name, seed].declared != options:
-            raise ValueError(f'{self.name}: two runs are called {name!r}; '
-                             'let their options differ by their last names')
-        return self.made[name, seed]
+    def of(self, name: str, results: Optional[Table] = None) -> List[GridRun]:
+        """The runs of a name, one for each seed; none if its options are
+        those of a sweep that is not complete."""
+        entry = self.entries[name]
+        if entry.get('best_of'):
+            best = self._best(entry['best_of'], results)
+            if best is None:
+                return []
+            entry = dict(entry, options={**best, **entry.get('options', {})})
+        pairs = [(name, seed) for seed in entry.get('seeds', self.seeds)]
+        for pair in pairs:
+            if pair not in self.made:
+                self.made[pair] = GridRun(self, *pair, entry)
+        return [self.made[pair] for pair in pairs]
 
     def first(self, name: str) -> GridRun:
         """The run of a name with its first seed."""
-        entry = self.runs[name]
-        return self.run(name, entry.get('seeds', self.seeds)[0], entry)
+        return self.of(name)[0]
 
-    def members(self, sweep: str) -> List[GridRun]:
-        """The runs of a sweep."""
-        entry = self.sweeps[sweep]
+    def all(self, results: Optional[Table] = None) -> List[GridRun]:
+        """All runs whose options are known, seed by seed."""
+        runs = [run for name in self.entries for run in self.of(name, results)]
+        return sorted(runs, key=lambda run: run.seed)
+
+    def _best(self, sweep: str, results: Table) -> Optional[Dict[str, Any]]:
+        """The options with the best mean; None if a result is missing."""
+        means = []
+        for name, entry in self.members[sweep]:
+            runs = self.of(name)
+            if not results or not all(run in results for run in runs):
+                return None
+            means.append(results.of(*runs).metric.mean())
+        return self.members[sweep][means.index(max(means))][1]['options']
+
+    def measures(self) -> List[Measure]:
+        """The measurements of discrepancies."""
         return [
-            self.run(f'{sweep}: {describe(options)}', seed,
-                     dict(entry, options=options))
-            for options in entry['options']
-            for seed in entry.get('seeds', self.seeds)
+            Measure(self.first(self.student), self.first(teacher))
+            for teacher in self.teachers
         ]
 
-    def plain_runs(self) -> Iterator[GridRun]:
-        """The runs whose options are known, and the sweeps."""
-        entries = {k: v for k, v in self.runs.items() if 'best_of' not in v}
-        yield from self._by_seed(entries)
-        for sweep in self.sweeps:
-            yield from self.members(sweep)
 
-    def best_runs(self, results: Results) -> Iterator[GridRun]:
-        """The runs that take the options of a sweep that is complete."""
-        entries = {}
-        for name, entry in self.runs.items():
-            best = self.best_options(entry.get('best_of'), results)
-            if best is not None:
-                options = {**best, **entry.get('options', {})}
-                entries[name] = dict(entry, options=options)
-        yield from self._by_seed(entries)
-
-    def _by_seed(self, entries: Dict[str, dict]) -> Iterator[GridRun]:
-        seeds = {n: e.get('seeds', self.seeds) for n, e in entries.items()}
-        for seed in sorted(set(sum(seeds.values(), []))):
-            for name, entry in entries.items():
-                if seed in seeds[name]:
-                    yield self.run(name, seed, entry)
-
-    def best_options(self, sweep: Optional[str],
-                     results: Results) -> Optional[Dict[str, Any]]:
-        """Those of the member with the best mean; None if any is missing."""
-        members = self.members(sweep) if sweep else []
-        if not members or not all(run in results for run in members):
-            return None
-        means = results.means(members)
-        return max(members, key=lambda run: means[run.key]).declared
+def folder_name(name: str) -> str:
+    """The folder of the runs of a name."""
+    return re.sub(r'[^\w.=-]+', '_', name)
 
 
 def describe(options: Dict[str, Any]) -> str:

@@ -3,6 +3,7 @@
 What ``make demo`` and ``tools/run_experiments.py`` share.
 """
 import contextlib
+import copy
 import fcntl
 import functools
 import hashlib
@@ -30,12 +31,13 @@ POLL_SECONDS = 1
 # Another version of any of these may give other results.
 VERSIONED = ('mmdist', 'torch', 'mmengine', 'mmcv', 'mmdet', 'mmseg',
              'mmpretrain')
-# mmengine logs e.g. 'Epoch(train)  [2][ 40/125]  lr: 1e-3  eta: 0:02:10'.
+# MMEngine logs e.g. 'Epoch(train)  [2][ 40/125]  lr: 1e-3  eta: 0:02:10'.
 PROGRESS = re.compile(r'(?:Epoch|Iter)\(\w+\) +([][ /\d]+\]) .*?eta: (\S+)')
+read_config = functools.lru_cache(None)(Config.fromfile)
 
 
 class Metric(NamedTuple):
-    """What models are compared by."""
+    """The number by which models are compared."""
     key: str  # in MMEngine's logs
     title: str
     format: str
@@ -49,12 +51,12 @@ class Run:
     """One model, which is trained and then tested.
 
     Args:
-        label (str): What the log lines call it.
+        label (str): Its name in log lines.
         config (Path): Its config.
         folder (Path): Its work dir.
-        options (dict): Of ``--cfg-options``.
-        metric (Metric): What it is compared by.
-        manifest (dict): What is known of its data.
+        options (dict): Values for ``--cfg-options``.
+        metric (Metric): The metric by which it is compared.
+        manifest (dict): A description of its data.
         teacher (Run, optional): Its teacher. Defaults to None.
     """
 
@@ -69,7 +71,7 @@ class Run:
         self.label, self.config, self.folder = label, config, folder
         self.options, self.metric, self.manifest = options, metric, manifest
         self.teacher = teacher
-        self.cfg = self.read_config()
+        self.cfg = copy.deepcopy(read_config(config))
         self.cfg.merge_from_dict(options)
         loop = self.cfg.train_cfg
         self.unit = 'iter' if loop.get('max_iters') else 'epoch'
@@ -79,47 +81,26 @@ class Run:
         self.train = Step(self, 'train', [teacher.train] if teacher else [])
         self.test = Step(self, 'test', [self.train])
 
-    def read_config(self) -> Config:
-        """The config without the options."""
-        return Config.fromfile(self.config)
+    def validated(self) -> Optional[float]:
+        """The metric after the last epoch; None if it is not known."""
+        found = (e for e in read_scalars(self.folder) if self.metric.key in e)
+        return {e['step']: e[self.metric.key] for e in found}.get(self.length)
 
     @functools.cached_property
     def fingerprint(self) -> str:
-        """Changes with everything that the results depend on."""
-        parts = [self.cfg.to_dict(), self.manifest, versions()]
-        if self.teacher:
-            parts.append(self.teacher.fingerprint)
-        return digest(parts)
-
-
-def versions() -> List[str]:
-    """Those of the packages that are installed."""
-    return [
-        importlib.import_module(name).__version__ for name in VERSIONED
-        if importlib.util.find_spec(name)
-    ]
-
-
-def digest(parts: Any) -> str:
-    """A hash of what JSON can hold; of the rest, its text."""
-    text = json.dumps(parts, default=str)
-    return hashlib.sha256(text.encode()).hexdigest()
-
-
-def read_json(path: Path) -> dict:
-    """Read a file of JSON; empty if it is missing or broken off."""
-    try:
-        return json.loads(path.read_text())
-    except (OSError, ValueError):
-        return {}
+        """A hash of everything that the results depend on."""
+        return digest([
+            self.cfg.to_dict(), self.manifest,
+            versions(), self.teacher and self.teacher.fingerprint
+        ])
 
 
 class Step:
-    """One call of ``tools/train.py`` or ``tools/test.py``; kept in a file.
+    """One call of a tool, with a record of how far it came.
 
     Args:
         run (Run): The model.
-        stage (str): 'train' or 'test'.
+        stage (str): 'train', 'test' or a name for another tool's call.
         needs (list[Step]): Steps that must have ended before.
     """
 
@@ -141,9 +122,17 @@ class Step:
             words.append('--cfg-options')
         return words + [f'{k}={v}' for k, v in self.run.options.items()]
 
+    def output(self) -> Any:
+        """The metric of a training or a test; None if it is incomplete."""
+        if self.stage == 'train':
+            whole = zipfile.is_zipfile(self.run.checkpoint)
+            return self.run.validated() if whole else None
+        results = [read_json(f) for f in sorted(self.folder.glob('*/*.json'))]
+        return results[-1].get(self.run.metric.key) if results else None
+
     @property
     def record(self) -> dict:
-        """What is known of this very step; empty if it never began."""
+        """The record of this very step; empty if it never began."""
         record = read_json(self.record_file)
         same = record.get('fingerprint') == self.run.fingerprint
         return record if same else {}
@@ -159,48 +148,41 @@ class Step:
         return self.record.get('ended', False) and self.output() is not None
 
     def save(self, seconds: float, ended: bool = False) -> None:
-        """Write down what is known of the step."""
+        """Write the record."""
         record = dict(
             fingerprint=self.run.fingerprint, seconds=seconds, ended=ended)
         partial = self.record_file.with_suffix('.partial')
         partial.write_text(json.dumps(record))
         partial.replace(self.record_file)
 
-    def scalar(self, key: str) -> Optional[float]:
-        """What a training logged of a metric after its last epoch."""
-        values = {
-            entry['step']: entry[key]
-            for entry in read_scalars(self.folder) if key in entry
-        }
-        return values.get(self.run.length)
+    def prepare(self) -> List[str]:
+        """Make the folder ready; the command, which resumes what was begun.
 
-    def resumable(self) -> bool:
-        """Whether an attempt left a checkpoint from which it goes on."""
-        pointer = self.folder / 'last_checkpoint'  # mmengine's
-        return bool(self.record) and pointer.is_file() and zipfile.is_zipfile(
-            ROOT / pointer.read_text().strip())
+        After the last checkpoint MMEngine would not validate any more, so
+        such a training begins anew. Of other files in the folder the record
+        stays, so that the folder is known if this is interrupted.
+        """
+        command = [sys.executable, *self.arguments]
+        run, record = self.run, self.record
+        if record and self.stage == 'train' and not run.checkpoint.exists():
+            return command + ['--resume']
+        if any(run.folder.glob('*')) and not any(run.folder.glob('train.*')):
+            raise SystemExit(f'{short(run.folder)} holds files that are not '
+                             'of such a run; choose another --work-dir.')
+        for path in self.folder.glob('*'):
+            if path.is_dir():
+                shutil.rmtree(path)
+            elif path != self.record_file:
+                path.unlink()
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.save(self.seconds)
+        return command
 
-    def make_ready(self) -> None:
-        """Write what the command needs; nothing here."""
-
-    def output(self) -> Any:
-        """The checkpoint's path or the metric; None if incomplete."""
-        if self.stage == 'train':
-            checkpoint = self.run.checkpoint
-            return checkpoint if zipfile.is_zipfile(checkpoint) else None
-        results = [read_json(f) for f in sorted(self.folder.glob('*/*.json'))]
-        return results[-1].get(self.run.metric.key) if results else None
-
-
-class Attempt:
-    """A running step; `lock` is a file that the process keeps open."""
-
-    def __init__(self, step: Step, lock: int, jobs: int) -> None:
-        self.step = step
-        command = prepare(step)
-        self.before = step.seconds
-        self.began = time.monotonic()
-        with open(step.log, 'a') as log:
+    def start(self, lock: int, jobs: int) -> None:
+        """Start the command, which keeps the file descriptor `lock` open."""
+        command = self.prepare()
+        self.before, self.began = self.seconds, time.monotonic()
+        with open(self.log, 'a') as log:
             log.write(f'$ {shlex.join(command)}\n')
             log.flush()
             self.process = subprocess.Popen(
@@ -212,12 +194,12 @@ class Attempt:
                 start_new_session=True,
                 pass_fds=[lock])
 
-    def poll(self) -> bool:
-        """Whether it has ended well."""
+    def poll(self) -> Optional[int]:
+        """The exit code, None while it runs; the time is saved."""
         code = self.process.poll()
-        ended = code == 0 and self.step.output() is not None
-        self.step.save(self.before + time.monotonic() - self.began, ended)
-        return ended
+        ended = code == 0 and self.output() is not None
+        self.save(self.before + time.monotonic() - self.began, ended)
+        return code
 
     def stop(self) -> None:
         """End the process and its workers."""
@@ -240,98 +222,27 @@ class Display:
     def __init__(self, console: Console, epochs: bool = True) -> None:
         self.console, self.epochs = console, epochs
         self.status = console.status('')
-        self.progress: Dict[str, str] = {}
         self.tested: Dict[str, dict] = {}
 
     def say(self, text: str) -> None:
         """Print a line."""
         self.console.print(text, highlight=False, markup=False, soft_wrap=True)
 
-    def update(self, step: Step) -> None:
-        """Show how far a step has come."""
-        self.progress[step.name] = f'{step.name} {last_progress(step.log)}'
-        self.status.update('   '.join(self.progress.values()))
-        if self.epochs:
-            self.tell_of_epochs(step)
-
-    def tell_of_epochs(self, step: Step) -> None:
-        """Print the metric when it has changed."""
-        run, metric = step.run, step.run.metric
-        tested = [e for e in read_scalars(step.folder) if metric.key in e]
-        if tested and tested[-1] != self.tested.get(step.name):
-            last = self.tested[step.name] = tested[-1]
-            self.say(f'{step.name}: {run.unit} {last["step"]}/{run.length}, '
-                     f'{metric.title} {metric.show(last[metric.key])}')
+    def update(self, running: List[Step]) -> None:
+        """Show how far steps have come, and metrics that have changed."""
+        self.status.update('   '.join(f'{step.name} {last_progress(step.log)}'
+                                      for step in running))
+        for step in running if self.epochs else ():
+            run, metric = step.run, step.run.metric
+            tested = [e for e in read_scalars(step.folder) if metric.key in e]
+            if tested and tested[-1] != self.tested.get(step.name):
+                last = self.tested[step.name] = tested[-1]
+                self.say(f'{step.name}: {run.unit} {last["step"]}/{run.length}'
+                         f', {metric.title} {metric.show(last[metric.key])}')
 
     def end(self, step: Step) -> None:
-        """A step has ended well."""
-        self.update(step)
-        del self.progress[step.name]
+        """Tell of a step that has ended well."""
         self.say(f'{step.name}: done, {step.seconds / 60:.1f} min')
-
-    def fail(self, step: Step, why: str) -> None:
-        """A step has ended otherwise."""
-        self.progress.pop(step.name, None)
-        self.say(why)
-
-
-def short(path: Path) -> str:
-    """A path as a user types it in the root of the checkout."""
-    return str(path.relative_to(ROOT) if ROOT in path.parents else path)
-
-
-def read_scalars(folder: Path) -> List[dict]:
-    """Metrics by epoch, then losses by iteration, of all attempts."""
-    merged = {}
-    for path in sorted(folder.glob('*/vis_data/scalars.json')):
-        for line in path.read_text().splitlines():
-            with contextlib.suppress(ValueError):  # still being written
-                entry = json.loads(line)
-                # A resumed training logs the steps of an epoch again.
-                merged['loss' in entry, entry.get('step', 0)] = entry
-    return [merged[key] for key in sorted(merged)]
-
-
-def last_progress(log: Path) -> str:
-    """For example '[2][ 40/125], 0:02:10 left'; '' if nothing is known."""
-    found = PROGRESS.findall(log.read_text(errors='ignore')[-4000:])
-    return '{}, {} left'.format(*found[-1]) if found else ''
-
-
-def environment(jobs: int) -> Dict[str, str]:
-    """Share the cores between the processes that run side by side."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(
-        os, 'sched_getaffinity') else os.cpu_count()
-    threads = str(min(MAX_THREADS, max(1, cores // jobs)))
-    return dict(os.environ, OMP_NUM_THREADS=threads, MKL_NUM_THREADS=threads)
-
-
-def prepare(step: Step) -> List[str]:
-    """Make the folder ready; the command, which resumes what was begun."""
-    command = [sys.executable, *step.arguments]
-    if step.resumable():
-        return command + ['--resume']
-    clear(step)
-    step.folder.mkdir(parents=True, exist_ok=True)
-    step.make_ready()
-    step.save(step.seconds)
-    return command
-
-
-def clear(step: Step) -> None:
-    """Delete what the step, or another version of it, left behind."""
-    folder = step.run.folder
-    # train.json, or train.partial if its very first writing was interrupted
-    ours = any(folder.glob('train.*'))
-    if folder.exists() and any(folder.iterdir()) and not ours:
-        raise SystemExit(f'{short(folder)} holds files that are not of such '
-                         'a run; choose another --work-dir.')
-    # Renamed first: half deleted, it would look like somebody else's.
-    trash = step.folder.with_name(f'.{step.folder.name}.old')
-    shutil.rmtree(trash, ignore_errors=True)
-    if step.folder.exists():
-        step.folder.rename(trash)
-        shutil.rmtree(trash, ignore_errors=True)
 
 
 def carry_out(steps: List[Step],
@@ -346,82 +257,43 @@ def carry_out(steps: List[Step],
         display (Display): Told of everything that happens.
         lock (int): File descriptor that the processes keep open.
         jobs (int): How many at a time. Defaults to 2.
-        keep_going (bool): Whether a failure stops only what needs the step.
-            Defaults to False.
+        keep_going (bool): Whether a failure stops only what needs the failed
+            step, not everything. Defaults to False.
 
     Returns:
         list[str]: What failed, and what waits for it.
-
-    Raises:
-        SystemExit: If a step fails; the others are stopped. Not with
-            `keep_going`.
     """
     waiting = [step for step in steps if not step.done]
-    running: List[Attempt] = []
+    running: List[Step] = []
     failures: List[str] = []
     try:
         while running or ready_steps(waiting, jobs):
+            if failures and not keep_going:
+                break
             for step in ready_steps(waiting, jobs - len(running)):
                 waiting.remove(step)
-                failures += begin(step, running, display, lock, jobs)
+                step.start(lock, jobs)
+                running.append(step)
+                verb = 'goes on' if step.before else 'begins'
+                display.say(f'{step.name}: {verb}, log in {short(step.log)}')
             time.sleep(POLL_SECONDS)
-            failures += look_after(running, display)
-            if failures and not keep_going:
-                raise SystemExit(f'Stopped because {"; ".join(failures)}')
+            display.update(running)
+            for step in list(running):
+                code = step.poll()
+                if code is not None:
+                    running.remove(step)
+                if step.done:
+                    display.end(step)
+                elif code is not None:
+                    failures.append(
+                        f'"{step.name}" failed (exit code {code}, '
+                        f'{step.run.metric.key} {step.output()}); see '
+                        f'{short(step.log)}')
+                    display.say(failures[-1])
     finally:
-        for attempt in running:
-            attempt.stop()
-    return failures + [
-        f'"{step.name}" waits for what failed' for step in waiting
-    ]
-
-
-def begin(step: Step, running: List[Attempt], display: Display, lock: int,
-          jobs: int) -> List[str]:
-    """Start a step; what is to be said if it cannot be."""
-    try:
-        attempt = Attempt(step, lock, jobs)
-    except SystemExit as error:
-        display.fail(step, f'"{step.name}" did not begin: {error}')
-        return [f'"{step.name}" did not begin: {error}']
-    running.append(attempt)
-    verb = 'goes on' if '--resume' in attempt.process.args else 'begins'
-    display.say(f'{step.name}: {verb}, log in {short(step.log)}')
-    return []
-
-
-def look_after(running: List[Attempt], display: Display) -> List[str]:
-    """Take out the steps that have ended; what is to be said of failures."""
-    failures = []
-    for attempt in list(running):
-        step, ended = attempt.step, attempt.poll()
-        code = attempt.process.returncode
-        if code is not None:
-            running.remove(attempt)
-        if ended:
-            display.end(step)
-        elif code is None:
-            display.update(step)
-        else:
-            failures.append(failure(step, code))
-            display.fail(step, failures[-1])
-    return failures
-
-
-def failure(step: Step, code: int) -> str:
-    """What is to be said of a step that ended with an exit code."""
-    what = f'failed with exit code {code}' if code else (
-        f'ended without its {"checkpoint or " * (step.stage == "train")}'
-        f'{step.run.metric.key} (a detector that finds nothing has none)')
-    return f'"{step.name}" {what}; see {short(step.log)}'
-
-
-def end_like_ctrl_c() -> None:
-    """Treat other signals that end a tool as Ctrl-C: no child stays behind.
-    """
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        if signal.getsignal(number) != signal.SIG_IGN:  # as nohup sets it
-            signal.signal(number, signal.default_int_handler)
+        for step in running:
+            step.stop()
+    return failures + [f'"{s.name}" waits for what failed' for s in waiting]
 
 
 def ready_steps(waiting: List[Step], slots: int) -> List[Step]:
@@ -445,3 +317,64 @@ def locked(folder: Path, display: Display) -> Iterator[int]:
                         f'still works in {short(folder)}; waiting for it.')
             fcntl.flock(file, fcntl.LOCK_EX)
         yield file.fileno()
+
+
+def end_like_ctrl_c() -> None:
+    """Treat other signals that end a tool as Ctrl-C: no child stays behind.
+    """
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) != signal.SIG_IGN:  # as nohup sets it
+            signal.signal(number, signal.default_int_handler)
+
+
+def environment(jobs: int) -> Dict[str, str]:
+    """Share the cores between the processes that run side by side."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(
+        os, 'sched_getaffinity') else os.cpu_count()
+    threads = str(min(MAX_THREADS, max(1, cores // jobs)))
+    return dict(os.environ, OMP_NUM_THREADS=threads, MKL_NUM_THREADS=threads)
+
+
+def versions() -> List[str]:
+    """Versions of the packages that are installed."""
+    return [
+        importlib.import_module(name).__version__ for name in VERSIONED
+        if importlib.util.find_spec(name)
+    ]
+
+
+def digest(parts: Any) -> str:
+    """A hash of lists and dicts; of other objects, of their text."""
+    text = json.dumps(parts, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def read_json(path: Path) -> dict:
+    """Read a file of JSON; empty if it is missing or broken off."""
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError):
+        return {}
+
+
+def read_scalars(folder: Path) -> List[dict]:
+    """Metrics by epoch, then losses by iteration, of all attempts."""
+    merged = {}
+    for path in sorted(folder.glob('*/vis_data/scalars.json')):
+        for line in path.read_text().splitlines():
+            with contextlib.suppress(ValueError):  # still being written
+                entry = json.loads(line)
+                # A resumed training logs the steps of an epoch again.
+                merged['loss' in entry, entry.get('step', 0)] = entry
+    return [merged[key] for key in sorted(merged)]
+
+
+def last_progress(log: Path) -> str:
+    """For example '[2][ 40/125], 0:02:10 left'; '' if nothing is known."""
+    found = PROGRESS.findall(log.read_text(errors='ignore')[-4000:])
+    return '{}, {} left'.format(*found[-1]) if found else ''
+
+
+def short(path: Path) -> str:
+    """A path as a user types it in the root of the checkout."""
+    return str(path.relative_to(ROOT) if ROOT in path.parents else path)

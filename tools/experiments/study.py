@@ -1,7 +1,8 @@
-"""What the grids of digit scenes have in common: the paper's ablation, its
-sweeps, and teachers of rising strength."""
+"""The runs that the grids of digit scenes have in common: the paper's
+ablation, its sweeps, and teachers of rising strength."""
 from typing import Any, Dict
 
+Entry = Dict[str, Any]
 LOSS = 'model.distill_loss.'
 WEIGHTS = (0.5, 1.0, 2.0, 4.0)
 TEMPERATURES = (1.0, 2.0, 4.0)
@@ -13,14 +14,14 @@ MIMIC = {
 }
 
 
-def ablation(student: str, kd: Dict[str, Any], dist: Dict[str, Any],
-             teachers: Dict[str, Dict[str, Any]]) -> Dict[str, Any]:
+def ablation(student: str, kd: Entry, dist: Entry,
+             teachers: Dict[str, Entry]) -> Dict[str, Any]:
     """The fields `runs`, `sweeps` and `discrepancy` of a grid.
 
     Args:
         student (str): Its config; alone, it is the baseline.
         kd (dict): The run with vanilla KD.
-        dist (dict): That with DIST.
+        dist (dict): The run with DIST.
         teachers (dict): Runs, from the weakest to the strongest.
     """
     alone = 'student alone'
@@ -35,40 +36,37 @@ def ablation(student: str, kd: Dict[str, Any], dist: Dict[str, Any],
         'KD, best of its sweep': dict(kd, best_of='kd'),
         'DIST, best of its sweep': dict(dist, best_of='dist'),
         'KD, alpha=0': dict(kd, options={'model.alpha': 0.0}),
-        'DIST, alpha=0': dict(dist, options={'model.alpha': 0.0}),
-        **{
-            f'{name} from {teacher}': dict(
-                entry, teacher=teacher, seeds=[0, 1, 2])
-            for teacher in teachers
-            for name, entry in (('KD', kd), ('DIST', dist))
-        }
+        'DIST, alpha=0': dict(dist, options={'model.alpha': 0.0})
     }
-    sweeps = dict(
-        kd=sweep(kd, 'loss_weight'), dist=sweep(dist, 'beta', 'gamma'))
-    discrepancy = dict(
-        student=alone,
-        teachers=list(teachers),
-        taught=dict(KD='KD from {}', DIST='DIST from {}'))
-    return dict(runs=runs, sweeps=sweeps, discrepancy=discrepancy)
+    for teacher in teachers:
+        taught = dict(teacher=teacher, seeds=[0, 1, 2])
+        runs[f'KD from {teacher}'] = {**kd, **taught}
+        runs[f'DIST from {teacher}'] = {**dist, **taught}
+    return dict(
+        runs=runs,
+        sweeps=dict(
+            kd=sweep(kd, 'loss_weight'), dist=sweep(dist, 'beta', 'gamma')),
+        discrepancy=dict(
+            student=alone,
+            teachers=list(teachers),
+            taught=dict(KD='KD from {}', DIST='DIST from {}')))
 
 
-def sweep(run: Dict[str, Any], *weights: str) -> Dict[str, Any]:
-    """Every weight with every temperature.
-
-    Args:
-        run (dict): What is swept.
-        *weights (str): Fields of the loss that get the same weight.
-    """
-    options = [{
-        **{
-            LOSS + field: weight
-            for field in weights
-        }, LOSS + 'tau': tau
-    } for weight in WEIGHTS for tau in TEMPERATURES]
-    return dict(run, seeds=[SWEEP_SEED], options=options)
+def sweep(run: Entry, *weights: str) -> Entry:
+    """Every value of some weights of a run's loss with every temperature."""
+    options = [(weight, tau) for weight in WEIGHTS for tau in TEMPERATURES]
+    return dict(
+        run,
+        seeds=[SWEEP_SEED],
+        options=[{
+            **{
+                LOSS + name: weight
+                for name in weights
+            }, LOSS + 'tau': tau
+        } for weight, tau in options])
 
 
-def widths(config: str, *channels: int) -> Dict[str, Dict[str, Any]]:
+def widths(config: str, *channels: int) -> Dict[str, Entry]:
     """Teachers by the base channels of their ResNet-18, of one seed."""
     return {
         f'teacher w{width}':
