@@ -478,8 +478,10 @@ def test_mimic_of_other_images_than_rgb(tmp_path, channels):
     """Grey ones and those of several bands show their features, too."""
     model = segmentor('pspnet')
     model['backbone']['in_channels'] = channels
-    model['data_preprocessor'].update(
-        mean=[128.] * channels, std=[64.] * channels, bgr_to_rgb=False)
+    # The forks normalise one or three channels only.
+    known = dict(mean=[128.], std=[64.]) if channels == 1 else dict(
+        mean=None, std=None)
+    model['data_preprocessor'].update(known, bgr_to_rgb=False)
     model['neck'] = dict(
         type='mmdet.FPN',
         in_channels=[8, 16, 32, 64],
