@@ -479,8 +479,9 @@ def test_mimic_of_other_images_than_rgb(tmp_path, channels):
     model = segmentor('pspnet')
     model['backbone']['in_channels'] = channels
     # The forks normalise one or three channels only.
-    known = dict(mean=[128.], std=[64.]) if channels == 1 else dict(
-        mean=None, std=None)
+    known = dict(
+        mean=[128.], std=[64.]) if channels == 1 else dict(
+            mean=None, std=None)
     model['data_preprocessor'].update(known, bgr_to_rgb=False)
     model['neck'] = dict(
         type='mmdet.FPN',
