@@ -1,4 +1,4 @@
-"""What of the stack is installed.
+"""Parts of the stack that may be missing.
 
 The functions of the losses (:mod:`mmdist.models.losses.functional`) need
 PyTorch alone, so that the packages above them import without MMEngine. All

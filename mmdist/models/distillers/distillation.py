@@ -1,4 +1,4 @@
-"""What a student learns from a teacher, one step at a time."""
+"""Distillation of a teacher into a student, one step at a time."""
 from collections import defaultdict
 from contextlib import ExitStack, contextmanager
 from typing import Any, Callable, Dict, Iterator, List, Optional, Sequence, Set
@@ -17,7 +17,7 @@ from ..teacher import Teacher
 
 
 class Distillation:
-    """What a student learns from a teacher, and one step of it.
+    """Distillation of one teacher into a student, and one step of it.
 
     A plain object beside the student's modules, as
     ``model.distillation``. It never refers to the student, so that a copy of

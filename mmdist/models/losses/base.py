@@ -1,4 +1,4 @@
-"""What all distillation losses on logits have in common."""
+"""Base class and checks of all distillation losses on logits."""
 import math
 import numbers
 from abc import ABCMeta, abstractmethod

@@ -230,7 +230,7 @@ def coefficients(sums: Tensor,
 
 def _relate_rows(table: Table, buffers: Buffers, options: Options,
                  dtype: torch.dtype) -> tuple:
-    """What :func:`coefficients` returns, of the rows of a chunk."""
+    """Correlations and :func:`coefficients` of the rows of a chunk."""
     if table.num_classes == 1:  # no variance
         zero = buffers.p.new_zeros(()).expand_as(buffers.p)
         return zero, (zero, zero, None)

@@ -13,7 +13,7 @@ PROBE_SIZES = (128, 512)
 
 
 class Probe(NamedTuple):
-    """What a model returns for a random image.
+    """Features of a model for a random image.
 
     Attributes:
         channels (int): Channels of the image.

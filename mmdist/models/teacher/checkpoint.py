@@ -257,7 +257,7 @@ def weights_in(content: Dict[str, Any], checkpoint: str) -> Dict[str, Tensor]:
 
 
 def _weights_of(content: Any) -> Any:
-    """What stands under ``state_dict``, or under the only key with tensors."""
+    """The part under ``state_dict``, or under the only key with tensors."""
     if not isinstance(content, dict) or 'state_dict' in content:
         return content['state_dict'] if isinstance(content, dict) else content
     nested = [
