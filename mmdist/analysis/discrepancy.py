@@ -26,7 +26,7 @@ SIZES = dict(small=(0, 32**2), medium=(32**2, 96**2), large=(96**2, math.inf))
 MOST_PAIRS = 2**23
 # What a mean over rows is kept of.
 MEASURES = ('kl', 'inter', 'intra', 'spearman', 'kendall', 'top-1 agreement')
-# What is known of labelled rows.
+# Facts about labelled rows.
 JUDGEMENTS = ('accuracy', 'calibration')
 
 

@@ -34,7 +34,7 @@ def _tile(pointer, base, stride, classes, C, valid, tau, ACT: tl.constexpr):
 def _row_state(pointer, base, stride, C, valid, tau, ACT: tl.constexpr,
                TILES: tl.constexpr, BLOCK_C: tl.constexpr,
                BLOCK_L: tl.constexpr):
-    """What :func:`_activated` needs of rows, and their means."""
+    """Row statistics for :func:`_activated`, and the row means."""
     highest = tl.full([BLOCK_L], -float('inf'), tl.float32)
     total = tl.zeros([BLOCK_L], tl.float32)
     for tile in range(TILES):

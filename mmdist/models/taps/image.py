@@ -120,7 +120,7 @@ def _thresholds(head_s: nn.Module,
 
 
 def _one_label(samples: Sequence[Any]) -> Tensor:
-    """Of one class: 0 where an image has it, else NONE, or IGNORED."""
+    """Labels of one class: 0 where an image has it, NONE, or IGNORED."""
     labels = []
     for sample in samples:
         if 'gt_score' in sample:

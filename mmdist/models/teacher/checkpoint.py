@@ -109,12 +109,18 @@ def _download(url: str) -> str:
     """The path of a downloaded file, in the cache of PyTorch."""
     path = osp.join(torch.hub.get_dir(), 'checkpoints',
                     osp.basename(urlparse(url).path))
-    try:
-        if is_main_process() and not osp.exists(path):
+
+    def fetch() -> None:
+        if not osp.exists(path):
             os.makedirs(osp.dirname(path), exist_ok=True)
             torch.hub.download_url_to_file(url, path)
+
+    try:
+        if is_main_process():
+            fetch()
     finally:  # if this failed, the others must not wait for ever
         barrier()
+    fetch()  # on another machine the cache is empty
     return path
 
 
@@ -141,15 +147,14 @@ class _Refused(Exception):
     """Names what would have to run for weights to be read."""
 
 
-# Copies, because a pickle can set attributes of what it names.
-REBUILD = {
-    f'torch._utils.{name}': partial(getattr(torch._utils, name))
-    for name in ('_rebuild_tensor', '_rebuild_tensor_v2', '_rebuild_parameter')
-}
+REBUILD = '_rebuild_tensor', '_rebuild_tensor_v2', '_rebuild_parameter'
 READABLE = {
     'collections.OrderedDict': OrderedDict,
     'torch.Size': torch.Size,
-    **REBUILD
+    **{
+        f'torch._utils.{name}': getattr(torch._utils, name)
+        for name in REBUILD
+    }
 }
 
 
@@ -171,7 +176,10 @@ def _read_tensors(path: str) -> Any:
             full_name = f'{module}.{name}'
             if full_name not in READABLE:
                 unread.add(full_name)
-            return READABLE.get(full_name, Unread)
+                return Unread
+            found = READABLE[full_name]
+            # A pickle can set attributes of what it names: give it a copy.
+            return found if isinstance(found, type) else partial(found)
 
     def load(file: Any, **options: Any) -> Any:
         return Unpickler(file, **options).load()

@@ -356,7 +356,7 @@ def teacher_trained_on(data, tmp_path, listed):
 
 
 def test_class_names_are_those_of_the_training_set(data, tmp_path):
-    """Those of the validation set are no business of the teacher."""
+    """The validation set may name its classes in another order."""
     teacher = save_teacher(
         detector('retina'),
         tmp_path,

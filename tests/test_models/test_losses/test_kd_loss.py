@@ -149,7 +149,7 @@ def test_an_unknown_key_is_refused():
     Fraction(1, 2), True
 ])
 def test_any_kind_of_number_is_one(field, value):
-    """Of NumPy, without dimensions, and what Python calls real."""
+    """NumPy scalars, arrays without dimensions, and real numbers."""
     number = getattr(build(**{field: value}), field)
     assert type(number) is float and number == value
 

@@ -76,7 +76,7 @@ def test_it_is_the_formula(shape, activations, tau):
 @pytest.mark.parametrize('shape', [(70, 9, 40), (3, 50, 11, 13), (900, 60)])
 @pytest.mark.parametrize('activations', ACTIVATIONS)
 def test_backward_again_gives_the_gradient_again(shape, activations):
-    """What forward keeps is not used up."""
+    """Backward leaves the kept statistics for a second backward."""
     student, teacher = logits(shape)
     student.requires_grad_()
     total = sum(dist_terms(student, teacher, 2., *activations).values())
@@ -245,7 +245,7 @@ def test_a_part_of_the_logits_is_enough_memory(shape, activation, terms, part,
     assert size < peak_memory(step, 'cpu') < (1 + part) * size
 
 
-# Of these shapes the formula makes 69 to 71 operations on 80 to 83 numbers.
+# For these shapes the formula makes 69 to 71 operations on 80 to 83 numbers.
 @pytest.mark.parametrize('activation', ['softmax', 'sigmoid', 'none'])
 @pytest.mark.parametrize('shape', [(4, 19, 128, 256), (2, 150, 128, 128),
                                    (2, 720, 50, 76), (2, 720, 100, 152)])

@@ -1,4 +1,4 @@
-"""What test_triton.py runs: each function in a process of its own."""
+"""Cases of test_triton.py, each run in a process of its own."""
 import os
 import sys
 import warnings
