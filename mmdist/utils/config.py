@@ -52,14 +52,15 @@ def load_config(source: Union[str, dict],
                 resolve: bool = True) -> Config:
     """Load the config of a student or teacher.
 
-    Of a config that distils it is the student that is meant, whose
-    checkpoints that training writes: a student may teach others.
+    A config that distils stands for its student, whose checkpoints that
+    training writes: a student may teach others. One that ``test.py --tta``
+    left stands for the model whose predictions it merges.
 
     Args:
         source (str | dict): A path, a ``'package::path'``, or the model dict
             itself.
         field (str): The field of the user's config, for errors.
-        resolve (bool): False keeps the wrapper of a config that distils.
+        resolve (bool): False keeps what wraps the student or model.
 
     Returns:
         Config: With at least the key ``model``.
@@ -69,6 +70,8 @@ def load_config(source: Union[str, dict],
         ValueError: If it is no config of a model.
     """
     cfg = _load(source, field)
+    if resolve and isinstance(cfg.model.get('module'), dict):
+        cfg.model = cfg.model.module
     if isinstance(source, str):
         field = f'{field}={source!r}: its model'
     seen = [source]

@@ -7,6 +7,10 @@ from mmengine.registry import DATASETS, DefaultScope
 
 from mmdist.utils import data_classes_of
 
+pytest.importorskip(
+    'mmpretrain',
+    reason='MMPretrain is not installed: make test MMDIST_STACK=cls')
+
 
 @pytest.mark.parametrize('listed, numbered', [
     (None, ('ant', 'bee', 'cat')),

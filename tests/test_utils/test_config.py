@@ -234,6 +234,17 @@ def test_a_config_that_distils_stands_for_its_student(tmp_path):
     assert load_config(twice, 'model.student').model.type == model['type']
 
 
+def test_a_config_of_test_time_augmentation_stands_for_its_model(tmp_path):
+    """``test.py --tta`` leaves such a config in the work directory."""
+    path = str(tmp_path / 'tta.py')
+    Config(
+        dict(
+            default_scope='mmdet',
+            model=dict(type='DetTTAModel',
+                       module=detector('retina')))).dump(path)
+    assert load_config(path, 'STUDENT').model.type == 'RetinaNet'
+
+
 def test_the_scope_is_the_students(tmp_path):
     """As where the wrapper builds it; that of the distilling config may be
     missing."""

@@ -251,8 +251,9 @@ def _kl(wrapper: nn.Module, batch: Dict[str, Any]) -> float:
     recorded: List[Any] = []
     ask = wrapper.distillation.teacher.batch
 
-    def asked_from_seed(*args):  # LightHamHead draws numbers in eval mode
-        batch = ask(*args)
+    # LightHamHead draws numbers in eval mode.
+    def asked_from_seed(*args, **kwargs):
+        batch = ask(*args, **kwargs)
         batch.computing = partial(_from_seed, batch.computing)
         return batch
 
