@@ -89,7 +89,7 @@ setup(
     extras_require={
         **{
             name: parse_requirements(name)
-            for name in ('openmmlab', 'onedl', 'dev')
+            for name in ('openmmlab', 'onedl', 'dev', 'weights')
         },
         'cls': parse_requirements('cls') + parse_requirements('mmpretrain'),
     },

@@ -15,7 +15,10 @@ class ConfigError(ValueError):
         remedy (str): What to do. Defaults to '', where the problem says it.
     """
 
-    def __init__(self, field: str, problem: str = '', remedy: str = '') -> None:
+    def __init__(self,
+                 field: str,
+                 problem: str = '',
+                 remedy: str = '') -> None:
         raised = sys.exc_info()[1]
         # MMEngine's registries raise an error again as type(error)(text).
         if not problem and isinstance(raised, ConfigError):

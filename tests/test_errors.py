@@ -11,8 +11,8 @@ def test_one_sentence_names_the_field():
     """Field, problem and remedy stand in one line, in this order."""
     error = ConfigError('model.alpha', '-1 is negative', 'use 0 or more')
     assert str(error) == 'model.alpha: -1 is negative; use 0 or more'
-    assert str(ConfigError('model.alpha', '-1 is negative')) == (
-        'model.alpha: -1 is negative')
+    assert str(ConfigError(
+        'model.alpha', '-1 is negative')) == ('model.alpha: -1 is negative')
 
 
 def test_the_field_survives_a_registry_and_a_process():

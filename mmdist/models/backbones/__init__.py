@@ -1,8 +1,14 @@
-"""Backbones of the paper that MMPretrain lacks.
+"""Backbones that OpenMMLab lacks.
 
-They need MMPretrain, so ``import mmdist`` leaves them out; a config imports
-them by ``custom_imports``, as ``'mmdist.models.backbones'``.
+They need MMDetection or MMPretrain, so ``import mmdist`` leaves them out; a
+config imports them by ``custom_imports``, as ``'mmdist.models.backbones'``.
 """
-from .cifar import NarrowResNet, WideResNet
+from importlib.util import find_spec
 
-__all__ = ['NarrowResNet', 'WideResNet']
+from .efficientnet_lite import EfficientNetLite
+
+__all__ = ['EfficientNetLite']
+
+if find_spec('mmpretrain'):
+    from .cifar import NarrowResNet, WideResNet
+    __all__ += ['NarrowResNet', 'WideResNet']
