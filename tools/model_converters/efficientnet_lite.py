@@ -1,4 +1,4 @@
-"""Convert the ImageNet weights of EfficientNet-Lite for OpenMMLab's configs."""
+"""Convert ImageNet weights of EfficientNet-Lite for OpenMMLab's configs."""
 import argparse
 from importlib import import_module
 from pathlib import Path
