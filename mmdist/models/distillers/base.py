@@ -8,13 +8,14 @@ import torch
 from mmengine.logging import print_log
 from torch import Tensor, nn
 
+from mmdist.errors import ConfigError
 from mmdist.utils import is_resuming
 from ..class_names import check_all_named, check_enough_names, class_map_of
 from ..losses.base import check_weight
 from ..taps import LogitPair, LogitTap, build_tap
 from ..taps.probe import check_image_channels
 from ..teacher import Teacher, build_model
-from .builders import (build_logit_loss, build_mimic, build_teacher,
+from .builders import (build_features, build_logit_loss, build_mimic, build_teacher,
                        refuse_missing, refuse_unknown)
 from .distillation import Distillation
 
@@ -48,7 +49,13 @@ class BaseDistiller(metaclass=DistillerMeta):
             the teacher's classes) where the student has some of its classes
             or another order; ``dtype`` ('bfloat16', 'float16', 'float32'), see
             :class:`Teacher`.
-        distill_loss (dict): A loss on logits, e.g. ``mmdist.DISTLoss``.
+        distill_loss (dict): A loss on logits, e.g. ``mmdist.DISTLoss``. May
+            be left out where ``feature_loss`` is given.
+        feature_loss (dict, optional): A loss on feature maps,
+            ``mmdist.DISTLoss`` or ``mmdist.MimicLoss``; ``where`` ('neck',
+            'backbone' or 'head'), ``layers`` and ``project`` stand beside
+            the loss's own fields, see
+            :func:`~mmdist.models.distillers.features.build_feature_distillation`.
         alpha (float): Multiplies the student's classification losses; 0 is
             the paper's "without classification loss". Box, mask and proposal
             losses are left alone.
@@ -179,6 +186,7 @@ def distil(wrapper: Type[BaseDistiller],
            student: Any = None,
            teacher: Optional[dict] = None,
            distill_loss: Optional[dict] = None,
+           feature_loss: Optional[dict] = None,
            alpha: float = 1.0,
            mimic_loss: Optional[dict] = None,
            tap: Optional[dict] = None,
@@ -188,34 +196,49 @@ def distil(wrapper: Type[BaseDistiller],
     """Build a student that distils; see :class:`BaseDistiller`."""
     refuse_unknown(unknown, wrapper.__name__)
     refuse_missing(
-        dict(student=student, teacher=teacher, distill_loss=distill_loss))
+        dict(
+            student=student,
+            teacher=teacher,
+            distill_loss=distill_loss or feature_loss))
     model = build_model(student, 'model.student', data_preprocessor)[0]
     _check_kind(wrapper, model, 'model.student')
     alpha = check_weight('alpha', alpha, 'model')
     built = build_teacher(teacher, model)
     _check_kind(wrapper, built.model, 'model.teacher.config')
     check_image_channels(model, built.model)
-    reader = build_tap(model, **(tap or {}))
-    reader.connect(model, built.model, _class_map_now(model, reader, built))
-    _check_names_of_teacher(reader, built)
-    loss = build_logit_loss(distill_loss)
+    reader = loss = features = None
+    if distill_loss:
+        reader = build_tap(model, **(tap or {}))
+        reader.connect(model, built.model,
+                       _class_map_now(model, reader, built))
+        _check_names_of_teacher(reader, built)
+        loss = build_logit_loss(distill_loss)
+    elif tap or alpha != 1:
+        raise ConfigError(
+            'model.tap' if tap else 'model.alpha',
+            'without distill_loss no class logits are read', 'leave it out')
     trained = {}
+    if feature_loss is not None:
+        features = build_features(feature_loss, model, built.model)
+        if list(features.parameters()):
+            trained['feature'] = features
     if mimic_loss is not None:
         trained['mimic'] = build_mimic(mimic_loss, model, built.model)
     if not isinstance(strict_teacher, bool):
         raise ValueError('model.strict_teacher must be True or False, '
                          f'but is {strict_teacher!r}')
-    if list(loss.parameters()) or list(loss.buffers()):
+    if loss and (list(loss.parameters()) or list(loss.buffers())):
         trained['logits'] = loss  # moved, optimised and resumed with the model
     if trained:
         model.distiller = nn.ModuleDict(trained)
     model.__class__ = distilled_class(wrapper, type(model))
     model.distillation = Distillation(built, reader, loss, alpha,
-                                      strict_teacher)
+                                      strict_teacher, features)
+    pairs = reader and (f'{type(reader).__name__} pairs '
+                        f'{reader.describe(model, built.model)}')
     print_log(
         f'{wrapper.__name__}: teacher {type(built.model).__name__} from '
-        f'{built.checkpoint}; {type(reader).__name__} pairs '
-        f'{reader.describe(model, built.model)}',
+        f'{built.checkpoint}; {pairs or "feature maps alone"}',
         logger='current')
     return model
 

@@ -8,6 +8,7 @@ from mmdist.registry import MODELS
 from ..losses.base import LogitLoss
 from ..taps.probe import neck_channels
 from ..teacher import Teacher, preserve_rng
+from .features import FeatureDistillation, build_feature_distillation
 
 
 def refuse_unknown(fields: Dict[str, Any], name: str) -> None:
@@ -15,7 +16,7 @@ def refuse_unknown(fields: Dict[str, Any], name: str) -> None:
     if fields:
         raise ValueError(
             f'{name} has no field {", ".join(map(repr, fields))} but student, '
-            'teacher, distill_loss, alpha, mimic_loss, tap and '
+            'teacher, distill_loss, feature_loss, alpha, mimic_loss, tap and '
             'strict_teacher; correct the spelling, put what is the '
             "student's into model.student, or write _delete_=True in `model` "
             'if a base config has the others')
@@ -82,6 +83,17 @@ def _own_loss(cfg: dict) -> Optional[type]:
     kind = cfg['type']
     name = kind if isinstance(kind, str) else getattr(kind, '__name__', '')
     return MODELS.module_dict.get(name.rpartition('.')[2])
+
+
+def build_features(cfg: dict, student: nn.Module,
+                   teacher: nn.Module) -> FeatureDistillation:
+    """Build ``model.feature_loss``; see :mod:`.features` for its fields."""
+    own = {}
+    if isinstance(cfg, dict):
+        own = {k: cfg[k] for k in ('where', 'layers', 'project') if k in cfg}
+        cfg = {k: value for k, value in cfg.items() if k not in own}
+    loss = _build_loss(cfg, 'feature_loss')
+    return build_feature_distillation(own, loss, student, teacher)
 
 
 def build_logit_loss(cfg: dict) -> LogitLoss:

@@ -14,6 +14,7 @@ from ..class_names import (check_all_predicted, check_class_names,
 from ..losses.base import LogitLoss
 from ..taps import LogitPair, LogitTap, reads_text, tensors_in, watch_method
 from ..teacher import Teacher
+from .features import FeatureDistillation, FeatureReader, watch_extraction
 
 
 class Distillation:
@@ -25,19 +26,26 @@ class Distillation:
 
     Args:
         teacher (Teacher): The teacher.
-        tap (LogitTap): Where class logits are read; connected.
-        loss (LogitLoss): The loss on class logits.
+        tap (LogitTap, optional): Where class logits are read; connected.
+        loss (LogitLoss, optional): The loss on class logits.
         alpha (float): Factor of the student's classification losses.
         strict (bool): See :class:`mmdist.engine.TeacherMonitor`.
+        features (FeatureDistillation, optional): The loss on feature maps.
 
     Attributes:
         scale (float): Factor of all terms, set by DistillScheduleHook. At 0
             the teacher does not compute.
     """
 
-    def __init__(self, teacher: Teacher, tap: LogitTap, loss: LogitLoss,
-                 alpha: float, strict: bool) -> None:
+    def __init__(self,
+                 teacher: Teacher,
+                 tap: Optional[LogitTap],
+                 loss: Optional[LogitLoss],
+                 alpha: float,
+                 strict: bool,
+                 features: Optional[FeatureDistillation] = None) -> None:
         self.teacher, self.tap, self.loss = teacher, tap, loss
+        self.features = features
         self.alpha, self.scale = alpha, 1.
         self.monitor = TeacherMonitor(strict)
         self._saw_classes = self._heads_answered = False
@@ -57,18 +65,19 @@ class Distillation:
             inputs (Tensor | dict): ``(N, C, H, W)``, or what else it takes.
             samples (Sequence | dict): The data samples.
         """
-        if not self._saw_classes:
+        if self.tap and not self._saw_classes:
             self.compare_classes(student, classes_in_training())
             self._saw_classes = True
         if not self.scale:
             losses = own_losses(inputs, samples)
             return {**self._scaled(losses), **self._idle(student, losses)}
-        losses, calls, features, batch = self._watched(student, own_losses,
-                                                       inputs, samples)
+        losses, calls, batch, maps = self._watched(student, own_losses, inputs,
+                                                   samples)
+        terms = self._feature_terms(student, maps)
+        if not self.tap:
+            return {**losses, **terms}
         with self._asking(inputs):
             pairs = self.tap.pairs(calls, student, batch)
-            imitated = [(own, batch.features(images))
-                        for images, own in features]
         swapped: List[LogitPair] = []
         if self.monitor.wants_swapped(batch.images, pairs):
             with self._asking(inputs):
@@ -76,7 +85,7 @@ class Distillation:
                     calls, student,
                     self.teacher.batch(batch.images, samples, swapped=True))
         losses = self._scaled(losses)
-        terms = self._terms(student, pairs, imitated)
+        terms = {**self._terms(pairs), **terms}
         logits = [part for call in calls for part in self.tap.logits_in(call)]
         self.monitor.watch(pairs, logits, terms, losses, swapped)
         return {**losses, **terms}
@@ -85,36 +94,56 @@ class Distillation:
     def pairs(self, student: nn.Module, own_losses: Callable, inputs: Any,
               samples: Any) -> List[LogitPair]:
         """The class logits of both models, as :meth:`losses` pairs them."""
-        _, calls, _, batch = self._watched(student, own_losses, inputs,
+        _, calls, batch, _ = self._watched(student, own_losses, inputs,
                                            samples)
         return self.tap.pairs(calls, student, batch)
 
     def _watched(self, student: nn.Module, own_losses: Callable, inputs: Any,
                  samples: Any) -> tuple:
-        """The student's losses, the calls of its heads, the images and
-        features that mimic compares, and the teacher's batch."""
+        """The student's losses, the calls of its heads, the teacher's batch,
+        and the feature maps of both by their place."""
         batch = self.teacher.batch(inputs, samples)
-        owner = self.tap.teacher_owner(self.teacher.model)
-        features: List[Any] = []
+        readers = {
+            part.where: FeatureReader(student, self.teacher.model, part.where)
+            for part in self._feature_parts(student).values()
+        }
+
+        def see(images: Any) -> None:
+            with self._asking(images):
+                batch.see(images, owner)
+
         with ExitStack() as stack:
-            if hasattr(student, 'distiller') and 'mimic' in student.distiller:
-                stack.enter_context(
-                    watch_method(
-                        student, 'extract_feat', features,
-                        lambda arguments, result:
-                        (next(iter(arguments.values())), result)))
-
-            def see(images: Any) -> None:
-                with self._asking(images):
-                    batch.see(images, owner)
-
-            calls = stack.enter_context(self.tap.watch(student, see))
+            for reader in readers.values():
+                stack.enter_context(reader.watch())
+            if self.tap:
+                owner = self.tap.teacher_owner(self.teacher.model)
+                calls = stack.enter_context(self.tap.watch(student, see))
+            else:
+                owner, calls = next(iter(readers.values())).owner, []
+                stack.enter_context(watch_extraction(student, see))
             losses = own_losses(inputs, samples)
-        if not self._heads_answered:
-            self.tap.check_answered(calls, student)
-            self._heads_answered = True
-        self.tap.check_batch(calls, batch.images)
-        return losses, calls, features, batch
+            with self._asking(inputs):
+                maps = {
+                    where: list(reader.maps(batch))
+                    for where, reader in readers.items()
+                }
+        if self.tap:
+            if not self._heads_answered:
+                self.tap.check_answered(calls, student)
+                self._heads_answered = True
+            self.tap.check_batch(calls, batch.images)
+        return losses, calls, batch, maps
+
+    def _feature_parts(self, student: nn.Module) -> Dict[str, Any]:
+        """The losses on feature maps; those with parameters stand in the
+        student's tree."""
+        parts = {} if self.features is None else dict(feature=self.features)
+        trained = getattr(student, 'distiller', {})
+        return {
+            **parts,
+            **{n: trained[n]
+               for n in ('mimic', 'feature') if n in trained}
+        }
 
     @contextmanager
     def _asking(self, inputs: Any) -> Iterator[None]:
@@ -168,9 +197,8 @@ class Distillation:
                 'classification; leave alpha at 1')
         return {**losses, **scaled}
 
-    def _terms(self, student: nn.Module, pairs: Sequence[LogitPair],
-               features: Sequence[Sequence]) -> Dict[str, Tensor]:
-        """The terms of all losses, summed over pairs, by their log names."""
+    def _terms(self, pairs: Sequence[LogitPair]) -> Dict[str, Tensor]:
+        """The terms on class logits, summed over pairs, by their log names."""
         if not pairs:
             raise RuntimeError(
                 f'{type(self.tap).__name__} found nothing in the losses of '
@@ -180,10 +208,17 @@ class Distillation:
             terms = self.loss.pair_terms(pair)
             for name, term in terms.items():
                 sums[f'loss_kd_{name}'] += self.scale * pair.weight * term
-        for own, theirs in features:
-            for name, term in student.distiller['mimic'].terms(own,
-                                                               theirs).items():
-                sums[f'loss_kd_{name}'] += self.scale * term
+        self._logged.update(sums)
+        return dict(sums)
+
+    def _feature_terms(self, student: nn.Module,
+                       maps: Dict[str, list]) -> Dict[str, Tensor]:
+        """The terms on feature maps, summed over levels and extractions."""
+        sums: Dict[str, Any] = defaultdict(float)
+        for part in self._feature_parts(student).values():
+            for own, theirs in maps[part.where]:
+                for name, term in part.terms(own, theirs).items():
+                    sums[f'loss_kd_{name}'] += self.scale * term
         self._logged.update(sums)
         return dict(sums)
 
@@ -195,7 +230,8 @@ class Distillation:
         terms = dict.fromkeys(self._logged, zero)
         if hasattr(student, 'distiller'):
             parts = [p.sum() * 0 for p in student.distiller.parameters()]
-            terms['loss_kd_mimic'] = sum(parts, zero)
+            name = min(terms, default='loss_kd_idle')
+            terms[name] = sum(parts, zero)
         return terms
 
 

@@ -1,5 +1,5 @@
 """Imitation of the teacher's feature pyramid, DIST's partner on COCO."""
-from typing import Dict, Sequence
+from typing import Dict, Sequence, Union
 
 from torch import Tensor, nn
 
@@ -18,6 +18,8 @@ class MimicLoss(nn.Module):
 
     Args:
         student_channels (Sequence[int]): Channels of the student's levels.
+            Without them there are no convolutions, as where ``feature_loss``
+            has its own.
         teacher_channels (Sequence[int]): Channels of the teacher's levels, as
             many as the student's.
         loss_weight (float): Weight of the loss.
@@ -27,9 +29,11 @@ class MimicLoss(nn.Module):
             its range.
     """
 
+    where = 'neck'  # the maps that it compares as mimic_loss
+
     def __init__(self,
-                 student_channels: Sequence[int],
-                 teacher_channels: Sequence[int],
+                 student_channels: Sequence[int] = (),
+                 teacher_channels: Sequence[int] = (),
                  loss_weight: float = 1.0) -> None:
         super().__init__()
         if len(student_channels) != len(teacher_channels):
@@ -42,14 +46,18 @@ class MimicLoss(nn.Module):
             nn.Conv2d(c_s, c_t, kernel_size=1)
             for c_s, c_t in zip(student_channels, teacher_channels))
 
-    def terms(self, student_feats: Sequence[Tensor],
-              teacher_feats: Sequence[Tensor]) -> Dict[str, Tensor]:
+    def terms(self,
+              student_feats: Union[Tensor, Sequence[Tensor]],
+              teacher_feats: Union[Tensor, Sequence[Tensor]],
+              activation: str = 'none') -> Dict[str, Tensor]:
         """The term 'mimic'.
 
         Args:
-            student_feats (Sequence[Tensor]): ``(N, C_s, H, W)`` a level.
-            teacher_feats (Sequence[Tensor]): ``(N, C_t, H, W)`` a level; get
-                no gradient.
+            student_feats (Tensor | Sequence[Tensor]): ``(N, C_s, H, W)``, of
+                each level.
+            teacher_feats (Tensor | Sequence[Tensor]): ``(N, C_t, H, W)``, of
+                each level; get no gradient.
+            activation (str): 'none', which is all that feature maps have.
 
         Returns:
             dict[str, Tensor]: A scalar in float32.
@@ -57,15 +65,18 @@ class MimicLoss(nn.Module):
         Raises:
             ValueError: If the numbers of levels or the sizes differ.
         """
-        if len(student_feats) != len(self.projections):
+        if isinstance(student_feats, Tensor):
+            student_feats, teacher_feats = [student_feats], [teacher_feats]
+        if self.projections and len(student_feats) != len(self.projections):
             raise ValueError(
                 f'mimic_loss was built for {len(self.projections)} feature '
                 f'levels, but the student gives {len(student_feats)}')
-        projected = [
-            project(feat)
-            for project, feat in zip(self.projections, student_feats)
-        ]
-        terms = mimic_terms(projected, teacher_feats)
+        if self.projections:
+            student_feats = [
+                project(feat)
+                for project, feat in zip(self.projections, student_feats)
+            ]
+        terms = mimic_terms(student_feats, teacher_feats)
         return dict(mimic=self.loss_weight * terms['mimic'])
 
     def forward(self, student_feats: Sequence[Tensor],
