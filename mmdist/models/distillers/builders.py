@@ -92,8 +92,9 @@ def build_features(cfg: dict, student: nn.Module,
     if isinstance(cfg, dict):
         own = {k: cfg[k] for k in ('where', 'layers', 'project') if k in cfg}
         cfg = {k: value for k, value in cfg.items() if k not in own}
-    loss = _build_loss(cfg, 'feature_loss')
-    return build_feature_distillation(own, loss, student, teacher)
+    with preserve_rng():  # the student of a seed stays the same
+        loss = _build_loss(cfg, 'feature_loss')
+        return build_feature_distillation(own, loss, student, teacher)
 
 
 def build_logit_loss(cfg: dict) -> LogitLoss:

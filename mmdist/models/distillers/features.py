@@ -9,12 +9,13 @@ from mmengine.logging import print_log
 from torch import Tensor, nn
 
 from mmdist.errors import ConfigError
-from ..taps import TeacherBatch, watch_method
-from ..taps.probe import CannotSay, eval_mode, probe
-from ..teacher import preserve_rng
+from ..taps import TeacherBatch, tensors_in, watch_method
+from ..taps.probe import PROBE_SIZES, CannotSay, eval_mode, probe
 
 FIELD = 'model.feature_loss'
 PLACES = ('neck', 'backbone', 'head')
+# Some classifiers take images of one size only.
+SIZES = (*PROBE_SIZES, 224, 32)
 
 
 class Extraction(NamedTuple):
@@ -57,8 +58,8 @@ def watch_maps(model: nn.Module, where: str) -> Iterator[List[Extraction]]:
 
     def read_neck(arguments: dict, result: Any) -> Extraction:
         maps = inner[-1] if where == 'backbone' else result
-        maps = maps if isinstance(maps, (list, tuple)) else [maps]
-        return Extraction(next(iter(arguments.values())), list(maps))
+        return Extraction(
+            next(iter(arguments.values())), list(tensors_in(maps)))
 
     def read_head(arguments: dict, result: Any) -> Extraction:
         return Extraction(extracted[-1].images,
@@ -224,19 +225,19 @@ def build_feature_distillation(cfg: dict, loss: nn.Module, student: nn.Module,
     shapes = _map_shapes(inner['student'], inner['teacher'], where)
     pairs = pair_levels(*shapes, layers)
     projections = []
-    with preserve_rng():  # the student of a seed stays the same
-        for i, j in pairs:
-            own, theirs = shapes[0][i], shapes[1][j]
-            if project is False and own[1] != theirs[1]:
-                raise ConfigError(
-                    f'{FIELD}.project', f'level {i} of model.student has '
-                    f'{own[1]} channels, and level {j} of model.teacher '
-                    f'{theirs[1]}', 'leave project out')
-            needed = own[1] != theirs[1] or project
-            layer = nn.Conv2d if len(own) == 4 else nn.Linear
-            size = (1, ) if len(own) == 4 else ()
-            projections.append(
-                layer(own[1], theirs[1], *size) if needed else nn.Identity())
+    for i, j in pairs:
+        own, theirs = shapes[0][i], shapes[1][j]
+        if project is False and own[1] != theirs[1]:
+            raise ConfigError(
+                f'{FIELD}.project', f'level {i} of model.student has '
+                f'{own[1]} channels, and level {j} of model.teacher '
+                f'{theirs[1]}', 'leave project out')
+        if own[1] == theirs[1] and not project:
+            projections.append(nn.Identity())
+        elif len(own) == 4:
+            projections.append(nn.Conv2d(own[1], theirs[1], 1))
+        else:
+            projections.append(nn.Linear(own[1], theirs[1]))
     print_log(
         f'{FIELD}: outputs of the {where}, '
         f'{describe(pairs, projections, shapes)}',
@@ -286,7 +287,8 @@ def _map_shapes(student: nn.Module, teacher: nn.Module,
                 where: str) -> List[List[torch.Size]]:
     """Shapes of the maps of both models, for one random image."""
     try:
-        size = max(probe(model).size for model in (student, teacher))
+        size = max(
+            probe(model, SIZES).size for model in (student, teacher))
         shapes = []
         for model in (student, teacher):
             with watch_maps(model, where) as seen, eval_mode(model):
