@@ -28,4 +28,9 @@ class ConfigError(ValueError):
 
     def __str__(self) -> str:
         text = f'{self.field}: {self.problem}' if self.problem else self.field
-        return f'{text}; {self.remedy}' if self.remedy else text
+        text = f'{text}; {self.remedy}' if self.remedy else text
+        return ' '.join(text.split())  # one line, whatever was quoted
+
+
+class NoClassLogitsError(ConfigError):
+    """The student has no head with class logits to distil."""

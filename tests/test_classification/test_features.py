@@ -11,8 +11,9 @@ DIST = dict(type='mmdist.DISTLoss')
 
 @pytest.mark.parametrize('where, distance', [
     (None, lambda s, t: pearson(s, t, 1)),
-    ('backbone', lambda s, t: pearson(*(m.movedim(1, -1).flatten(0, 2)
-                                        for m in (s, t)), 1)),
+    ('backbone',
+     lambda s, t: pearson(*(m.movedim(1, -1).flatten(0, 2)
+                            for m in (s, t)), 1)),
 ])
 def test_pooled_vectors_and_maps_by_hand(where, distance, tmp_path):
     """By default the vector that the head gets, a row per image."""
@@ -46,6 +47,5 @@ def test_every_kind(name, tmp_path):
     terms = [v for k, v in losses.items() if 'feature' in k]
     assert len(terms) == 2 and all(v.isfinite() and v > 0 for v in terms)
     sum(terms).backward()
-    assert any(
-        p.grad is not None and p.grad.abs().sum() > 0
-        for p in model.backbone.parameters())
+    assert any(p.grad is not None and p.grad.abs().sum() > 0
+               for p in model.backbone.parameters())

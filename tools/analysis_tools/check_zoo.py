@@ -34,6 +34,7 @@ from zoo_models import (PACKAGES, SIZES, ZooConfig, batch_for, build,
                         build_wrapper, last_line, load, mim_folder,
                         tell_progress, zoo_configs)
 
+from mmdist.errors import NoClassLogitsError
 from mmdist.models.taps import build_tap
 from mmdist.models.taps.base import watch_method
 from mmdist.models.taps.teacher_batch import replaced
@@ -302,7 +303,7 @@ def check(config: ZooConfig) -> Dict[str, Any]:
     except PlainModelFails as error:
         report.update(status=PLAIN, reason=str(error))
     except Exception as error:
-        none = 'has class logits to distil' in str(error)
+        none = isinstance(error, NoClassLogitsError)
         report.update(
             status=NO_CLASSES if none else FAILS,
             reason=last_line(error),

@@ -17,11 +17,12 @@ from mmengine.runner import Runner
 from rich.console import Console
 from rich.table import Table
 from student_teachers import (add_models, load_student, named_teachers,
-                              parse_models, renamed)
+                              parse_models)
 from torch import Tensor, nn
 
-from mmdist.models.class_names import check_class_names, class_map_of
-from mmdist.models.taps.base import activation_of, check_classes
+from mmdist.models.class_mapping import (check_class_names, check_numbers,
+                                         class_map_of)
+from mmdist.models.taps.base import activation_of
 from mmdist.models.taps.columns import Columns, as_columns_of
 from mmdist.models.taps.teacher_batch import replaced
 from mmdist.models.teacher import Teacher
@@ -78,7 +79,9 @@ class Borrowed:
         self.class_map = class_map
         self.batch = None
         _refuse_other(model, teacher.model)
-        check_classes(_box_head(model), _box_head(teacher.model), class_map)
+        check_numbers(
+            _box_head(model).num_classes,
+            _box_head(teacher.model).num_classes, class_map, '--class-map')
 
     @contextmanager
     def logits(self) -> Iterator[None]:
@@ -173,9 +176,9 @@ def map_of(teacher: Teacher, spec: Any,
            names: Optional[Sequence[str]]) -> Optional[Sequence[int]]:
     """The teacher's class for each of the student's; None if they agree."""
     if spec is None:
-        check_class_names(teacher.class_names, names)
+        check_class_names(teacher.class_names, names, '--class-map')
         return None
-    return class_map_of(spec, teacher.class_names, names)
+    return class_map_of(spec, teacher.class_names, names, '--class-map')
 
 
 def show(results: Dict[str, Dict[str, float]]) -> None:
@@ -198,10 +201,10 @@ def main() -> None:
     model, names = runner.model, class_names_of(cfg)
     borrowed = {}
     for name, config, checkpoint in named_teachers(args):
-        teacher = Teacher(config, checkpoint, model.data_preprocessor)
-        with renamed(class_map='--class-map'):
-            borrowed[f'with logits of {name}'] = Borrowed(
-                model, teacher, map_of(teacher, args.class_map, names))
+        teacher = Teacher(
+            config, checkpoint, model.data_preprocessor, field='TEACHERS')
+        borrowed[f'with logits of {name}'] = Borrowed(
+            model, teacher, map_of(teacher, args.class_map, names))
     results = {'student': dict(runner.test())}
     for name, of_teacher in borrowed.items():
         with of_teacher.logits():

@@ -1,7 +1,7 @@
 """Distillation of feature maps."""
 from contextlib import ExitStack, contextmanager
-from typing import (Any, Callable, Dict, Iterator, List, NamedTuple, Optional, Sequence,
-                    Tuple)
+from typing import (Any, Callable, Dict, Iterator, List, NamedTuple, Optional,
+                    Sequence, Tuple)
 
 import torch
 import torch.nn.functional as F
@@ -72,8 +72,7 @@ def watch_maps(model: nn.Module, where: str) -> Iterator[List[Extraction]]:
                              lambda _, result: result))
         if where == 'head':
             head = classifying_head(model)
-            stack.enter_context(
-                watch_method(head, 'cls_seg', read, read_head))
+            stack.enter_context(watch_method(head, 'cls_seg', read, read_head))
         stack.enter_context(
             watch_method(model, 'extract_feat', extracted, read_neck))
         yield read if where == 'head' else extracted
@@ -138,8 +137,8 @@ def watch_extraction(student: nn.Module, see: Callable) -> Iterator[None]:
         see(next(iter(arguments.values())))
 
     with watch_method(
-            student.get_submodule(path), 'extract_feat', [],
-            lambda *_: None, before):
+            student.get_submodule(path), 'extract_feat', [], lambda *_: None,
+            before):
         yield
 
 
@@ -184,6 +183,20 @@ class FeatureReader:
 
     def _of(self, shown: Tensor) -> Optional[List[Tensor]]:
         return next((e.maps for e in self._theirs if e.images is shown), None)
+
+
+def split_fields(cfg: Any) -> Tuple[dict, Any]:
+    """The fields of ``feature_loss`` that are not the loss's, and the rest."""
+    if not isinstance(cfg, dict):
+        return {}, cfg
+    names = {'where', 'layers', 'project'} & cfg.keys()
+    return {
+        name: cfg[name]
+        for name in names
+    }, {
+        name: v
+        for name, v in cfg.items() if name not in names
+    }
 
 
 def build_feature_distillation(cfg: dict, loss: nn.Module, student: nn.Module,
@@ -245,7 +258,8 @@ def build_feature_distillation(cfg: dict, loss: nn.Module, student: nn.Module,
     return FeatureDistillation(loss, where, pairs, projections)
 
 
-def describe(pairs: Sequence[Tuple[int, int]], projections: Sequence[nn.Module],
+def describe(pairs: Sequence[Tuple[int,
+                                   int]], projections: Sequence[nn.Module],
              shapes: Sequence[Sequence[torch.Size]]) -> str:
     """The pairs of levels, with their channels, for the log."""
     return ', '.join(
@@ -287,8 +301,7 @@ def _map_shapes(student: nn.Module, teacher: nn.Module,
                 where: str) -> List[List[torch.Size]]:
     """Shapes of the maps of both models, for one random image."""
     try:
-        size = max(
-            probe(model, SIZES).size for model in (student, teacher))
+        size = max(probe(model, SIZES).size for model in (student, teacher))
         shapes = []
         for model in (student, teacher):
             with watch_maps(model, where) as seen, eval_mode(model):
@@ -332,11 +345,12 @@ def pair_levels(student: Sequence[torch.Size], teacher: Sequence[torch.Size],
     """
     everything = range(len(student))
     if layers is not None and not (layers and set(layers) <= set(everything)):
-        raise ConfigError(
-            f'{FIELD}.layers', f'{layers!r} are no levels of model.student',
-            f'choose among {", ".join(map(str, everything))}')
-    sizes = {tuple(shape[2:]) for shape in student} & {
-        tuple(shape[2:]) for shape in teacher}
+        raise ConfigError(f'{FIELD}.layers',
+                          f'{layers!r} are no levels of model.student',
+                          f'choose among {", ".join(map(str, everything))}')
+    sizes = {tuple(shape[2:])
+             for shape in student} & {tuple(shape[2:])
+                                      for shape in teacher}
     pairs = []
     for size in sizes or [None]:
         own, theirs = ([

@@ -3,6 +3,7 @@ from typing import Any, Dict, Type
 
 from torch import nn
 
+from mmdist.errors import NoClassLogitsError
 from .base import (LogitPair, LogitTap, reads_text, tensors_in,
                    unknown_arguments, watch_method)
 from .boxes import BoxTap
@@ -43,9 +44,10 @@ def build_tap(student: nn.Module, **options: Any) -> LogitTap:
                     BoxTap, student, options, own=tap(student), kinds=TAPS)
             return _build(tap, student, options)
     known = dict.fromkeys(name for tap in TAPS for name in tap.class_arguments)
-    raise ValueError(f'model.student is a {type(student).__name__}, and none '
-                     'of its heads has class logits to distil'
-                     f'{unknown_arguments(student, list(known))}')
+    raise NoClassLogitsError(
+        'model.student',
+        f'it is a {type(student).__name__}, and none of its heads has class '
+        f'logits to distil{unknown_arguments(student, list(known))}')
 
 
 def _build(tap: Type[LogitTap], student: nn.Module, options: Dict[str, Any],

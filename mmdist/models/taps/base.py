@@ -17,6 +17,7 @@ from typing import (Any, Callable, Dict, Iterator, List, NamedTuple, Optional,
 import torch
 from torch import Tensor, nn
 
+from ..class_mapping import check_numbers
 from .columns import Columns, logits_of
 from .labels import NONE
 from .teacher_batch import TeacherBatch, owner_of, replaced
@@ -639,24 +640,3 @@ def check_classes(student_head: nn.Module, teacher_head: nn.Module,
     """
     check_numbers(student_head.num_classes, teacher_head.num_classes,
                   class_map)
-
-
-def check_numbers(num_s: int, num_t: int,
-                  class_map: Optional[Sequence[int]]) -> None:
-    """:func:`check_classes` of numbers of classes."""
-    if class_map is None and num_s != num_t:
-        raise ValueError(
-            f'model.teacher predicts {num_t} classes but model.student '
-            f"predicts {num_s}; choose a teacher of the student's classes, "
-            "set num_classes of the student's head, or say which of the "
-            "teacher's classes are the student's in model.teacher.class_map")
-    if class_map is not None and num_s != len(class_map):
-        raise ValueError(
-            f'model.teacher.class_map has {len(class_map)} classes but '
-            f'model.student predicts {num_s}; name one of the teacher for '
-            'each of the student')
-    beyond = [i for i in class_map or () if i >= num_t]
-    if beyond:
-        raise ValueError(
-            f'model.teacher.class_map names the class {beyond[0]}, but '
-            f'model.teacher predicts {num_t}, from 0 to {num_t - 1}')

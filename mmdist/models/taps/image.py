@@ -5,7 +5,8 @@ from typing import Any, List, Optional, Sequence, Tuple
 import torch
 from torch import Tensor, nn
 
-from .base import Call, LogitPair, LogitTap, check_classes, check_numbers
+from ..class_mapping import check_numbers
+from .base import Call, LogitPair, LogitTap, check_classes
 from .labels import IGNORED, NONE
 from .teacher_batch import TeacherBatch
 

@@ -1,7 +1,7 @@
-from .checkpoint import load_strictly, read_checkpoint, weights_in
+from .checkpoint import load_strictly, read_checkpoint
 from .model import Renormalise, Teacher, build_model, preserve_rng
 
 __all__ = [
     'Renormalise', 'Teacher', 'build_model', 'load_strictly', 'preserve_rng',
-    'read_checkpoint', 'weights_in'
+    'read_checkpoint'
 ]

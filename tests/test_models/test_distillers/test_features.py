@@ -55,9 +55,9 @@ def test_intra_of_an_fpn_by_scipy(tmp_path):
     ]
     model.eval()
     losses = losses_of(model)
-    assert {k for k in losses if 'kd' in k} == {
-        'loss_kd_feature_inter', 'loss_kd_feature_intra'
-    }
+    assert {k
+            for k in losses if 'kd' in k
+            } == {'loss_kd_feature_inter', 'loss_kd_feature_intra'}
     assert losses['loss_kd_feature_inter'] == 0
     assert float(losses['loss_kd_feature_intra']) == pytest.approx(
         intra(*maps), rel=1e-4)
@@ -66,8 +66,7 @@ def test_intra_of_an_fpn_by_scipy(tmp_path):
 def test_the_students_losses_are_its_own(tmp_path):
     """With weights of 0 nothing differs from the plain student."""
     plain = helpers.build(detector('faster'))
-    model = make(
-        tmp_path, 'faster', feature_loss=dict(DIST, beta=0, gamma=0))
+    model = make(tmp_path, 'faster', feature_loss=dict(DIST, beta=0, gamma=0))
     ours, theirs = losses_of(model), losses_of(plain)
     total(ours).backward()
     total(theirs).backward()
@@ -89,8 +88,11 @@ def test_unlike_detectors_pair_by_stride(tmp_path, student, teacher):
     losses = losses_of(model, student)
     kd = sum(v for k, v in losses.items() if 'kd' in k)
     kd.backward()
-    touched = {n.partition('.')[0] for n, g in gradients(model).items()
-               if g is not None and g.abs().sum() > 0}
+    touched = {
+        n.partition('.')[0]
+        for n, g in gradients(model).items()
+        if g is not None and g.abs().sum() > 0
+    }
     assert {'backbone', 'neck'} <= touched <= {'backbone', 'neck', 'distiller'}
 
 
@@ -98,8 +100,12 @@ def test_beside_class_logits_and_mimic(tmp_path):
     """Each has its own names, and the sum of all is trained."""
     mimic = dict(type='mmdist.MimicLoss')
     alone = make(tmp_path, 'retina', distill_loss=DIST, feature_loss=None)
-    both = make(tmp_path, 'retina', distill_loss=DIST, feature_loss=DIST,
-                mimic_loss=mimic)
+    both = make(
+        tmp_path,
+        'retina',
+        distill_loss=DIST,
+        feature_loss=DIST,
+        mimic_loss=mimic)
     before, after = losses_of(alone), losses_of(both)
     assert after.keys() - before.keys() == {
         'loss_kd_feature_inter', 'loss_kd_feature_intra', 'loss_kd_mimic'
@@ -136,10 +142,12 @@ def test_projections_where_channels_differ(tmp_path):
     convs = model.distiller['feature'].projections
     assert [c.weight.shape[:2] for c in convs] == [(24, 16)] * 5
     plain = helpers.build(detector('retina')).state_dict()
-    helpers.assert_same({
-        k: v
-        for k, v in model.state_dict().items() if not k.startswith('distiller')
-    }, plain)
+    helpers.assert_same(
+        {
+            k: v
+            for k, v in model.state_dict().items()
+            if not k.startswith('distiller')
+        }, plain)
     total(losses_of(model)).backward()
     assert all(c.weight.grad.abs().sum() > 0 for c in convs)
     with pytest.raises(ConfigError) as raised:
@@ -185,8 +193,7 @@ def test_detectors_have_two_places(tmp_path, where):
         'retina',
         feature_loss=dict(type='mmdist.MimicLoss', where=where)).eval()
     inputs, _ = prepared(model, helpers.batch())
-    s, t = (
-        helpers.build(detector('retina'), seed).eval() for seed in (0, 1))
+    s, t = (helpers.build(detector('retina'), seed).eval() for seed in (0, 1))
     read = (lambda m: m.extract_feat(inputs)) if where == 'neck' else (
         lambda m: m.backbone(inputs))
     expected = sum((a - b).square().mean() for a, b in zip(read(s), read(t)))
