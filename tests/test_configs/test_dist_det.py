@@ -19,7 +19,18 @@ PAIRS = {
     ('retinanet/retinanet_r50_fpn_2x_coco.py',
      'retinanet/retinanet_x101-64x4d_fpn_1x_coco.py', 0.01),
 }
-METHODS = ('dist', 'kd', 'dist-mimic')
+METHODS = ('dist', 'kd', 'dist-mimic', 'dist-feat')
+# pair: (student, teacher) of PKD
+PKD_PAIRS = {
+    'retinanet_r50-x101':
+    PAIRS['retinanet_r50-x101'][:2],
+    'retinanet_r50-mask-rcnn-swin-s':
+    ('retinanet/retinanet_r50_fpn_2x_coco.py',
+     'swin/mask-rcnn_swin-s-p4-w7_fpn_amp-ms-crop-3x_coco.py'),
+    'fcos_r50-mask-rcnn-swin-s':
+    ('fcos/fcos_r50-caffe_fpn_gn-head-center-normbbox-centeronreg-giou_1x_'
+     'coco.py', 'swin/mask-rcnn_swin-s-p4-w7_fpn_amp-ms-crop-3x_coco.py'),
+}
 LOGITS = dict(
     dist=dict(type='mmdist.DISTLoss', beta=1, gamma=1, tau=1),
     kd=dict(type='mmdist.KDLoss', tau=1, loss_weight=1))
@@ -45,7 +56,11 @@ def test_settings_are_the_authors(method, pair):
     assert cfg.model.alpha == 1
     assert cfg.model.distill_loss == LOGITS[method.partition('-')[0]]
     mimic = dict(type='mmdist.MimicLoss', loss_weight=1)
-    assert cfg.model.get('mimic_loss') == (mimic if '-' in method else None)
+    features = dict(type='mmdist.DISTLoss', beta=0, gamma=1)
+    assert cfg.model.get('mimic_loss') == (
+        mimic if 'mimic' in method else None)
+    assert cfg.model.get('feature_loss') == (
+        features if 'feat' in method else None)
 
 
 def unscoped(part):
@@ -68,10 +83,13 @@ def test_all_but_the_model_is_the_stock_config(method, pair):
     assert cfg == stock
 
 
-@pytest.mark.parametrize('pair', PAIRS)
-def test_teacher_is_the_zoos(pair):
+@pytest.mark.parametrize('method, pair, name', [
+    *[('dist', pair, PAIRS[pair][1]) for pair in PAIRS],
+    *[('pkd', pair, PKD_PAIRS[pair][1]) for pair in PKD_PAIRS],
+])
+def test_teacher_is_the_zoos(method, pair, name):
     """The URL is the one that MMDetection's own model index gives."""
-    teacher, name = load('dist', pair).model.teacher, PAIRS[pair][1]
+    teacher = load(method, pair).model.teacher
     assert teacher.config == f'mmdet::{name}'
     metafile = osp.join(ZOO, osp.dirname(name), 'metafile.yml')
     with open(metafile) as file:
@@ -107,3 +125,33 @@ def test_builds(local_teacher, method):
     convs = [p.shape for n, p in model.named_parameters() if 'distiller' in n]
     mimic = [(256, 256, 1, 1), (256, )] * 5
     assert convs == (mimic if method == 'dist-mimic' else [])
+
+
+@pytest.mark.parametrize('pair', PKD_PAIRS)
+def test_settings_are_those_of_pkd(pair):
+    """24 epochs; weight 6 on four levels, class logits left alone."""
+    cfg = load('pkd', pair)
+    stock = Config.fromfile(osp.join(ZOO, PKD_PAIRS[pair][0])).to_dict()
+    assert cfg.train_cfg.max_epochs == 24
+    assert cfg.param_scheduler[1].milestones == [16, 22]
+    model = unscoped(cfg.model.to_dict())
+    assert model['student'] == stock['model']
+    assert not model.get('distill_loss')
+    assert model['feature_loss'] == dict(
+        type='mmdist.DISTLoss', beta=0, gamma=6, layers=[0, 1, 2, 3])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('pair', PKD_PAIRS)
+def test_pkd_builds(pair, tmp_path):
+    """Levels of strides 8 to 64 pair, and need no projection."""
+    cfg = load('pkd', pair)
+    teacher = Config.fromfile(osp.join(ZOO, PKD_PAIRS[pair][1])).model
+    cfg.model.teacher.checkpoint = str(tmp_path / 'random.pth')
+    torch.save(
+        build(teacher.to_dict()).state_dict(), cfg.model.teacher.checkpoint)
+    model = build(cfg.model.to_dict())
+    shift = 1 if 'swin' in pair else 0  # its FPN begins at stride 4
+    assert model.distillation.features.pairs == [(i, i + shift)
+                                                 for i in range(4)]
+    assert not hasattr(model, 'distiller')

@@ -148,9 +148,10 @@ class BaseDistiller(metaclass=DistillerMeta):
             parts = ['the checkpoint', 'this config']
             having, lacking = parts if saved else parts[::-1]
             raise ConfigError(
-                'resume', f'{having} has projections of model.mimic_loss but '
+                'resume', f'{having} has projections of model.mimic_loss or '
+                'model.feature_loss but '
                 f'{lacking} has not, so the state of the optimizer does not '
-                'fit', 'keep model.mimic_loss as it was, or train on from the '
+                'fit', 'keep both as they were, or train on from the '
                 'weights alone: load_from=<checkpoint> without resume')
         super()._load_from_state_dict(state_dict, prefix, *args)
 

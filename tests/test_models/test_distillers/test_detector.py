@@ -19,6 +19,7 @@ from tests.helpers import (CLASSES, assert_same, build, build_distiller,
 from tests.refusals import refused
 
 MIMIC = dict(type='mmdist.MimicLoss', loss_weight=1.0)
+FEATURES = dict(type='mmdist.DISTLoss', project=True)
 
 
 @pytest.fixture(scope='module')
@@ -46,10 +47,14 @@ def trained_state(runner, epoch=2):
         dict(model=content['state_dict'], optimizer=content['optimizer']))
 
 
-@pytest.mark.parametrize('mimic', [None, MIMIC])
-def test_resume_equals_the_uninterrupted_run(data, retina, tmp_path, mimic):
+@pytest.mark.parametrize('options', [
+    {},
+    dict(mimic_loss=MIMIC),
+    dict(feature_loss=FEATURES),
+])
+def test_resume_equals_the_uninterrupted_run(data, retina, tmp_path, options):
     """Weights, optimizer and `distiller.*` after epoch 2, bit for bit."""
-    model = dict(retina, mimic_loss=mimic)
+    model = dict(retina, **options)
     train(copy.deepcopy(model), data, tmp_path / 'whole')
     (tmp_path / 'cut').mkdir()
     # What is left of a run that was killed in its second epoch.
@@ -62,7 +67,7 @@ def test_resume_equals_the_uninterrupted_run(data, retina, tmp_path, mimic):
     assert_same(trained_state(tmp_path / 'cut'), expected)
     first = trained_state(tmp_path / 'whole', 1)
     extra = [name for name in expected if 'distiller' in name]
-    assert len(extra) == (10 if mimic else 0)
+    assert len(extra) == (10 if options else 0)
     moved = [n for n in expected if not torch.equal(first[n], expected[n])]
     assert set(extra) <= set(moved) and len(moved) > 50
 
@@ -90,7 +95,8 @@ def test_resume_needs_the_projections_of_before(data, retina, tmp_path, before,
     train(dict(retina, mimic_loss=before), data, tmp_path / 'run', epochs=1)
     with refused(
             'resume', '(the checkpoint|this config) has projections of '
-            'model.mimic_loss but (this config|the checkpoint) has not'):
+            'model.mimic_loss or model.feature_loss but (this config|the checkpoint) has not'
+    ):
         train(
             dict(retina, mimic_loss=after),
             data,
@@ -292,7 +298,7 @@ def test_amp_optim_wrapper_in_bfloat16(data, retina, tmp_path, monkeypatch):
         'mmengine.optim.optimizer.amp_optimizer_wrapper.is_cuda_available',
         lambda: True)
     runner = train(
-        dict(retina, mimic_loss=MIMIC),
+        dict(retina, mimic_loss=MIMIC, feature_loss=FEATURES),
         data,
         tmp_path,
         optim_wrapper=dict(
@@ -301,7 +307,7 @@ def test_amp_optim_wrapper_in_bfloat16(data, retina, tmp_path, monkeypatch):
             loss_scale=1.,
             optimizer=dict(type='SGD', lr=0.01)))
     scalars = runner.message_hub.log_scalars
-    for name in ('inter', 'intra', 'mimic'):
+    for name in ('inter', 'intra', 'mimic', 'feature_inter', 'feature_intra'):
         history = scalars[f'train/loss_kd_{name}'].data[0]
         assert len(history) == 6
         assert all(torch.tensor(float(v)).isfinite() for v in history)

@@ -33,6 +33,8 @@ LIMIT = 240
 STEPS = 2
 MANY = 11  # more than the monitor's `iters`
 MIMIC = dict(mimic_loss=dict(type='mmdist.MimicLoss'))
+FEATURES = dict(
+    feature_loss=dict(type='mmdist.DISTLoss', project=True, sync_intra=True))
 # What takes long to import is imported once, for all processes. Not this
 # package: the server of processes may find another one called `tests`.
 multiprocessing.get_context('forkserver').set_forkserver_preload(
@@ -190,6 +192,7 @@ LARGE_BATCHES = [
     ('pspnet', (2, 2), {}, 1e-10),
     ('pspnet', (1, 1, 1, 1), {}, 1e-10),
     ('pspnet', (1, 3), dict(alpha=0), 1e-10),
+    ('pspnet', (1, 3), dict(alpha=0, **FEATURES), 1e-10),
     ('fcos', (2, 2), {}, 1e-6),
     ('fcos', (1, 1, 1, 1), {}, 1e-6),
 ]
@@ -325,9 +328,10 @@ def test_ranks_without_objects_go_on(name, override, empty_ranks, tmp_path):
 
 
 def steps_of_all(rank, name, teacher, spoil):
-    """Two steps of the plain model, of the wrapper, and of it with mimic."""
+    """Two steps of the plain model, of the wrapper, and of it with mimic and
+    with features."""
     lib = library(name)
-    options = [{}, MIMIC] if name == 'retina' else [{}]
+    options = [{}, MIMIC, FEATURES] if name == 'retina' else [{}, FEATURES]
     models = [lib.build(model_dict(name))]
     models += [distiller(name, teacher, **given) for given in options]
     for model in models[-1:] if spoil else models:
@@ -347,7 +351,7 @@ def steps_of_all(rank, name, teacher, spoil):
 def test_no_parameter_is_unused(name, tmp_path):
     """Not ``find_unused_parameters`` where the plain model needs none."""
     teacher = save_teacher(name, tmp_path)
-    expected = 3 if name == 'retina' else 2
+    expected = 4 if name == 'retina' else 3
     assert on_ranks(steps_of_all, 2, tmp_path, name, teacher,
                     False) == [expected] * 2
 
@@ -397,6 +401,7 @@ def steps_of_wrappers(rank, name, teacher, options):
 @pytest.mark.parametrize('name,options', [
     ('pspnet', {}),
     ('retina', MIMIC),
+    ('retina', FEATURES),
     ('deformable', {}),
 ])
 def test_fsdp_trains_as_ddp_does(name, options, tmp_path):

@@ -1,0 +1,15 @@
+_base_ = 'mmdet::retinanet/retinanet_r50_fpn_2x_coco.py'
+custom_imports = dict(imports=['mmdist'])
+# PKD: intra of the FPN's levels of strides 8 to 64, and no class logits
+model = dict(
+    _delete_=True,
+    type='mmdist.DistillDetector',
+    student={{_base_.model}},
+    teacher=dict(
+        config='mmdet::swin/mask-rcnn_swin-s-p4-w7_fpn_amp-ms-crop-3x_coco.py',
+        checkpoint='https://download.openmmlab.com/mmdetection/v2.0/swin/'
+        'mask_rcnn_swin-s-p4-w7_fpn_fp16_ms-crop-3x_coco/'
+        'mask_rcnn_swin-s-p4-w7_fpn_fp16_ms-crop-3x_coco_20210903_104808-b92c91f1.pth'  # noqa: E501
+    ),
+    feature_loss=dict(
+        type='mmdist.DISTLoss', beta=0.0, gamma=6.0, layers=[0, 1, 2, 3]))
