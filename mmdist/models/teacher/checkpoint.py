@@ -58,8 +58,9 @@ def read_checkpoint(checkpoint: str,
             field, f'trust_checkpoint is for files of your own, but this is '
             f'{checkpoint!r}', 'download it first')
     if not (is_url or osp.isfile(path)):
-        fault = 'is a folder' if osp.isdir(path) else 'there is no such file'
-        raise ConfigError(field, f'{checkpoint!r}: {fault}')
+        fault = 'this is a folder' if osp.isdir(
+            path) else 'there is no such file'
+        raise ConfigError(field, f'{fault}: {checkpoint!r}')
     unread: Set[str] = set()
     try:
         if is_url:
