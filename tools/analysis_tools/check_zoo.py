@@ -35,8 +35,7 @@ from zoo_models import (PACKAGES, SIZES, ZooConfig, batch_for, build,
                         tell_progress, zoo_configs)
 
 from mmdist.models.taps import build_tap
-from mmdist.models.taps.base import watch_method
-from mmdist.models.taps.teacher_batch import replaced
+from mmdist.models.taps.watch import replaced, watch_method
 from mmdist.utils import run_tool
 
 PASSES, NO_CLASSES, PLAIN, FAILS = ('passes', 'no class predictions',
@@ -263,7 +262,7 @@ def _kl(wrapper: nn.Module, batch: Dict[str, Any]) -> float:
                                                  lambda _, pairs: pairs):
         losses_of(wrapper, batch)
     divergences = defaultdict(list)
-    for pair in recorded[0]:
+    for pair in sum(recorded, []):
         terms = wrapper.distillation.loss.terms(pair.student, pair.teacher,
                                                 pair.student_activation,
                                                 pair.teacher_activation)

@@ -21,9 +21,9 @@ from student_teachers import (add_models, load_student, named_teachers,
 from torch import Tensor, nn
 
 from mmdist.models.class_names import check_class_names, class_map_of
-from mmdist.models.taps.base import activation_of, check_classes
-from mmdist.models.taps.columns import Columns, as_columns_of
-from mmdist.models.taps.teacher_batch import replaced
+from mmdist.models.taps.columns import (Columns, activation_of, as_columns_of,
+                                        check_classes)
+from mmdist.models.taps.watch import replaced
 from mmdist.models.teacher import Teacher
 from mmdist.utils import class_names_of, load_config, run_tool, scope_of
 
@@ -78,7 +78,9 @@ class Borrowed:
         self.class_map = class_map
         self.batch = None
         _refuse_other(model, teacher.model)
-        check_classes(_box_head(model), _box_head(teacher.model), class_map)
+        check_classes(
+            _box_head(model).num_classes,
+            _box_head(teacher.model).num_classes, class_map)
 
     @contextmanager
     def logits(self) -> Iterator[None]:
@@ -110,7 +112,7 @@ class Borrowed:
         def wrapper(*args: Any) -> Dict[str, Any]:
             *stage, _, rois = args  # of cascades
             own = forward(*args)
-            score = ask(*stage, self.batch.all_features(), rois)['cls_score']
+            score = ask(*stage, self.batch.features(self.batch.images), rois)['cls_score']
             return dict(own, cls_score=self._like(own['cls_score'], score))
 
         return wrapper
@@ -119,7 +121,7 @@ class Borrowed:
 
         def wrapper(feats: Any) -> tuple:
             scores, *others = forward(feats)
-            theirs = self.teacher.model.bbox_head(self.batch.all_features())[0]
+            theirs = self.teacher.model.bbox_head(self.batch.features(self.batch.images))[0]
             if len(theirs) != len(scores):
                 raise ValueError(
                     f'STUDENT predicts on {len(scores)} levels, but TEACHER '

@@ -236,7 +236,7 @@ def _class_map_now(student: nn.Module, tap: LogitTap,
     """The map of classes; names are looked up in the first iteration."""
     spec, names = teacher.class_map, teacher.class_names
     if spec == 'names':
-        head = student.get_submodule(tap.heads[0])
+        head = student.get_submodule(next(iter(tap.heads)))
         # A head without layers (MMPretrain's ClsHead) does not say.
         number = getattr(head, 'num_classes', None) or len(names or ())
         check_enough_names(names, number)
@@ -247,7 +247,8 @@ def _class_map_now(student: nn.Module, tap: LogitTap,
 def _check_names_of_teacher(tap: LogitTap, teacher: Teacher) -> None:
     """A map by names needs the names of all that the teacher predicts."""
     spec, names = teacher.class_map, teacher.class_names
-    head = teacher.model.get_submodule(tap.teacher_heads[-1])
+    twin = [path for path in tap.heads.values() if path is not None][-1]
+    head = teacher.model.get_submodule(twin)
     number = getattr(head, 'num_classes', None)
     if spec is not None and not all(isinstance(x, int) for x in spec):
         check_all_named(names, number)

@@ -12,7 +12,8 @@ from ..class_names import (check_all_predicted, check_class_names,
                            check_named_map, check_names_fit_labels,
                            class_map_of)
 from ..losses.base import LogitLoss
-from ..taps import LogitPair, LogitTap, reads_text, tensors_in, watch_method
+from ..taps import (LogitPair, LogitTap, owner_of, pair_logits, reads_text,
+                    tensors_in, watch_heads, watch_method)
 from ..teacher import Teacher
 
 
@@ -40,7 +41,7 @@ class Distillation:
         self.teacher, self.tap, self.loss = teacher, tap, loss
         self.alpha, self.scale = alpha, 1.
         self.monitor = TeacherMonitor(strict)
-        self._saw_classes = self._heads_answered = False
+        self._saw_classes = False
         self._logged: Set[str] = set()
 
     def losses(self, student: nn.Module, own_losses: Callable, inputs: Any,
@@ -66,18 +67,18 @@ class Distillation:
         losses, calls, features, batch = self._watched(student, own_losses,
                                                        inputs, samples)
         with self._asking(inputs):
-            pairs = self.tap.pairs(calls, student, batch)
+            pairs = pair_logits(self.tap, calls, batch)
             imitated = [(own, batch.features(images))
                         for images, own in features]
         swapped: List[LogitPair] = []
         if self.monitor.wants_swapped(batch.images, pairs):
             with self._asking(inputs):
-                swapped = self.tap.pairs(
-                    calls, student,
+                swapped = pair_logits(
+                    self.tap, calls,
                     self.teacher.batch(batch.images, samples, swapped=True))
         losses = self._scaled(losses)
         terms = self._terms(student, pairs, imitated)
-        logits = [part for call in calls for part in self.tap.logits_in(call)]
+        logits = [part for call in calls for part in call.logits]
         self.monitor.watch(pairs, logits, terms, losses, swapped)
         return {**losses, **terms}
 
@@ -87,14 +88,15 @@ class Distillation:
         """The class logits of both models, as :meth:`losses` pairs them."""
         _, calls, _, batch = self._watched(student, own_losses, inputs,
                                            samples)
-        return self.tap.pairs(calls, student, batch)
+        return pair_logits(self.tap, calls, batch)
 
     def _watched(self, student: nn.Module, own_losses: Callable, inputs: Any,
                  samples: Any) -> tuple:
         """The student's losses, the calls of its heads, the images and
         features that mimic compares, and the teacher's batch."""
         batch = self.teacher.batch(inputs, samples)
-        owner = self.tap.teacher_owner(self.teacher.model)
+        twin = next(filter(None, self.tap.heads.values()), '')
+        owner = owner_of(self.teacher.model, twin) or ''
         features: List[Any] = []
         with ExitStack() as stack:
             if hasattr(student, 'distiller') and 'mimic' in student.distiller:
@@ -108,12 +110,8 @@ class Distillation:
                 with self._asking(images):
                     batch.see(images, owner)
 
-            calls = stack.enter_context(self.tap.watch(student, see))
+            calls = stack.enter_context(watch_heads(self.tap, student, see))
             losses = own_losses(inputs, samples)
-        if not self._heads_answered:
-            self.tap.check_answered(calls, student)
-            self._heads_answered = True
-        self.tap.check_batch(calls, batch.images)
         return losses, calls, features, batch
 
     @contextmanager
@@ -201,7 +199,7 @@ class Distillation:
 
 def _num_labels(student: nn.Module, tap: LogitTap) -> Optional[int]:
     """How many labels the student's head can predict, if it says so."""
-    head = student.get_submodule(tap.heads[0])
+    head = student.get_submodule(next(iter(tap.heads)))
     number = getattr(head, 'num_classes', None)
     if getattr(student, 'with_semantic_head', False):
         return None  # panoptic: another head predicts what is no thing

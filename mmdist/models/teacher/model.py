@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from mmdist.utils import (DataClasses, data_classes_of, load_config, names_in,
                           scope_of)
-from ..taps import TeacherBatch, tensors_in
+from ..taps.watch import tensors_in
+from .batch import TeacherBatch
 from .checkpoint import load_strictly, read_checkpoint, weights_in
 
 

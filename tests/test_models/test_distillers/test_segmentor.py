@@ -9,8 +9,10 @@ from mmseg.models.decode_heads import PSPHead
 from torch.autograd.graph import saved_tensors_hooks
 
 from mmdist.models.distillers import BaseDistiller, DistillSegmentor
+from mmdist.models.taps import pair_logits, watch_heads
 from tests.helpers import (assert_same, checkpoint, detector, flat, gradients,
                            pearson_dist)
+from tests.refusals import refused
 from tests.helpers import save_teacher as save_detector
 from tests.helpers import tensors_of, total
 from tests.segmentors import (CLASSES, NUM_CLASSES, SEGMENTORS, batch, build,
@@ -286,7 +288,7 @@ def test_nothing_is_resized_to_the_picture(make, monkeypatch):
     wrapper = make('pspnet', 'segformer').train()
     inputs, samples = prepared(wrapper, batch())
     tap, teacher = wrapper.distillation.tap, wrapper.distillation.teacher
-    with tap.watch(wrapper) as calls:
+    with watch_heads(tap, wrapper) as calls:
         super(BaseDistiller, wrapper).loss(inputs, samples)
     batch_t = teacher.batch(inputs, samples)
     sizes = []
@@ -297,7 +299,7 @@ def test_nothing_is_resized_to_the_picture(make, monkeypatch):
         return resize(*args, **kwargs)
 
     monkeypatch.setattr('torch.nn.functional.interpolate', watched)
-    pairs = tap.pairs(calls, wrapper, batch_t)
+    pairs = pair_logits(tap, calls, batch_t)
     # The teacher's own head resizes its levels to 16, the tap to 8.
     assert sizes and max(sizes) == 16 < inputs.shape[-1]
     assert pairs[0].teacher.shape[-1] == 8
