@@ -60,7 +60,15 @@ def as_columns_of(
         the teacher's where both have a background column or neither has.
     """
     if class_map is not None:
-        logits = _choose(logits, teacher, class_map)
+        chosen = [logits[:, list(class_map)]]
+        if teacher.background and teacher.activation == 'softmax':
+            # all that the student does not know
+            others = set(range(teacher.number)) - set(class_map)
+            rest = logits[:, sorted(others)].float()
+            chosen.append(rest.logsumexp(dim=1, keepdim=True))
+        elif teacher.background:
+            chosen.append(logits[:, -1:])
+        logits = torch.cat(chosen, dim=1)
     if student.background == teacher.background:
         return logits, teacher.activation
     log_p = _log_probabilities(logits, teacher)
@@ -72,20 +80,6 @@ def as_columns_of(
     if student.activation == 'sigmoid':
         log_p = logits_of(log_p.exp())
     return log_p, student.activation
-
-
-def _choose(logits: Tensor, columns: Columns,
-            class_map: Sequence[int]) -> Tensor:
-    """Columns of some classes in another order, and the background."""
-    chosen = logits[:, list(class_map)]
-    if not columns.background:
-        return chosen
-    if columns.activation == 'softmax':  # all that the student does not know
-        others = [i for i in range(columns.number) if i not in set(class_map)]
-        rest = logits[:, others].float().logsumexp(dim=1, keepdim=True)
-    else:
-        rest = logits[:, -1:]
-    return torch.cat([chosen, rest], dim=1)
 
 
 def _log_probabilities(logits: Tensor, columns: Columns) -> Tensor:

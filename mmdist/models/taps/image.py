@@ -1,15 +1,15 @@
 """Classification heads: a row is an image."""
 from functools import partial
-from typing import TYPE_CHECKING, Any, Dict, List
+from typing import TYPE_CHECKING, Dict, List
 
-from torch import Tensor, nn
+from torch import nn
 
 from mmdist.errors import ConfigError
 from mmdist.registry import TAPS
 from .base import LogitPair, LogitTap, pair_of
 from .columns import ClassLogits, Columns, check_classes
 from .labels import labels_of_images
-from .watch import Call, LossCall
+from .watch import Call, LossCall, tensors_in
 
 if TYPE_CHECKING:
     from ..teacher.batch import TeacherBatch
@@ -49,8 +49,8 @@ class ImageTap(LogitTap):
         twin = self.heads[call.path]
         activation_s = _activation_of(call.head)
         activation_t = _activation_of(batch.model.get_submodule(twin))
-        outputs_s = _listed(call.arguments['cls_score'])
-        outputs_t = _listed(batch.head_outputs([twin])[twin])
+        outputs_s = call.logits
+        outputs_t = list(tensors_in(batch.head_outputs([twin])[twin]))
         if len(outputs_t) != len(outputs_s):
             outputs_t = [sum(outputs_t)] * len(outputs_s)
         pairs = []
@@ -78,10 +78,6 @@ class ImageTap(LogitTap):
         head = student.get_submodule(next(iter(self.heads)))
         number = getattr(head, 'num_classes', None) or 'classes'
         return f'images x {number} ({_activation_of(head)})'
-
-
-def _listed(outputs: Any) -> List[Tensor]:
-    return [outputs] if isinstance(outputs, Tensor) else list(outputs)
 
 
 def _activation_of(head: nn.Module) -> str:

@@ -165,9 +165,17 @@ def _as_queries(truth: Objects, like: Queries) -> Optional[Queries]:
 
 
 def labels_of_maps(samples: Sequence[Any], size: Sequence[int],
-                   align_corners: bool) -> Tensor:
-    """The label under each logit of a map, ``(N, *size)``; int64."""
+                   align_corners: bool, points: Optional[Tensor]) -> Tensor:
+    """The label under each logit of maps of a size, ``(N, *size)``, or at
+    ``(N, P, 2)`` points in [0, 1]; int64."""
     labels = torch.stack([sample.gt_sem_seg.data for sample in samples])
+    if points is not None:
+        from mmcv.ops import point_sample
+        return point_sample(
+            labels.float(),
+            points,
+            mode='nearest',
+            align_corners=align_corners)[:, 0].long()
     on_device, under = dict(device=labels.device), []
     for length, count in zip(labels.shape[2:], size):
         if align_corners:

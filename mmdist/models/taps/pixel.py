@@ -11,7 +11,7 @@ from mmdist.registry import TAPS
 from .base import LogitPair, LogitTap, pair_of, unknown_arguments
 from .columns import ClassLogits, Columns
 from .labels import labels_of_maps, labels_of_pixels
-from .watch import Call, LossCall, loss_call
+from .watch import Call, LossCall, loss_call, tensors_in
 
 if TYPE_CHECKING:
     from ..teacher.batch import TeacherBatch
@@ -149,8 +149,8 @@ class PixelTap(LogitTap):
             if logits_t.shape[2:] != size:
                 logits_t = resize(logits_t, size)
             labels = lru_cache(
-                partial(_labels, call.arguments['batch_data_samples'], head_s,
-                        size, points))
+                partial(labels_of_maps, call.arguments['batch_data_samples'],
+                        size, head_s.align_corners, points))
             kept = slice(None)
             if self.ignore_label_pixels and head_s.ignore_index is not None:
                 kept = labels() != head_s.ignore_index
@@ -190,7 +190,11 @@ class PixelTap(LogitTap):
             logits = _class_logits(outputs[path], head.out_channels)
             if points is None:
                 return logits
-            return [sample_points(logits[0], points, head.align_corners)]
+            from mmcv.ops import point_sample
+            return [
+                point_sample(
+                    logits[0], points, align_corners=head.align_corners)
+            ]
         # PointRend: its features and the head before, at the points.
         group, _, stage = path.rpartition('.')
         before = f'{group}.{int(stage) - 1}'
@@ -251,30 +255,10 @@ def _has_points(head: nn.Module) -> bool:
 
 def _class_logits(output: Any, num_columns: int) -> List[Tensor]:
     """The ``(N, C, *)`` class logits among the outputs of a head."""
-    outputs = [output] if isinstance(output, Tensor) else output
     return [
-        logits for logits in outputs
+        logits for logits in tensors_in(output)
         if logits.dim() > 2 and logits.shape[1] == num_columns
     ]
-
-
-def sample_points(maps: Tensor,
-                  points: Tensor,
-                  align_corners: bool,
-                  mode: str = 'bilinear') -> Tensor:
-    """``(N, C, H, W)`` at ``(N, P, 2)`` points in [0, 1]: ``(N, C, P)``."""
-    from mmcv.ops import point_sample
-    return point_sample(maps, points, mode=mode, align_corners=align_corners)
-
-
-def _labels(samples: Sequence[Any], head: nn.Module, size: Sequence[int],
-            points: Optional[Tensor]) -> Tensor:
-    """The label at each logit, ``(N, *size)``, with those to ignore."""
-    if points is None:
-        return labels_of_maps(samples, size, head.align_corners)
-    labels = torch.stack([sample.gt_sem_seg.data for sample in samples])
-    return sample_points(labels.float(), points, head.align_corners,
-                         'nearest')[:, 0].long()
 
 
 def _losses_of(head: nn.Module) -> List[nn.Module]:

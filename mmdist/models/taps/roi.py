@@ -63,7 +63,9 @@ class RoITap(LogitTap):
             width = getattr(
                 getattr(head, 'fc_cls', None), 'out_features', None)
             known = None, head.num_classes, head.num_classes + 1
-            if width not in known and not has_custom_activation(head):
+            # Seesaw loss turns logits into probabilities itself.
+            custom = getattr(head, 'custom_activation', False)
+            if width not in known and not custom:
                 raise ConfigError(
                     field, f'it scores a RoI with {width} numbers for '
                     f'{head.num_classes} classes', 'use a loss_cls with one '
@@ -112,18 +114,14 @@ def stage_weight(call: Call) -> float:
     return weights[stage] if weights else 1.0
 
 
-def has_custom_activation(head: nn.Module) -> bool:
-    """Whether the loss turns logits into probabilities itself (Seesaw)."""
-    return getattr(head, 'custom_activation', False)
-
-
 def roi_columns(head: nn.Module) -> Columns:
     """The columns of the class logits of a box head."""
     # Whether there is one for the background does not follow from the
     # activation: BBoxHead always has it, a sigmoid DIIHead has not.
     classifier = getattr(head, 'fc_cls', None)
     activation = activation_of(head)
-    if hasattr(classifier, 'out_features') and not has_custom_activation(head):
+    if hasattr(classifier, 'out_features') and not getattr(
+            head, 'custom_activation', False):
         background = classifier.out_features > head.num_classes
     else:
         several = isinstance(classifier, nn.ModuleList)

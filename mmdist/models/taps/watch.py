@@ -175,26 +175,20 @@ def watch_heads(
                         student.get_submodule(owner), 'extract_feat',
                         extracted, lambda arguments, features:
                         (_first(arguments), features), see_first))
+        modules = dict(student.named_modules())
         for path in tap.heads:
-            head = student.get_submodule(path)
+            head = modules[path]
             call = loss_call(head, tap.reads)
+            # RoI extractors take the features for box heads.
+            takes = modules.get(
+                path.replace('.bbox_head', '.bbox_roi_extractor'), head)
             stack.enter_context(
-                watch_method(
-                    _taker(student, path), 'forward', given[path],
-                    lambda arguments, _: arguments))
+                watch_method(takes, 'forward', given[path],
+                             lambda arguments, _: arguments))
             stack.enter_context(
                 watch_method(head, call.method, calls,
                              partial(read, path, call)))
         yield calls
-
-
-def _taker(model: nn.Module, path: str) -> nn.Module:
-    """The module that takes the features for a head."""
-    try:
-        return model.get_submodule(
-            path.replace('.bbox_head', '.bbox_roi_extractor'))
-    except AttributeError:
-        return model.get_submodule(path)
 
 
 def _first(arguments: Dict[str, Any]) -> Any:

@@ -12,8 +12,6 @@ from torch import Tensor, nn
 from mmdist.errors import ConfigError
 from ..taps.watch import owner_of, replaced
 
-Shapes = Optional[List[Optional[Sequence[int]]]]
-
 
 class _Answered(Exception):
     """Ends a model's method as soon as the answer is known."""
@@ -69,7 +67,13 @@ class TeacherBatch:
         if isinstance(images, dict):
             return {name: self.show(batch) for name, batch in images.items()}
         if id(images) not in self._shown:
-            shapes = _shapes(self._samples, len(images))
+            shapes = None
+            if isinstance(self._samples,
+                          (list, tuple)) and len(self._samples) == len(images):
+                shapes = [
+                    getattr(sample, 'metainfo', {}).get('img_shape')
+                    for sample in self._samples
+                ]
             self._shown[id(images)] = (images,
                                        self._renormalise(images, shapes))
         return self._shown[id(images)][1]
@@ -255,12 +259,3 @@ def _copies(samples: Any) -> Any:
         if isinstance(value, BaseDataElement):
             setattr(copy, name, value.new())
     return copy
-
-
-def _shapes(samples: Any, num_images: int) -> Shapes:
-    """Height and width of each image without its padding, if known."""
-    if not isinstance(samples, (list, tuple)) or len(samples) != num_images:
-        return None
-    return [
-        getattr(sample, 'metainfo', {}).get('img_shape') for sample in samples
-    ]
