@@ -3,6 +3,7 @@
 Importing the package registers its losses and wrappers, so that a config
 needs no more than ``custom_imports = dict(imports=['mmdist'])``.
 """
+from .errors import ConfigError
 from .optional import HAS_MMENGINE
 from .version import __version__
 
@@ -20,4 +21,4 @@ if HAS_MMENGINE:
     allow_mmengine_checkpoints()
     find_forks_configs()
 
-__all__ = ['__version__', 'models']
+__all__ = ['ConfigError', '__version__', 'models']

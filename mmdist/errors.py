@@ -15,7 +15,10 @@ class ConfigError(ValueError):
         remedy (str): What to do. Defaults to '', where the problem says it.
     """
 
-    def __init__(self, field: str, problem: str = '', remedy: str = '') -> None:
+    def __init__(self,
+                 field: str,
+                 problem: str = '',
+                 remedy: str = '') -> None:
         raised = sys.exc_info()[1]
         # MMEngine's registries raise an error again as type(error)(text).
         if not problem and isinstance(raised, ConfigError):
@@ -25,4 +28,9 @@ class ConfigError(ValueError):
 
     def __str__(self) -> str:
         text = f'{self.field}: {self.problem}' if self.problem else self.field
-        return f'{text}; {self.remedy}' if self.remedy else text
+        text = f'{text}; {self.remedy}' if self.remedy else text
+        return ' '.join(text.split())  # one line, whatever was quoted
+
+
+class NoClassLogitsError(ConfigError):
+    """The student has no head with class logits to distil."""

@@ -1,14 +1,18 @@
-"""Refusals of a user's config."""
+"""What tests of refused input look at."""
+import re
 from contextlib import contextmanager
 
 import pytest
 
-from mmdist.errors import ConfigError
+from mmdist import ConfigError
 
 
 @contextmanager
-def refused(field, words=''):
-    """Expect a ConfigError for a field, whose text matches."""
-    with pytest.raises(ConfigError, match=words or None) as caught:
-        yield
-    assert caught.value.field == field
+def refused(field, *words):
+    """The block ends with an error that names this field and these words."""
+    with pytest.raises(ConfigError) as info:
+        yield info
+    assert info.value.field == field, info.value
+    for word in words:
+        assert re.search(word, str(info.value)), info.value
+    assert '\n' not in str(info.value)

@@ -194,10 +194,7 @@ def write_scenes(task: Task, args: argparse.Namespace,
     root = data_root(task, args)
     display.say(f'Digit scenes for {task.title} in {short(root)}')
     scenes = dict(task.scenes, **(QUICK if args.quick else {}))
-    try:
-        write_digit_scenes(root, **scenes)
-    except FileExistsError as error:
-        raise SystemExit(str(error)) from error
+    write_digit_scenes(root, **scenes)
 
 
 def demo(args: argparse.Namespace, console: Console) -> None:

@@ -2,8 +2,9 @@
 
 The paper speaks of a growing discrepancy between a student and a stronger
 teacher (Huang et al., NeurIPS 2022, Section 3) without a measure of it. Here
-are several, of what the taps compare, batch by batch: what both losses would
-be, whether the classes are ranked alike, and who is right.
+are several, on the pairs of logits that the taps compare, batch by batch:
+the values of both losses, whether the classes are ranked alike, and who is
+right.
 """
 import math
 from collections import defaultdict
@@ -24,20 +25,20 @@ NUM_BINS = 10
 SIZES = dict(small=(0, 32**2), medium=(32**2, 96**2), large=(96**2, math.inf))
 # Pairs of classes that are compared at a time.
 MOST_PAIRS = 2**23
-# What a mean over rows is kept of.
+# Means over rows.
 MEASURES = ('kl', 'inter', 'intra', 'spearman', 'kendall', 'top-1 agreement')
 # Facts about labelled rows.
 JUDGEMENTS = ('accuracy', 'calibration')
 
 
 class Discrepancy:
-    """Collects what pairs of logits say, one batch after the other.
+    """Collects measures of pairs of logits, one batch after the other.
 
     Rows are in the groups 'all', 'foreground' and 'background' (with and
     without an object, where the ground truth says it), 'small', 'medium' and
     'large' (of boxes with an object, as COCO divides them, in pixels of the
     input), and that of their pair (a stage, a level or a head). A row's score
-    for a class is, of several anchors, that of the best.
+    for a class is the best of all anchors.
 
     One class has no ranks and no relation to others, and its only column is
     always the highest: its answer for a row, that it is there or not, comes
@@ -48,7 +49,7 @@ class Discrepancy:
         tau (float): Temperature of the losses.
         num_ranked (int): Rows of a pair, drawn at random, whose classes are
             ranked; fewer of hundreds of classes.
-        seed (int): Of this draw.
+        seed (int): Seed of this draw.
     """
 
     def __init__(self,
@@ -57,116 +58,124 @@ class Discrepancy:
                  seed: int = 0) -> None:
         self.tau, self.num_ranked = tau, num_ranked
         self._rng = torch.Generator().manual_seed(seed)
-        # by group and measure: the sum over rows, and the number of rows
-        self._sums: Dict[str,
-                         Dict[str,
-                              float]] = defaultdict(lambda: defaultdict(float))
-        self._rows: Dict[str,
-                         Dict[str,
-                              int]] = defaultdict(lambda: defaultdict(int))
+        # by group: the number of rows; by group and measure: the sum over
+        # rows, and their number
+        self._rows: Dict[str, int] = defaultdict(int)
+        self._sums: Dict[str, Dict[str, Tensor]] = defaultdict(dict)
         self._classes: Optional[Dict[str, Tensor]] = None
 
     @torch.no_grad()
     def update(self, pair: LogitPair) -> None:
         """Add a pair of logits."""
-        rows = [to_rows(x) for x in (pair.student, pair.teacher)]
-        labels = pair.labels()
+        rows = [to_rows(logits) for logits in (pair.student, pair.teacher)]
         groups = {'all': slice(None), pair.name or 'head': slice(None)}
+        labels = pair.labels()
         if labels is not None:
-            groups.update(_by_object(labels.flatten(), pair.areas()))
+            labels, areas = labels.flatten(), pair.areas()
+            groups.update(foreground=labels >= 0, background=labels == NONE)
+            for size, (least, most) in SIZES.items():
+                if areas is not None:
+                    inside = (areas >= least) & (areas < most)
+                    groups[size] = (labels >= 0) & inside.flatten()
         # Tokens of a text have no classes.
         number = pair.num_classes or rows[0].shape[1]
-        scores = answers = None
+        scores, answers = [], []
         if number > 1:
-            scores = [class_scores(x, number) for x in rows]
+            scores = [class_scores(logits, number) for logits in rows]
         if number > 1 or pair.num_answers:
             thresholds = pair.thresholds or (None, None)
             answers = [
-                classes_of(x, number, pair.background, threshold)
-                for x, threshold in zip(rows, thresholds)
+                classes_of(logits, number, pair.background, threshold)
+                for logits, threshold in zip(rows, thresholds)
             ]
         for group, chosen in groups.items():
             self._add_group(
-                group, pair, *(x[chosen] for x in rows),
-                *(side and [x[chosen] for x in side]
-                  for side in (scores, answers)))
+                group, pair,
+                *([table[chosen] for table in tables]
+                  for tables in (rows, scores, answers)))
         if pair.num_classes:
             self._add_classes(pair, rows, answers)
 
-    def _add_group(self, group: str, pair: LogitPair, student: Tensor,
-                   teacher: Tensor, scores: Optional[List[Tensor]],
-                   answers: Optional[List[Tensor]]) -> None:
-        number = len(student)
+    def _add_group(self, group: str, pair: LogitPair, rows: List[Tensor],
+                   scores: List[Tensor], answers: List[Tensor]) -> None:
+        number = len(rows[0])
         if not number:
             return
         activations = pair.student_activation, pair.teacher_activation
         terms = {
-            **kd_terms(student, teacher, self.tau, *activations),
-            **dist_terms(student, teacher, self.tau, *activations)
+            **kd_terms(*rows, self.tau, *activations),
+            **dist_terms(*rows, self.tau, *activations)
         }
         values = {name: term / self.tau**2 for name, term in terms.items()}
         if pair.num_classes == 1:
             del values['inter']
         if answers:
-            values['top-1 agreement'] = (
-                answers[0] == answers[1]).float().mean()
+            agree = answers[0] == answers[1]
+            values['top-1 agreement'] = agree.float().mean()
         if scores:
             most = max(MOST_PAIRS // scores[0].shape[1]**2, 1)
             drawn = torch.randperm(
                 number, generator=self._rng)[:min(self.num_ranked, most)]
-            ranked = [x[drawn.to(x.device)] for x in scores]
+            ranked = [table[drawn.to(table.device)] for table in scores]
             values['spearman'] = spearman(*ranked).mean()
             values['kendall'] = kendall(*ranked).mean()
-        self._rows[group]['rows'] += number
+        self._rows[group] += number
+        sums = self._sums[group]
         for name, value in values.items():
-            self._sums[group][name] += number * float(value)
-            self._rows[group][name] += number
+            sums[name] = sums.get(name, 0) + number * torch.tensor(
+                [float(value), 1.], dtype=torch.float64)
 
     def _add_classes(self, pair: LogitPair, rows: List[Tensor],
-                     answers: Optional[List[Tensor]]) -> None:
-        number = pair.num_classes
+                     answers: List[Tensor]) -> None:
+        number, num_answers = pair.num_classes, pair.num_answers
         if self._classes is None:
-            self._classes = _no_classes(number, pair.num_answers)
+            shapes = dict(
+                rows=(),
+                sums=(2, number),
+                squares=(2, number),
+                products=(number, number),
+                labelled=(num_answers, ),
+                right=(2, num_answers),
+                agree=(num_answers, ),
+                reliability=(2, 3, NUM_BINS))
+            self._classes = {
+                name: torch.zeros(shape, dtype=torch.float64)
+                for name, shape in shapes.items()
+            }
         found = self._classes
-        if (len(found['products']),
-                len(found['labelled'])) != (number, pair.num_answers):
+        if (len(found['products']), len(found['labelled'])) != (number,
+                                                                num_answers):
             return  # another head, of other classes
-        p, q = (_probabilities(x / self.tau, activation, pair).double()
-                for x, activation in zip(rows, (pair.student_activation,
-                                                pair.teacher_activation)))
+        p, q = (_probabilities(logits / self.tau, activation, pair).double()
+                for logits, activation in zip(rows, (pair.student_activation,
+                                                     pair.teacher_activation)))
         found['rows'] += len(p)
-        parts = dict(
-            sums=torch.stack([p.sum(0), q.sum(0)]),
-            squares=torch.stack([p.square().sum(0),
-                                 q.square().sum(0)]),
-            products=p.T @ q)
-        for name, part in parts.items():
-            found[name] += part.cpu()
+        found['sums'] += torch.stack([p.sum(0), q.sum(0)]).cpu()
+        found['squares'] += torch.stack([p.square().sum(0),
+                                         q.square().sum(0)]).cpu()
+        found['products'] += (p.T @ q).cpu()
         truth = pair.truth() if answers else None
-        if truth is not None and bool((truth >= 0).any()):
-            self._add_labelled(truth.flatten(), p, q, answers)
-
-    def _add_labelled(self, truth: Tensor, p: Tensor, q: Tensor,
-                      answers: List[Tensor]) -> None:
-        known = truth >= 0
-        truth = truth[known].cpu()
-        found = self._classes
+        if truth is None or not bool((truth >= 0).any()):
+            return
+        known = truth.flatten() >= 0
+        truth = truth.flatten()[known].cpu()
+        answers = [answer[known].cpu() for answer in answers]
         found['labelled'].index_add_(0, truth, torch.ones(len(truth)).double())
-        said = [x[known].cpu() for x in answers]
-        for side, (answer, table) in enumerate(zip(said, (p, q))):
+        found['agree'].index_add_(0, truth,
+                                  (answers[0] == answers[1]).double())
+        for model, (answer, table) in enumerate(zip(answers, (p, q))):
             right = (answer == truth).double()
-            found['right'][side].index_add_(0, truth, right)
+            found['right'][model].index_add_(0, truth, right)
             confidence = table[known].amax(1).clamp(0, 1).cpu()
             bins = (confidence * NUM_BINS).long().clamp(max=NUM_BINS - 1)
-            if p.shape[1] == 1:  # how often the class is where it is said
+            if number == 1:  # how often the class is where it is predicted
                 right = (truth == 0).double()
             values = torch.ones_like(right), confidence, right
-            for row, value in zip(found['reliability'][side], values):
+            for row, value in zip(found['reliability'][model], values):
                 row.index_add_(0, bins, value)
-        found['agree'].index_add_(0, truth, (said[0] == said[1]).double())
 
     def summary(self) -> Dict[str, Any]:
-        """What was found, in lists and numbers.
+        """All measures, in lists and numbers.
 
         Returns:
             dict[str, Any]: ``groups``, by name the rows and each of
@@ -181,32 +190,49 @@ class Discrepancy:
             the names of what means nothing for these logits.
         """
         groups = {
-            name:
+            group:
             dict(
-                rows=rows['rows'],
+                rows=rows,
                 **{
-                    key: self._sums[name][key] / rows[key]
-                    for key in MEASURES if key in rows
+                    key:
+                    float(self._sums[group][key][0] /
+                          self._sums[group][key][1])
+                    for key in MEASURES if key in self._sums[group]
                 })
-            for name, rows in self._rows.items()
+            for group, rows in self._rows.items()
         }
         measured = {key for group in groups.values() for key in group}
         left_out = [key for key in MEASURES if groups and key not in measured]
-        if self._classes is None:
+        found = self._classes
+        if found is None:
             return dict(groups=groups, left_out=left_out)
-        correlation = _correlation(self._classes)
-        found = dict(
-            groups=groups,
-            classes=_by_class(self._classes, correlation),
-            correlation=correlation.tolist())
-        if not len(self._classes['labelled']):
-            return dict(found, left_out=[*left_out, *JUDGEMENTS])
+        correlation = _correlation(found)
+        intra = 1 - correlation.diagonal()
+        summary = dict(groups=groups, correlation=correlation.tolist())
+        if not len(found['labelled']):
+            return dict(
+                summary,
+                classes=[dict(intra=float(intra))],
+                left_out=[*left_out, *JUDGEMENTS])
+        number = found['labelled'].clamp(min=1)
+        columns = dict(
+            labelled=found['labelled'],
+            student=found['right'][0] / number,
+            teacher=found['right'][1] / number,
+            agreement=found['agree'] / number,
+            # The background's probability is what is left of one class.
+            intra=intra.expand(len(number)))
         return dict(
-            found,
+            summary,
+            classes=[
+                dict(zip(columns, values))
+                for values in zip(*(column.tolist()
+                                    for column in columns.values()))
+            ],
             reliability={
-                side: _reliability(bins)
-                for side, bins in zip((
-                    'student', 'teacher'), self._classes['reliability'])
+                model: _reliability(bins)
+                for model, bins in zip(('student',
+                                        'teacher'), found['reliability'])
             },
             left_out=left_out)
 
@@ -219,59 +245,16 @@ def _probabilities(logits: Tensor, activation: str, pair: LogitPair) -> Tensor:
     return class_scores(table, pair.num_classes)
 
 
-def _by_object(labels: Tensor, areas: Optional[Tensor]) -> Dict[str, Tensor]:
-    """Rows with and without an object, and those of objects by size."""
-    groups = dict(foreground=labels >= 0, background=labels == NONE)
-    if areas is not None:
-        areas = areas.flatten()
-        for size, (least, most) in SIZES.items():
-            inside = (areas >= least) & (areas < most)
-            groups[size] = groups['foreground'] & inside
-    return groups
-
-
-def _no_classes(number: int, answers: int) -> Dict[str, Tensor]:
-    double = torch.float64
-    return dict(
-        rows=torch.zeros((), dtype=double),
-        sums=torch.zeros(2, number, dtype=double),
-        squares=torch.zeros(2, number, dtype=double),
-        products=torch.zeros(number, number, dtype=double),
-        labelled=torch.zeros(answers, dtype=double),
-        right=torch.zeros(2, answers, dtype=double),
-        agree=torch.zeros(answers, dtype=double),
-        reliability=torch.zeros(2, 3, NUM_BINS, dtype=double))
-
-
 def _correlation(found: Dict[str, Tensor]) -> Tensor:
     """Pearson correlation of the student's column i and the teacher's j."""
     means = found['sums'] / found['rows']
     variances = found['squares'] / found['rows'] - means**2
     covariance = (
         found['products'] / found['rows'] - means[0][:, None] * means[1])
-    # what varies no more than rounding does not vary
+    # A deviation within rounding counts as none.
     deviations = variances.clamp(min=0).sqrt()
     deviations = deviations.where(deviations > 1e-7 * means, torch.inf)
     return covariance / (deviations[0][:, None] * deviations[1])
-
-
-def _by_class(found: Dict[str, Tensor],
-              correlation: Tensor) -> List[Dict[str, float]]:
-    intra = 1 - correlation.diagonal()
-    if not len(found['labelled']):
-        return [dict(intra=float(intra))]
-    number = found['labelled'].clamp(min=1)
-    columns = dict(
-        labelled=found['labelled'],
-        student=found['right'][0] / number,
-        teacher=found['right'][1] / number,
-        agreement=found['agree'] / number,
-        # The background's probability is what is left of one class.
-        intra=intra.expand(len(number)))
-    return [
-        dict(zip(columns, values))
-        for values in zip(*(column.tolist() for column in columns.values()))
-    ]
 
 
 def _reliability(bins: Tensor) -> Dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Digit images: the real handwritten digits of the scenes, one a picture."""
+"""Digit images: the handwritten digits of the scenes, one per image."""
 from pathlib import Path
 
 import cv2
@@ -23,21 +23,17 @@ def write_digit_images(out_dir: str, seed: int = 0, size: int = 16) -> bool:
         bool: Whether anything was written.
 
     Raises:
-        FileExistsError: If the folder holds something else.
+        ConfigError: If the folder holds something else.
     """
     manifest = dict(generator_version=GENERATOR_VERSION, seed=seed, size=size)
 
     def write(root: Path) -> None:
         for split, pool in digit_pools(seed).items():
-            for image, label, index in zip(*pool):
+            for ink, label, index in zip(*pool):  # white ink on black
+                grey = cv2.resize(ink.astype(np.float32), (size, size))
+                image = cv2.cvtColor((255 * grey).round().astype(np.uint8),
+                                     cv2.COLOR_GRAY2BGR)
                 write_png(root / split / str(label) / f'{index:04d}.png',
-                          _picture(image, size))
+                          image)
 
     return write_folder(out_dir, 'digit images', manifest, write)
-
-
-def _picture(ink: np.ndarray, size: int) -> np.ndarray:
-    """White ink on black, uint8, ``(size, size, 3)``."""
-    grey = cv2.resize(ink.astype(np.float32), (size, size))
-    return cv2.cvtColor((255 * grey).round().astype(np.uint8),
-                        cv2.COLOR_GRAY2BGR)

@@ -1,7 +1,7 @@
-"""Digit scenes: real handwritten digits composed into small pictures.
+"""Digit scenes: real handwritten digits composed into small images.
 
 The digits are scikit-learn's 1,797 scans of 8x8 pixels. Every scene is drawn
-from its own random stream, so scene ``i`` of a seed is the same picture
+from its own random stream, so scene ``i`` of a seed is the same image
 however many scenes are made.
 """
 from pathlib import Path
@@ -14,7 +14,7 @@ from .folder import dump_json, write_folder, write_png
 
 CLASSES = tuple('0123456789')
 SPLITS = ('train', 'val')
-# Raised whenever the same parameters would draw other pictures.
+# Raised whenever the same parameters would draw other images.
 GENERATOR_VERSION = 1
 
 _VAL_FRACTION = 0.25
@@ -38,7 +38,7 @@ class DigitPool(NamedTuple):
 
 
 class Scene(NamedTuple):
-    """One composed picture.
+    """One composed image.
 
     Attributes:
         image (np.ndarray): BGR, uint8, shape (H, W, 3).
@@ -94,7 +94,7 @@ def draw_scene(pool: DigitPool,
         size (int): Height and width in pixels. Defaults to 160.
 
     Returns:
-        Scene: The picture with its boxes and mask.
+        Scene: The image with its boxes and mask.
     """
     canvas = _background(rng, size)
     mask = np.zeros((size, size), np.uint8)
@@ -106,7 +106,12 @@ def draw_scene(pool: DigitPool,
         box = _find_place(ink.shape, placed, rng, size)
         if box is None:
             continue
-        _blend(canvas, mask, ink, box, int(pool.labels[index]), rng)
+        x, y, width, height = box
+        window = np.s_[y:y + height, x:x + width]
+        patch = canvas[window]
+        colour = np.clip(patch.mean((0, 1)) + _contrast(rng), 0, 255)
+        patch += ink[..., None] * (colour - patch)
+        mask[window][ink > 0] = int(pool.labels[index]) + 1
         placed.append(box)
         drawn.append(index)
     canvas += rng.normal(0, rng.uniform(2, 10), canvas.shape)
@@ -172,8 +177,10 @@ def scenes_manifest(num_train: int = 1000,
                     num_val: int = 240,
                     seed: int = 0,
                     size: int = 160) -> Dict[str, int]:
-    """What decides about every pixel of :func:`write_digit_scenes`, whose
-    arguments these are."""
+    """The manifest of :func:`write_digit_scenes`, whose arguments these are.
+
+    It decides about every pixel.
+    """
     return dict(
         generator_version=GENERATOR_VERSION,
         num_train=num_train,
@@ -187,28 +194,23 @@ def _background(rng: np.random.Generator, size: int) -> np.ndarray:
     coarse = rng.uniform(40, 215, (4, 4, 3)).astype(np.float32)
     canvas = cv2.resize(coarse, (size, size), interpolation=cv2.INTER_LINEAR)
     for _ in range(rng.integers(6, 16)):
-        _draw_stroke(canvas, rng)
+        # An arc, as long and as thick as the strokes of a digit.
+        centre = rng.integers(0, size, 2).tolist()
+        axes = rng.integers(3, size // 6, 2).tolist()
+        start = int(rng.integers(0, 360))
+        x, y = centre
+        colour = canvas[y, x] + _contrast(rng)
+        cv2.ellipse(
+            canvas,
+            centre,
+            axes,
+            angle=int(rng.integers(0, 180)),
+            startAngle=start,
+            endAngle=start + int(rng.integers(40, 270)),
+            color=colour.tolist(),
+            thickness=int(rng.integers(1, 5)),
+            lineType=cv2.LINE_AA)
     return canvas
-
-
-def _draw_stroke(canvas: np.ndarray, rng: np.random.Generator) -> None:
-    """Draw one arc, as long and as thick as the strokes of a digit."""
-    size = canvas.shape[0]
-    centre = rng.integers(0, size, 2).tolist()
-    axes = rng.integers(3, size // 6, 2).tolist()
-    start = int(rng.integers(0, 360))
-    x, y = centre
-    colour = canvas[y, x] + _contrast(rng)
-    cv2.ellipse(
-        canvas,
-        centre,
-        axes,
-        angle=int(rng.integers(0, 180)),
-        startAngle=start,
-        endAngle=start + int(rng.integers(40, 270)),
-        color=colour.tolist(),
-        thickness=int(rng.integers(1, 5)),
-        lineType=cv2.LINE_AA)
 
 
 def _contrast(rng: np.random.Generator) -> np.ndarray:
@@ -242,13 +244,8 @@ def _warp_digit(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         np.column_stack([linear, shift]), (side, side),
         flags=cv2.INTER_CUBIC)
     opacity = np.clip((warped - 0.25) / 0.35, 0, 1)
-    # Fainter pixels than this are drawn neither in the picture nor the mask.
+    # Fainter pixels than this are drawn neither in the image nor the mask.
     opacity[opacity < 0.1] = 0
-    return _crop_to_ink(opacity)
-
-
-def _crop_to_ink(opacity: np.ndarray) -> np.ndarray:
-    """Cut away the empty margin; (H, W) to (h, w)."""
     rows, cols = np.nonzero(opacity)
     return opacity[rows.min():rows.max() + 1, cols.min():cols.max() + 1]
 
@@ -264,61 +261,35 @@ def _find_place(shape: Tuple[int, int], placed: List[Tuple[int, ...]],
         x = int(rng.integers(0, size - width + 1))
         y = int(rng.integers(0, size - height + 1))
         box = (x, y, width, height)
-        if not any(_touches(box, other) for other in placed):
+        if not any(
+                all(box[i] < other[i] + other[i + 2] +
+                    _BOX_GAP and other[i] < box[i] + box[i + 2] + _BOX_GAP
+                    for i in (0, 1)) for other in placed):
             return box
     return None
 
 
-def _touches(box: Tuple[int, ...], other: Tuple[int, ...]) -> bool:
-    """Whether two (x, y, w, h) come closer than the gap."""
-    return all(box[i] < other[i] + other[i + 2] +
-               _BOX_GAP and other[i] < box[i] + box[i + 2] + _BOX_GAP
-               for i in (0, 1))
-
-
-def _blend(canvas: np.ndarray, mask: np.ndarray, ink: np.ndarray,
-           box: Tuple[int, ...], label: int, rng: np.random.Generator) -> None:
-    """Draw a digit's ink over the canvas and write its class in the mask."""
-    x, y, width, height = box
-    window = np.s_[y:y + height, x:x + width]
-    _paint_ink(canvas[window], ink, _contrast(rng))
-    mask[window][ink > 0] = label + 1
-
-
-def _paint_ink(patch: np.ndarray, ink: np.ndarray, contrast: np.ndarray):
-    """Mix ink (h, w) into a patch (h, w, 3), in place."""
-    colour = np.clip(patch.mean((0, 1)) + contrast, 0, 255)
-    patch += ink[..., None] * (colour - patch)
-
-
 def _write_split(root: Path, split: str, scenes: Iterator[Scene]) -> None:
-    """Write a split's pictures, masks and COCO annotations."""
-    coco = dict(
-        images=[],
-        annotations=[],
-        categories=[
-            dict(id=i + 1, name=name) for i, name in enumerate(CLASSES)
-        ])
+    """Write a split's images, masks and COCO annotations."""
+    images: List[dict] = []
+    annotations: List[dict] = []
     for index, scene in enumerate(scenes):
         name = f'{index:06d}.png'
         write_png(root / 'images' / split / name, scene.image)
         write_png(root / 'masks' / split / name, scene.mask)
-        _add_to_coco(coco, name, scene)
-    dump_json(coco, root / 'annotations' / f'instances_{split}.json')
-
-
-def _add_to_coco(coco: dict, file_name: str, scene: Scene) -> None:
-    """Append a scene's image and box entries to a COCO dict."""
-    image_id = len(coco['images']) + 1
-    height, width = scene.mask.shape
-    coco['images'].append(
-        dict(id=image_id, file_name=file_name, width=width, height=height))
-    for box, label in zip(scene.boxes.tolist(), scene.labels.tolist()):
-        coco['annotations'].append(
-            dict(
-                id=len(coco['annotations']) + 1,
-                image_id=image_id,
-                category_id=label + 1,
-                bbox=box,
-                area=box[2] * box[3],
-                iscrowd=0))
+        height, width = scene.mask.shape
+        images.append(
+            dict(id=index + 1, file_name=name, width=width, height=height))
+        for box, label in zip(scene.boxes.tolist(), scene.labels.tolist()):
+            annotations.append(
+                dict(
+                    id=len(annotations) + 1,
+                    image_id=index + 1,
+                    category_id=label + 1,
+                    bbox=box,
+                    area=box[2] * box[3],
+                    iscrowd=0))
+    categories = [dict(id=i + 1, name=name) for i, name in enumerate(CLASSES)]
+    dump_json(
+        dict(images=images, annotations=annotations, categories=categories),
+        root / 'annotations' / f'instances_{split}.json')

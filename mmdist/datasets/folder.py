@@ -1,4 +1,4 @@
-"""Folders of generated data: there whole, or not at all."""
+"""Folders of generated data, which are whole or not there."""
 import json
 import os
 import tempfile
@@ -7,6 +7,8 @@ from typing import Callable
 
 import cv2
 import numpy as np
+
+from mmdist.errors import ConfigError
 
 MANIFEST = 'manifest.json'
 
@@ -18,14 +20,14 @@ def write_folder(out_dir: str, what: str, manifest: dict,
     Args:
         out_dir (str): The folder; one with the same manifest is kept.
         what (str): What it holds, for messages.
-        manifest (dict): What decides about its content.
-        write (Callable): Gets an empty folder to fill.
+        manifest (dict): The parameters that decide about its content.
+        write (Callable): Fills an empty folder.
 
     Returns:
         bool: Whether anything was written.
 
     Raises:
-        FileExistsError: If the folder holds something else.
+        ConfigError: If the folder holds something else.
     """
     out = Path(out_dir)
     if _is_reusable(out, what, manifest):
@@ -52,18 +54,19 @@ def _is_reusable(out: Path, what: str, manifest: dict) -> bool:
     if not out.exists():
         return False
     if not (out / MANIFEST).is_file():
-        raise FileExistsError(
-            f'{out} exists but holds no {what}; choose another folder.')
+        raise ConfigError('out_dir', f'{out} exists but holds no {what}',
+                          'choose another folder')
     found = json.loads((out / MANIFEST).read_text())
     if found != manifest:
-        raise FileExistsError(
-            f'{out} holds {what} made with other parameters ({found}); '
-            'remove it or choose another folder.')
+        raise ConfigError(
+            'out_dir',
+            f'{out} holds {what} made with other parameters ({found})',
+            'remove it or choose another folder')
     return True
 
 
 def write_png(path: Path, image: np.ndarray) -> None:
-    """Write a picture, or say why not; ``cv2.imwrite`` only returns False."""
+    """Write an image or raise OSError; ``cv2.imwrite`` only returns False."""
     path.parent.mkdir(parents=True, exist_ok=True)
     if not cv2.imwrite(str(path), image):
         raise OSError(f'Could not write {path}.')

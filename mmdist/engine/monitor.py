@@ -10,43 +10,46 @@ from mmengine.logging import MessageHub, print_log
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from mmdist.errors import ConfigError
+
 # Fewer labelled instances say nothing about a teacher.
 LEAST_INSTANCES = 30
-# What lies within so much of chance (of the way from chance to 1) is chance.
+# An accuracy this near to chance (of the way from chance to 1) is chance.
 MARGIN = 0.1
-# The logarithm of a ratio of variances: std of 1 for 58 is beyond 8, pictures
+# The logarithm of a ratio of variances: std of 1 for 58 is beyond 8, images
 # of another place or time of day are not.
 LARGEST_SCALE = math.log(30)
 # Gradients of half precision's logits would be 0 without a factor.
 SCALE = 2.**12
 # Iterations in which the teacher also sees red as blue.
 MOST_SWAPS = 3
-CAUSES = ("the teacher's mean, std or channel order are not those that it was "
-          'trained with (data_preprocessor in model.teacher.config), its '
-          "classes are others or in another order (model.teacher.class_map), "
-          'or model.teacher.checkpoint was not trained')
+CAUSES = (
+    "either the teacher's mean, std or channel order are not those of its "
+    'training (data_preprocessor in model.teacher.config), its classes '
+    'are others or in another order (model.teacher.class_map), or '
+    'model.teacher.checkpoint was not trained')
 
 
 class TeacherMonitor:
     """Judges the teacher in the first iterations, and the loss all along.
 
     MMEngine has hooks for this, but a hook is a line in every config; the
-    wrapper owns a monitor instead, so that none is without one. It says what
-    it sees in the log, in the scalar ``kd_grad_ratio`` (the norm of the
+    distilled model owns a monitor instead, so that none is without one. It
+    logs what it sees and the scalar ``kd_grad_ratio`` (the norm of the
     gradient of all terms of distillation by that of the student's own losses,
     on the tapped logits), and warns
 
     - if the teacher's class predictions for labelled instances, in the mean
       over classes, are not better than chance, worse than the student's, or
-      worse than if red and blue of the pictures were exchanged;
+      worse than if red and blue of the images were exchanged;
     - if the teacher's first batch norm sees another variance than it did in
       training;
-    - if the teacher says what is no number;
+    - if the teacher predicts inf or nan;
     - if a term of distillation that has a gradient stays the same, or if no
       term has one.
 
     Args:
-        strict (bool): Stop instead of warning.
+        strict (bool): Raise :class:`ConfigError` instead of warning.
         iters (int): Iterations in which the teacher is judged; ten times as
             many if few instances are labelled. Also the iterations that a
             term may stay the same.
@@ -62,10 +65,10 @@ class TeacherMonitor:
         self.iteration = 0
         self.judged = False
         self._resumed = False
-        # For each class the instances, those for which the teacher says no
-        # number, and those that student and teacher know; and where the
-        # teacher also saw red as blue: the instances, those that it knows, and
-        # those that it knows then.
+        # Per class: the instances, those for which the teacher predicts nan,
+        # and those that student and teacher know; then, where the teacher
+        # also saw red as blue: the instances, those that it knows, and those
+        # that it knows with red for blue.
         self._counts: Optional[Tensor] = None
         # Whether the class is told from a background, the last of the counts.
         self._one_class = False
@@ -77,13 +80,13 @@ class TeacherMonitor:
 
     @contextmanager
     def listening(self, teacher: nn.Module) -> Iterator[None]:
-        """Look at what the first batch norm of a backbone is given within.
+        """Look at the input of the first batch norm of a backbone.
 
         Args:
             teacher (nn.Module): In eval mode.
         """
-        # Those of a head may see one number a channel, or what a transformer
-        # has normalised.
+        # Norms of a head may see one number per channel, or what a
+        # transformer has normalised.
         trunk = getattr(teacher, 'backbone', teacher)
         norm = next((m for m in trunk.modules()
                      if isinstance(m, _BatchNorm) and m.track_running_stats),
@@ -91,16 +94,21 @@ class TeacherMonitor:
         if self.judged or norm is None:
             yield
             return
-        handle = norm.register_forward_pre_hook(
-            lambda _, inputs: self._look_at_scale(norm, inputs[0]))
+
+        def look(_: nn.Module, arguments: tuple) -> None:
+            """Note the log ratio of variances, in the median over channels."""
+            inputs, = arguments
+            if inputs.numel() > inputs.shape[1]:  # one number has no variance
+                table = inputs.detach().float().transpose(0, 1).flatten(1)
+                trained = norm.running_var.float() + norm.eps
+                ratio = (table.var(1) + norm.eps) / trained
+                self._scales.append(ratio.log().median())
+
+        handle = norm.register_forward_pre_hook(look)
         try:
             yield
         finally:
             handle.remove()
-
-    def _look_at_scale(self, norm: nn.Module, inputs: Tensor) -> None:
-        if inputs.numel() > inputs.shape[1]:  # one number has no variance
-            self._scales.append(scale_of(norm, inputs))
 
     def watch(self,
               pairs: Sequence[Any],
@@ -111,33 +119,29 @@ class TeacherMonitor:
         """Look at one iteration.
 
         Args:
-            pairs (Sequence[LogitPair]): What was compared.
+            pairs (Sequence[LogitPair]): The pairs that were compared.
             logits (list[Tensor]): The student's, as its head gave them to its
                 own loss.
-            terms (dict[str, Tensor]): Of distillation, by name.
+            terms (dict[str, Tensor]): The terms of distillation by name.
             losses (dict[str, Any]): The student's own.
             swapped (Sequence[LogitPair]): As ``pairs``, of a teacher that
                 sees red as blue; see :meth:`wants_swapped`.
 
         Raises:
-            RuntimeError: If there is a reason to warn, and ``strict``.
+            ConfigError: If there is a reason to warn, and ``strict``.
         """
         if not self.iteration:  # then a student may well be the better one
             self._resumed = bool(MessageHub.get_current_instance().get_info(
                 'iter', 0))
         self.iteration += 1
-        early = self.iteration <= self.iters
         if not self.judged:
             self._count(pairs, swapped)
             if self.iteration % self.iters == 0:
                 self._judge()
-        self._compare(terms)
-        if torch.is_grad_enabled() and (early or self.iteration % self.interval
-                                        == 0):
-            self._look_at_gradients(logits, terms, losses)
+        self._look_at_terms(logits, terms, losses)
 
     def wants_swapped(self, images: Any, pairs: Sequence[Any]) -> bool:
-        """Whether the teacher is to be asked again, with red for blue.
+        """Whether the teacher is to be asked a second time, with red for blue.
 
         Args:
             images (Tensor | dict): The images of the batch.
@@ -148,7 +152,7 @@ class TeacherMonitor:
             return False
         labels = [pair.truth() for pair in pairs if pair.num_answers]
         return any(
-            bool((each >= 0).any()) for each in labels if each is not None)
+            each is not None and bool((each >= 0).any()) for each in labels)
 
     @torch.no_grad()
     def _count(self, pairs: Sequence[Any], swapped: Sequence[Any]) -> None:
@@ -158,144 +162,122 @@ class TeacherMonitor:
             labels = pair.truth() if pair.num_answers else None
             if labels is None:
                 continue
-            counts = pair.student.new_zeros(
-                7, pair.num_answers, dtype=torch.float64)
             known = (labels >= 0) & (labels < pair.num_answers)
             truth = labels[known]
-            rows = [
-                side.movedim(1, -1)[known]
-                for side in (pair.student, pair.teacher,
-                             *(other.teacher for other in swapped[i:i + 1]))
-            ]
             student, teacher = pair.thresholds or (None, None)
+            logits = [pair.student, pair.teacher]
+            logits += [other.teacher for other in swapped[i:i + 1]]
+            rows = [each.movedim(1, -1)[known] for each in logits]
             right = [
-                classes_of(r, pair.num_classes, pair.background,
+                classes_of(table, pair.num_classes, pair.background,
                            threshold) == truth
-                for r, threshold in zip(rows, (student, teacher, teacher))
+                for table, threshold in zip(rows, (student, teacher, teacher))
             ]
-            no_number = ~rows[1].isfinite().all(1)
-            every = torch.ones_like(no_number)
-            facts = [every, no_number, *right[:2]]
-            if swapped:
-                facts += [every, *right[1:]]
-            for row, fact in zip(counts, facts):
-                row.index_add_(0, truth, fact.double())
-            self._counts = counts if self._counts is None else (self._counts +
-                                                                counts)
+            every = torch.ones_like(right[0])
+            facts = [every, ~rows[1].isfinite().all(1), *right[:2]]
+            facts += [every, *right[1:]] if swapped else 3 * [~every]
+            counts = torch.stack([
+                truth[fact].bincount(minlength=pair.num_answers)
+                for fact in facts
+            ])
+            self._counts = counts + (0
+                                     if self._counts is None else self._counts)
 
     def _judge(self) -> None:
-        """Say how good the teacher is, once enough instances were seen."""
-        if self._counts is None:
-            self.judged = True
-            self._doubt_scale()
-            why = ('its one class has no threshold (score_thr of test_cfg), '
-                   'nor a background beside it' if self._one_class else
-                   'no labels are known for what it is compared on')
-            print_log(f'The teacher is not judged: {why}', logger='current')
-            return
-        # The same on all processes, so that they stop together.
-        counts = self._counts.clone()
-        all_reduce(counts)
-        # The background beside one class is not rare.
-        number = int(counts[0, 0] if self._one_class else counts[0].sum())
-        if number < LEAST_INSTANCES and self.iteration < 10 * self.iters:
-            return
+        """Say how good the teacher is, once enough instances were seen, and
+        warn of the first thing that is wrong."""
+        number, counts = 0, self._counts
+        if counts is None:
+            reason = ('its one class has no threshold (score_thr of test_cfg),'
+                      ' nor a background beside it' if self._one_class else
+                      'no labels are known for what it is compared on')
+        else:
+            # The same on all processes, so that they stop together.
+            counts = counts.double()
+            all_reduce(counts)
+            # The background beside one class is not rare.
+            number = int(counts[0, 0] if self._one_class else counts[0].sum())
+            if number < LEAST_INSTANCES and self.iteration < 10 * self.iters:
+                return
+            reason = (f'none of {self.iteration} iterations had a labelled '
+                      'instance')
         self.judged = True
-        if not number:
-            self._doubt_scale()
+        scale = torch.stack(self._scales or [torch.zeros(())]).mean()
+        if self._scales:
+            all_reduce(scale, 'mean')
+        if number:
+            no_number, student, teacher = _shares(counts[1:4], counts[0])
+            seen, swapped = _shares(counts[5:], counts[4])
+            luck = 1.5 / max(float(counts[4].sum()), 1)**0.5
+            present = int((counts[0] > 0).sum())
+            chance = 1 / max(present, 2)
+            classes = ('one class and the background'
+                       if self._one_class else f'{present} classes')
             print_log(
-                f'The teacher is not judged: none of {self.iteration} '
-                'iterations had a labelled instance',
+                f'On {number} labelled instances of {classes}, the teacher is '
+                f'right about {teacher:.3f} and the student about '
+                f'{student:.3f} in the mean over classes (chance: '
+                f'{chance:.3f})',
                 logger='current')
+        else:
+            print_log(f'The teacher is not judged: {reason}', logger='current')
+        if scale.abs() > LARGEST_SCALE:  # which would explain the rest
+            self._warn(
+                'model.teacher.config', "the teacher's first batch norm sees "
+                f'{float(scale.exp()):.3g} times the variance that it was '
+                'trained on', 'correct mean and std of data_preprocessor')
+        elif not number:
             return
-        no_number, student, teacher = _shares(counts[1:4], counts[0])
-        present = int((counts[0] > 0).sum())
-        chance = 1 / max(present, 2)
-        classes = ('one class and the background'
-                   if self._one_class else f'{present} classes')
-        print_log(
-            f'On {number} labelled instances of {classes}, the teacher is '
-            f'right about {teacher:.3f} and the student about {student:.3f} '
-            f'in the mean over classes (chance: {chance:.3f})',
-            logger='current')
-        if not self._doubt_scale():  # which would explain the rest
-            self._doubt(student, teacher, no_number, chance, counts[4:])
-
-    def _doubt_scale(self) -> bool:
-        if not self._scales:
-            return False
-        scale = torch.stack(self._scales).mean()
-        self._scales.clear()
-        all_reduce(scale, 'mean')
-        wrong = bool(scale.abs() > LARGEST_SCALE)
-        if wrong:
-            ratio = float(scale.exp())
-            self._warn(
-                f"The teacher's first batch norm sees {ratio:.3g} "
-                'times the variance that it was trained on: correct mean and '
-                'std of data_preprocessor in model.teacher.config')
-        return wrong
-
-    def _doubt(self, student: float, teacher: float, no_number: float,
-               chance: float, swaps: Tensor) -> None:
-        """Warn of the first thing that is wrong."""
-        seen, swapped = _shares(swaps[1:], swaps[0])
-        luck = 1.5 / max(float(swaps[0].sum()), 1)**0.5
-        if no_number:
-            self._warn(
-                'The teacher predicts what is no number (inf or nan): '
-                'its weights are broken, or its dtype is too small; '
-                'check model.teacher.checkpoint and model.teacher.dtype')
+        elif no_number:
+            self._warn('model.teacher.checkpoint',
+                       'the teacher predicts what is no number (inf or nan)',
+                       'choose another one, or a larger model.teacher.dtype')
         elif swapped > max(
                 _clearly_above(seen), _clearly_above(chance), seen + luck):
             # Wrong channels alone leave a teacher at chance; below it, names
             # are exchanged, or each class has the colour of another.
-            below = seen < chance / 2
             other = ('; if that is right, its classes are in another order '
-                     '(model.teacher.class_map)' if below else '')
+                     '(model.teacher.class_map)' if seen < chance / 2 else '')
             self._warn(
-                f'The teacher is right about {seen:.3f}, but about '
-                f'{swapped:.3f} if red and blue are exchanged: correct '
-                'bgr_to_rgb of data_preprocessor in model.teacher.config'
-                f'{other}')
+                'model.teacher.config',
+                f'the teacher is right about {seen:.3f}, but about '
+                f'{swapped:.3f} if red and blue are exchanged',
+                f'correct bgr_to_rgb of data_preprocessor{other}')
         elif teacher < _clearly_above(chance):
-            self._warn(f'The teacher is right about {teacher:.3f}, which is '
-                       f'chance ({chance:.3f}). Either {CAUSES}')
+            self._warn(
+                'model.teacher', f'the teacher is right about {teacher:.3f}, '
+                f'which is chance ({chance:.3f})', CAUSES)
         elif student > _clearly_above(teacher) and not self._resumed:
-            self._warn(f'The teacher ({teacher:.3f}) is worse than the '
-                       f'student ({student:.3f}). Either {CAUSES}; or the '
-                       'student is better already')
+            self._warn(
+                'model.teacher', f'the teacher ({teacher:.3f}) is worse than '
+                f'the student ({student:.3f})',
+                f'{CAUSES}; or the student is better already')
 
-    def _compare(self, terms: Dict[str, Tensor]) -> None:
-        """Count in how many iterations a term was the same, on the device.
-
-        Terms that cannot have a gradient (of weight 0, or constant by design)
-        teach nothing on purpose.
-        """
+    def _look_at_terms(self, logits: List[Tensor], terms: Dict[str, Tensor],
+                       losses: Dict[str, Any]) -> None:
+        """Warn of terms that stay the same or have no gradient."""
         for name, term in terms.items():
-            if not term.requires_grad:
-                continue
-            value = term.detach()
-            if name in self._last:
-                same = value == self._last[name]
+            # One that cannot have a gradient (of weight 0, or constant by
+            # design) teaches nothing on purpose.
+            if term.requires_grad:
+                value = term.detach()
+                same = value == self._last.get(name, math.nan)
                 self._unchanged[name] = (self._unchanged.get(name, 0) +
                                          1) * same
-            self._last[name] = value
+                self._last[name] = value
+        seldom = self.iteration % self.interval == 0
         # Reading a value makes a GPU wait, so seldom.
-        if (self.iteration == self.iters
-                or self.iteration % self.interval == 0):
+        if self.iteration == self.iters or seldom:
             for name, count in self._unchanged.items():
                 if count >= self.iters - 1:
-                    self._warn(f'{name} has been {float(self._last[name]):g} '
-                               f'for {int(count) + 1} iterations, so the '
-                               'student learns nothing from it: check '
-                               'model.distill_loss and the teacher')
-
-    def _look_at_gradients(self, logits: List[Tensor], terms: Dict[str,
-                                                                   Tensor],
-                           losses: Dict[str, Any]) -> None:
+                    self._warn(
+                        'model.distill_loss',
+                        f'{name} has been {float(self._last[name]):g} for '
+                        f'{int(count) + 1} iterations, so the student learns '
+                        'nothing from it', 'check the loss and the teacher')
         logits = [part for part in logits if part.requires_grad]
-        if not logits:
+        if not (logits and torch.is_grad_enabled() and
+                (self.iteration <= self.iters or seldom)):
             return
         kd = gradient_norm(list(terms.values()), logits)
         own = gradient_norm([
@@ -307,33 +289,21 @@ class TeacherMonitor:
                 'train/kd_grad_ratio', kd / own)
         self._without_gradient = 0 if kd else self._without_gradient + 1
         if self._without_gradient == self.iters:
-            self._warn('No term of distillation has had a gradient in '
-                       f'{self.iters} of the iterations that were looked at: '
-                       'check the weights of model.distill_loss; constant '
-                       'predictions of the teacher have none either')
+            self._warn(
+                'model.distill_loss', 'no term of distillation has had a '
+                f'gradient in {self.iters} of the iterations that were looked '
+                'at', 'check its weights; constant predictions of the teacher '
+                'have no gradient either')
 
-    def _warn(self, message: str) -> None:
+    def _warn(self, field: str, problem: str, remedy: str) -> None:
         if self.strict:
-            raise RuntimeError(
-                f'{message} (a warning, were it not for strict_teacher=True)')
-        print_log(message, logger='current', level=WARNING)
-
-
-@torch.no_grad()
-def scale_of(norm: nn.Module, inputs: Tensor) -> Tensor:
-    """The variance of a batch norm's input by that of its training.
-
-    Args:
-        norm (nn.Module): A batch norm with running statistics.
-        inputs (Tensor): ``(N, C, *)``.
-
-    Returns:
-        Tensor: A scalar, the logarithm of the ratio, in the median over
-        channels.
-    """
-    variance = inputs.float().transpose(0, 1).flatten(1).var(1)
-    trained = norm.running_var.float()
-    return ((variance + norm.eps) / (trained + norm.eps)).log().median()
+            raise ConfigError(
+                field, f'{problem} (a warning without strict_teacher=True)',
+                remedy)
+        print_log(
+            str(ConfigError(field, problem, remedy)),
+            logger='current',
+            level=WARNING)
 
 
 def _shares(rows: Tensor, totals: Tensor) -> List[float]:
@@ -352,20 +322,11 @@ def classes_of(logits: Tensor,
                num_classes: int,
                background: bool = False,
                threshold: Optional[float] = None) -> Tensor:
-    """The class that each row of logits says.
+    """The class that each row of ``(R, C)`` logits predicts, ``(R, )``.
 
-    Args:
-        logits (Tensor): ``(R, C)``, of classes and perhaps a background, or
-            of the classes of several anchors.
-        num_classes (int): Classes.
-        background (bool): Whether one class has a background in the second
-            column.
-        threshold (float, optional): The probability above which one class
-            without a background is said to be there.
-
-    Returns:
-        Tensor: ``(R, )``, int64: the class with the highest score; of one
-        class, 0 where it is and 1 where it is not.
+    One class is 0 where it is there and 1 where it is not: where a second
+    column, the background, is higher, or where its probability is at most the
+    threshold.
     """
     if num_classes > 1:
         return class_scores(logits, num_classes).argmax(1)
@@ -375,26 +336,15 @@ def classes_of(logits: Tensor,
 
 
 def class_scores(logits: Tensor, num_classes: int) -> Tensor:
-    """Those of :func:`classes_of`: no background, the best of anchors.
-
-    Returns:
-        Tensor: ``(R, num_classes)``.
-    """
-    if logits.shape[1] % num_classes:
+    """The best score of all anchors for each class, ``(R, num_classes)``."""
+    if logits.shape[1] % num_classes:  # a background
         logits = logits[:, :num_classes]
     return logits.unflatten(1, (-1, num_classes)).amax(1)
 
 
 def gradient_norm(losses: Sequence[Tensor], logits: List[Tensor]) -> float:
-    """The norm of the gradient of a sum of losses with respect to logits.
-
-    Args:
-        losses (Sequence[Tensor]): Scalars, or tensors whose mean is meant.
-        logits (list[Tensor]): Of the graph of the losses.
-
-    Returns:
-        float: 0 if no loss depends on the logits.
-    """
+    """The norm of the gradient of the sum of losses (or of their means) with
+    respect to logits; 0 if no loss depends on these."""
     losses = [loss.float().mean() for loss in losses if loss.requires_grad]
     if not losses:
         return 0.

@@ -1,6 +1,6 @@
 from .cli import add_class_map, load_tool_config, run_tool, tool_parser
-from .config import (data_sets_in, find_config, is_resuming, library_of,
-                     load_config, scope_of, student_of, wrapper_for)
+from .config import (data_sets_in, find_config, library_of, load_config,
+                     running_config, scope_of, student_of, wrapper_for)
 from .data_classes import (DataClasses, class_names_of, classes_in_training,
                            data_classes_of, first_difference, names_in,
                            spelt_alike)
@@ -12,7 +12,7 @@ __all__ = [
     'DataClasses', 'add_class_map', 'allow_mmengine_checkpoints',
     'check_version', 'class_names_of', 'classes_in_training',
     'data_classes_of', 'data_sets_in', 'find_config', 'find_forks_configs',
-    'first_difference', 'is_resuming', 'library_of', 'load_config',
-    'load_tool_config', 'names_in', 'run', 'run_tool', 'scope_of',
-    'spelt_alike', 'student_of', 'tool_parser', 'wrapper_for'
+    'first_difference', 'library_of', 'load_config', 'load_tool_config',
+    'names_in', 'run', 'run_tool', 'running_config', 'scope_of', 'spelt_alike',
+    'student_of', 'tool_parser', 'wrapper_for'
 ]

@@ -3,9 +3,11 @@ import importlib.util
 import os.path as osp
 from typing import List, Optional, Union
 
-from mmengine.config import Config, ConfigDict
+from mmengine.config import Config
 from mmengine.logging import MessageHub
 from mmengine.registry import MODELS, DefaultScope
+
+from mmdist.errors import ConfigError
 
 WRAPPERS = dict(
     mmdet='mmdist.DistillDetector',
@@ -29,7 +31,7 @@ def find_config(name: str, field: str) -> str:
         str: A path that exists.
 
     Raises:
-        FileNotFoundError: If there is no such config.
+        ConfigError: If there is no such config.
     """
     path = name
     package, separator, inner = name.partition('::')
@@ -39,11 +41,12 @@ def find_config(name: str, field: str) -> str:
         except (ImportError, ValueError):  # 'no.such', ''
             spec = None
         if spec is None or spec.origin is None:
-            raise FileNotFoundError(
-                f'{field}={name!r}: the package {package!r} is not installed')
+            raise ConfigError(
+                field,
+                f'the package {package!r} is not installed (got {name!r})')
         path = osp.join(osp.dirname(spec.origin), '.mim', 'configs', inner)
     if not osp.isfile(path):
-        raise FileNotFoundError(f'{field}={name!r}: there is no such config')
+        raise ConfigError(field, f'there is no such config: {name!r}')
     return path
 
 
@@ -53,8 +56,8 @@ def load_config(source: Union[str, dict],
     """Load the config of a student or teacher.
 
     A config that distils stands for its student, whose checkpoints that
-    training writes: a student may teach others. One that ``test.py --tta``
-    left stands for the model whose predictions it merges.
+    training writes: a student may teach others. A config that
+    ``test.py --tta`` left stands for the model whose predictions it merges.
 
     Args:
         source (str | dict): A path, a ``'package::path'``, or the model dict
@@ -66,21 +69,25 @@ def load_config(source: Union[str, dict],
         Config: With at least the key ``model``.
 
     Raises:
-        FileNotFoundError: If there is no such config.
-        ValueError: If it is no config of a model.
+        ConfigError: If it is no config of a model.
     """
-    cfg = _load(source, field)
+    cfg = _read(source, field)
     if resolve and isinstance(cfg.model.get('module'), dict):
         cfg.model = cfg.model.module
-    if isinstance(source, str):
-        field = f'{field}={source!r}: its model'
     seen = [source]
     while resolve and _distils(cfg.model):
-        student = cfg.model.student
-        if student in seen:
-            raise ValueError(f'{field}.student comes back to itself')
-        seen.append(student)
-        cfg = _of_student(cfg, _load(student, f'{field}.student'))
+        name = cfg.model.student
+        if name in seen:
+            raise ConfigError(field, f'{source!r} distils itself')
+        seen.append(name)
+        student = _read(name, f'{field}.student')
+        # The model is built as the wrapper builds it.
+        if student.get('default_scope'):
+            cfg.default_scope = student.default_scope
+        preprocessor = cfg.model.get('data_preprocessor')
+        cfg.model = student.model
+        if preprocessor:
+            cfg.model.setdefault('data_preprocessor', preprocessor)
     return cfg
 
 
@@ -88,37 +95,29 @@ def _distils(model: dict) -> bool:
     return 'student' in model and 'distill_loss' in model
 
 
-def _of_student(cfg: Config, student: Config) -> Config:
-    """A config that distils with its student as the model, which is built as
-    the wrapper builds it."""
-    if student.get('default_scope'):
-        cfg.default_scope = student.default_scope
-    preprocessor = cfg.model.get('data_preprocessor')
-    cfg.model = student.model
-    if preprocessor:
-        cfg.model.setdefault('data_preprocessor', preprocessor)
-    return cfg
-
-
-def _load(source: Union[str, dict], field: str) -> Config:
-    if isinstance(source, (dict, ConfigDict)):
+def _read(source: Union[str, dict], field: str) -> Config:
+    """Read a config as it stands, the data preprocessor in its model."""
+    if isinstance(source, dict):
         if 'type' not in source:
-            raise ValueError(f'{field} has no `type`, the name of its model')
+            raise ConfigError(field, 'it has no `type`, the name of its model')
         return Config(dict(model=source))
     if not isinstance(source, str):
-        raise ValueError(f'{field} must be a config path, a package::path or '
-                         f'a model dict, but is a {type(source).__name__}')
+        raise ConfigError(
+            field, 'it must be a config path, a package::path or a model '
+            f'dict, but is a {type(source).__name__}')
     path = find_config(source, field)
     try:
         cfg = Config.fromfile(path)
     except Exception as error:
-        raise ValueError(f'{field}={source!r} cannot be read as a config: '
-                         f'{error}') from error
+        raise ConfigError(
+            field,
+            f'{source!r} cannot be read as a config: {error}') from error
     if 'model' not in cfg:
-        raise ValueError(f'{field}={source!r} has no `model`')
+        raise ConfigError(field, f'{source!r} has no `model`')
     if not isinstance(cfg.model, dict):
-        raise ValueError(f'{field}={source!r}: its `model` must be a dict, '
-                         f'but is a {type(cfg.model).__name__}')
+        raise ConfigError(
+            field, f'the `model` of {source!r} must be a dict, but is a '
+            f'{type(cfg.model).__name__}')
     if cfg.get('data_preprocessor'):
         # As MMEngine's runner does with the config that it is given.
         cfg.model.setdefault('data_preprocessor', cfg.data_preprocessor)
@@ -177,11 +176,6 @@ def running_config() -> Config:
         return Config()
 
 
-def is_resuming() -> bool:
-    """Whether the current runner resumes a run."""
-    return bool(running_config().get('resume'))
-
-
 def wrapper_for(cfg: Config, field: str) -> str:
     """The wrapper for the library of a student's config.
 
@@ -190,15 +184,16 @@ def wrapper_for(cfg: Config, field: str) -> str:
         field (str): What the user calls it, for the error.
 
     Raises:
-        ValueError: If mmdist has no wrapper for the library.
+        ConfigError: If mmdist has no wrapper for the library.
     """
     library = library_of(cfg)
     if library is None:
-        raise ValueError(
-            f'{field} has default_scope={cfg.get("default_scope")!r} and a '
-            f'model of the type {cfg.model.get("type")!r}; mmdist distils '
-            f'models of {", ".join(WRAPPERS)}: name one of them in '
-            'default_scope, or import the class of the model')
+        raise ConfigError(
+            field, f'it has default_scope={cfg.get("default_scope")!r} and a '
+            f'model of the type {cfg.model.get("type")!r}, but mmdist distils '
+            f'models of {", ".join(WRAPPERS)}',
+            'name one of them in default_scope, or import the class of the '
+            'model')
     return WRAPPERS[library]
 
 

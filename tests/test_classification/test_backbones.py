@@ -2,6 +2,7 @@
 import pytest
 import torch
 
+from ..refusals import refused
 from .models import build, classifier, linear
 
 # Millions of parameters, as papers on distillation give them (e.g. Tian et
@@ -31,5 +32,5 @@ def test_they_are_as_large_as_published(kind, arguments, channels, millions):
 
 
 def test_other_depths_are_refused():
-    with pytest.raises(ValueError, match='depth must be 6 n'):
+    with refused('WideResNet.depth', 'must be 6 n'):
         build(classifier(dict(type='mmdist.WideResNet', depth=18), linear(64)))

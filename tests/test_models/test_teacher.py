@@ -24,9 +24,11 @@ from mmseg.models import SegDataPreProcessor
 from safetensors.torch import save_file
 from torch import nn
 
+from mmdist import ConfigError
 from mmdist.models.teacher import Renormalise, Teacher, preserve_rng
 from ..helpers import (CLASSES, batch, build, build_distiller, detector,
                        prepared, save_teacher, write_coco)
+from ..refusals import refused
 
 IMAGENET = dict(
     mean=[123.675, 116.28, 103.53],
@@ -84,13 +86,12 @@ def assert_loaded(teacher, weights):
     assert all(torch.equal(state[key], weights[key]) for key in state)
 
 
-def refusal(config, checkpoint, error=ValueError):
+def refusal(config, checkpoint):
     """The sentence with which a checkpoint is refused."""
-    with pytest.raises(error) as info:
+    with refused('model.teacher.checkpoint') as info:
         make(config, checkpoint)
     text = str(info.value)
-    assert '\n' not in text and '. ' not in text, f'not one sentence: {text}'
-    assert 'model.teacher.checkpoint' in text
+    assert '. ' not in text, f'not one sentence: {text}'
     if checkpoint:
         assert repr(checkpoint) in text
     return text
@@ -221,8 +222,8 @@ def test_no_checkpoint_is_refused(retina, checkpoint):
 def test_a_missing_file_is_refused(retina, tmp_path):
     """Also a folder, as what it is."""
     for path, fault in ((tmp_path / 'no.pth', 'no such file'),
-                        (tmp_path, 'it is a folder')):
-        assert fault in refusal(retina, str(path), error=FileNotFoundError)
+                        (tmp_path, 'is a folder')):
+        assert fault in refusal(retina, str(path))
 
 
 @pytest.mark.parametrize('size', [0, 10, 1000, -100])
@@ -269,16 +270,16 @@ def test_a_partial_checkpoint_is_refused(retina, weights, tmp_path):
     partial = {k: v for k, v in weights.items() if 'bbox_head' not in k}
     missing = [k for k in weights if k not in partial]
     text = refusal(retina, save(dict(state_dict=partial), tmp_path))
-    assert f'{len(missing)} of its {len(weights)} keys' in text
-    assert ', '.join(missing[:3]) + ';' in text
-    assert 'model.teacher.config' in text
+    assert f'{len(missing)} of {len(weights)} keys' in text
+    assert f'first {", ".join(missing[:3])},' in text
+    assert 'does not cover its config' in text
 
 
 def test_one_missing_key_is_refused(retina, weights, tmp_path):
     """Every key must be covered."""
     del weights['bbox_head.retina_reg.bias']
     text = refusal(retina, save(weights, tmp_path))
-    assert 'first bbox_head.retina_reg.bias;' in text
+    assert 'first bbox_head.retina_reg.bias,' in text
 
 
 def test_another_number_of_classes_is_refused(retina, tmp_path):
@@ -294,7 +295,7 @@ def test_another_number_of_classes_is_refused(retina, tmp_path):
 def test_another_architecture_is_refused(retina, tmp_path, other):
     """With a backbone in common, and without."""
     path = save_teacher(detector(other), tmp_path)['checkpoint']
-    assert 'model.teacher.config' in refusal(retina, path)
+    assert 'its config' in refusal(retina, path)
 
 
 class Malicious:
@@ -404,8 +405,8 @@ def test_a_zip_with_path_tricks(retina, weights, tmp_path, name):
     before = sorted(tmp_path.parent.rglob('*'))
     try:
         assert_loaded(make(retina, path), weights)
-    except ValueError as error:
-        assert 'model.teacher.checkpoint' in str(error)
+    except ConfigError as error:
+        assert error.field == 'model.teacher.checkpoint'
     assert sorted(tmp_path.parent.rglob('*')) == before
 
 
@@ -417,8 +418,8 @@ def test_a_checkpoint_of_ones_own_may_be_trusted(retina, weights, tmp_path):
         teacher = Teacher(retina, path, trust_checkpoint=True)
     assert mark.exists()
     assert_loaded(teacher, weights)
-    with DefaultScope.overwrite_default_scope('mmdet'), pytest.raises(
-            ValueError, match='trust_checkpoint is for files'):
+    with DefaultScope.overwrite_default_scope('mmdet'), refused(
+            'model.teacher.checkpoint', 'trust_checkpoint is for files'):
         Teacher(retina, 'https://127.0.0.1/own.pth', trust_checkpoint=True)
 
 
@@ -549,18 +550,16 @@ def test_a_config_that_cannot_be_built_is_refused(saved, change):
     """The message names the field and what is wrong."""
     name = list(change.values())[0]
     config = dict(saved['config'], **change)
-    with pytest.raises(ValueError, match='^model.teacher.config ') as error:
-        make(config, saved['checkpoint'])
     culprit = name['type'] if isinstance(name, dict) else name
-    assert str(culprit) in str(error.value) or 'no_such' in str(error.value)
+    with refused('model.teacher.config', f'{culprit}|no_such'):
+        make(config, saved['checkpoint'])
 
 
 def test_a_model_dict_without_type_is_refused(saved):
     """The message names the field."""
     config = dict(saved['config'])
     del config['type']
-    with pytest.raises(
-            ValueError, match='^model.teacher.config has no `type`'):
+    with refused('model.teacher.config', 'no `type`'):
         make(config, saved['checkpoint'])
 
 
@@ -773,7 +772,7 @@ def test_a_config_that_cannot_be_built_leaves_them_alone(saved):
     seed_all()
     expected = random_numbers()
     seed_all()
-    with pytest.raises(ValueError):
+    with refused('model.teacher.config', 'NoSuchHead'):
         make(config, saved['checkpoint'])
     assert random_numbers() == expected
 
@@ -881,11 +880,11 @@ def test_a_teacher_of_full_precision_beside_an_autocast_student(saved):
 def test_operators_without_bfloat16_are_refused(tmp_path):
     """When the model is built, not in its first iteration."""
     saved = save_teacher(detector('faster'), tmp_path)
-    with pytest.raises(ValueError, match="dtype='bfloat16' .* RoIAlign"):
+    with refused('model.teacher.dtype', "RoIAlign.*'bfloat16'"):
         build_distiller(detector('faster'), dict(saved, dtype='bfloat16'))
 
 
 def test_an_unknown_precision_is_refused(saved):
     """By the name of the field."""
-    with pytest.raises(ValueError, match='model.teacher.dtype must be'):
+    with refused('model.teacher.dtype', "must be 'float32'.*'half'"):
         Teacher(**saved, dtype='half')

@@ -8,6 +8,7 @@ import pytest
 from mmengine.config import Config
 
 from tests import helpers
+from tests.refusals import refused
 from tests.test_tools.conftest import TASKS, without_annotations
 
 ROOT = osp.dirname(osp.dirname(osp.dirname(osp.abspath(__file__))))
@@ -83,7 +84,7 @@ def test_no_data_is_refused(prepared, tmp_path, monkeypatch):
 def test_wrong_weights_are_refused(prepared, tmp_path, monkeypatch):
     """By the name of the field; no folder is made."""
     config, own, _ = prepared('retina')
-    with pytest.raises(FileNotFoundError, match='none.pth'):
+    with refused('TEACHER.checkpoint', 'none.pth'):
         run(monkeypatch, config, own, config, tmp_path / 'none.pth',
             '--out-dir', tmp_path / 'out')
     assert not (tmp_path / 'out').exists()

@@ -124,7 +124,6 @@ def _train(arguments, limits):
         os.dup2(said.fileno(), 1)
         os.dup2(said.fileno(), 2)
     torch.set_num_threads(1)
-    os.environ.pop('MMDIST_TRACEBACK', None)
     sys.argv = [TRAIN, *arguments]
     if 'event' in limits:
         _die_at(limits['event'], limits['part'])

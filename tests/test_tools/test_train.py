@@ -186,7 +186,7 @@ def test_a_plain_config_trains_alone(config, run, tmp_path):
 
 def test_a_missing_teacher_ends_the_run_at_once(config, run, tmp_path):
     """Nothing is trained without the teacher's weights."""
-    with pytest.raises(FileNotFoundError, match='model.teacher.checkpoint'):
+    with pytest.raises(ValueError, match='model.teacher.checkpoint'):
         run(config, '--work-dir', tmp_path, '--cfg-options',
             'model.teacher.checkpoint=/no/such.pth')
     assert not list(tmp_path.glob('*.pth'))

@@ -1,52 +1,38 @@
-"""What the tools say of an error."""
+"""What the tools show of an error."""
 import argparse
 
 import pytest
 
-from mmdist.utils import add_class_map, run_tool
+from mmdist import ConfigError
+from mmdist.utils import add_class_map
+from mmdist.utils.cli import run_tool
 
 
-def raise_lines():
-    raise RuntimeError('CUDA error: out of luck\nCUDA kernel errors might be')
+def test_a_refusal_is_one_sentence(capsys):
+    """Without a traceback; the exit status is 1."""
 
+    def refuse():
+        raise ConfigError('model.alpha', 'two\nlines', 'use one')
 
-def raise_from_lines():
-    try:
-        raise_lines()
-    except RuntimeError as error:
-        raise ValueError(f'it failed: {error}') from error
-
-
-def raise_after_nothing():
-    try:
-        raise EOFError
-    except EOFError:
-        raise ValueError('the file has an end')
-
-
-def raise_as_a_worker():
-    raise ValueError(
-        'Caught ValueError in DataLoader worker process 0.\n'
-        'Original Traceback (most recent call last):\n'
-        '  File "a.py", line 1, in a\n    raise\nValueError: no picture\n')
-
-
-@pytest.mark.parametrize('tool, words, function', [
-    (raise_lines, 'RuntimeError: CUDA error: out of luck CUDA kernel errors',
-     'raise_lines'),
-    (raise_from_lines, 'ValueError: it failed: CUDA error', 'raise_lines'),
-    (raise_after_nothing, 'ValueError: the file has an end',
-     'raise_after_nothing'),
-    (raise_as_a_worker, 'ValueError: no picture', 'raise_as_a_worker'),
-])
-def test_one_sentence_and_one_frame(monkeypatch, tool, words, function):
-    """Of errors of several lines, and of those with an error before."""
-    monkeypatch.delenv('MMDIST_TRACEBACK')
     with pytest.raises(SystemExit) as end:
-        run_tool(tool)
-    sentence, place = end.value.code.splitlines()
-    assert sentence.startswith(words)
-    assert f', in {function};' in place
+        run_tool(refuse)
+    assert end.value.code == 'Error: model.alpha: two lines; use one'
+
+
+@pytest.mark.parametrize('kind', [ValueError, RuntimeError, OSError])
+def test_a_bug_keeps_its_traceback(kind):
+    """The tool lets it through, with the error before it."""
+
+    def fail():
+        try:
+            raise KeyError('before')
+        except KeyError as error:
+            raise kind('after') from error
+
+    with pytest.raises(kind, match='after') as raised:
+        run_tool(fail)
+    assert isinstance(raised.value.__cause__, KeyError)
+    assert raised.traceback[-1].name == 'fail'
 
 
 def test_an_interrupted_tool(capsys):

@@ -17,8 +17,9 @@ from mmengine.registry import MODELS, init_default_scope
 from mmengine.runner import Runner, set_random_seed
 from rich.progress import track
 from student_teachers import (add_models, is_annotated, load_student,
-                              named_teachers, parse_models, renamed)
+                              named_teachers, parse_models)
 
+from mmdist import ConfigError
 from mmdist.analysis import Discrepancy
 from mmdist.models.distillers import BaseDistiller
 from mmdist.utils import (class_names_of, data_classes_of, data_sets_in,
@@ -85,7 +86,7 @@ def loader_of(cfg: Config, split: str, seed: int) -> Any:
 def distiller_of(args: argparse.Namespace, cfg: Config, config: str,
                  checkpoint: str) -> BaseDistiller:
     """A wrapper around both models, which trains nothing here."""
-    with renamed(class_map='--class-map'):
+    try:
         wrapper = MODELS.build(
             dict(
                 type=wrapper_for(cfg, 'STUDENT'),
@@ -98,6 +99,11 @@ def distiller_of(args: argparse.Namespace, cfg: Config, config: str,
                 tap=dict(align=args.align) if args.align else None,
                 data_preprocessor=cfg.get('data_preprocessor')))
         wrapper.distillation.compare_classes(wrapper, data_classes_of(cfg))
+    except ConfigError as error:
+        if error.field != 'model.teacher.class_map':
+            raise
+        raise ConfigError('--class-map', error.problem,
+                          error.remedy) from error
     load_student(wrapper, args.checkpoint)
     return wrapper.to(args.device).eval()
 

@@ -57,7 +57,7 @@ def models_of(
     student = build_model(cfg.model, 'STUDENT',
                           cfg.get('data_preprocessor'))[0]
     load_student(student, args.checkpoint)
-    teacher = Teacher(args.teacher, args.teacher_checkpoint)
+    teacher = Teacher(args.teacher, args.teacher_checkpoint, field='TEACHER')
     models = [m.to(args.device).eval() for m in (student, teacher.model)]
     return (*models, teacher.class_names)
 

@@ -34,8 +34,9 @@ from zoo_models import (PACKAGES, SIZES, ZooConfig, batch_for, build,
                         build_wrapper, last_line, load, mim_folder,
                         tell_progress, zoo_configs)
 
+from mmdist.errors import NoClassLogitsError
 from mmdist.models.taps import build_tap
-from mmdist.models.taps.watch import replaced, watch_method
+from mmdist.models.taps.watch import replaced
 from mmdist.utils import run_tool
 
 PASSES, NO_CLASSES, PLAIN, FAILS = ('passes', 'no class predictions',
@@ -247,7 +248,6 @@ def _kl(wrapper: nn.Module, batch: Dict[str, Any]) -> float:
     Heads with further outputs in training (DDRNet) learn all of them from
     the teacher's one, which is the same as one of theirs.
     """
-    recorded: List[Any] = []
     ask = wrapper.distillation.teacher.batch
 
     # LightHamHead draws numbers in eval mode.
@@ -256,13 +256,12 @@ def _kl(wrapper: nn.Module, batch: Dict[str, Any]) -> float:
         batch.computing = partial(_from_seed, batch.computing)
         return batch
 
-    with replaced(wrapper.distillation.teacher, 'batch',
-                  asked_from_seed), watch_method(wrapper.distillation.tap,
-                                                 'pairs', recorded,
-                                                 lambda _, pairs: pairs):
-        losses_of(wrapper, batch)
+    seed_everything()
+    data = wrapper.data_preprocessor(copy.deepcopy(batch), True)
+    with replaced(wrapper.distillation.teacher, 'batch', asked_from_seed):
+        pairs = wrapper.kd_pairs(data['inputs'], data['data_samples'])
     divergences = defaultdict(list)
-    for pair in sum(recorded, []):
+    for pair in pairs:
         terms = wrapper.distillation.loss.terms(pair.student, pair.teacher,
                                                 pair.student_activation,
                                                 pair.teacher_activation)
@@ -301,7 +300,7 @@ def check(config: ZooConfig) -> Dict[str, Any]:
     except PlainModelFails as error:
         report.update(status=PLAIN, reason=str(error))
     except Exception as error:
-        none = 'has class logits to distil' in str(error)
+        none = isinstance(error, NoClassLogitsError)
         report.update(
             status=NO_CLASSES if none else FAILS,
             reason=last_line(error),

@@ -17,12 +17,12 @@ from mmengine.runner import Runner
 from rich.console import Console
 from rich.table import Table
 from student_teachers import (add_models, load_student, named_teachers,
-                              parse_models, renamed)
+                              parse_models)
 from torch import Tensor, nn
 
-from mmdist.models.class_names import check_class_names, class_map_of
-from mmdist.models.taps.columns import (Columns, activation_of, as_columns_of,
-                                        check_classes)
+from mmdist.models.class_mapping import (check_class_names, check_numbers,
+                                         class_map_of)
+from mmdist.models.taps.columns import Columns, activation_of, as_columns_of
 from mmdist.models.taps.watch import replaced
 from mmdist.models.teacher import Teacher
 from mmdist.utils import class_names_of, load_config, run_tool, scope_of
@@ -78,9 +78,9 @@ class Borrowed:
         self.class_map = class_map
         self.batch = None
         _refuse_other(model, teacher.model)
-        check_classes(
+        check_numbers(
             _box_head(model).num_classes,
-            _box_head(teacher.model).num_classes, class_map)
+            _box_head(teacher.model).num_classes, class_map, '--class-map')
 
     @contextmanager
     def logits(self) -> Iterator[None]:
@@ -112,7 +112,8 @@ class Borrowed:
         def wrapper(*args: Any) -> Dict[str, Any]:
             *stage, _, rois = args  # of cascades
             own = forward(*args)
-            score = ask(*stage, self.batch.features(self.batch.images), rois)['cls_score']
+            features = self.batch.features(self.batch.images)
+            score = ask(*stage, features, rois)['cls_score']
             return dict(own, cls_score=self._like(own['cls_score'], score))
 
         return wrapper
@@ -121,7 +122,8 @@ class Borrowed:
 
         def wrapper(feats: Any) -> tuple:
             scores, *others = forward(feats)
-            theirs = self.teacher.model.bbox_head(self.batch.features(self.batch.images))[0]
+            features = self.batch.features(self.batch.images)
+            theirs = self.teacher.model.bbox_head(features)[0]
             if len(theirs) != len(scores):
                 raise ValueError(
                     f'STUDENT predicts on {len(scores)} levels, but TEACHER '
@@ -175,9 +177,9 @@ def map_of(teacher: Teacher, spec: Any,
            names: Optional[Sequence[str]]) -> Optional[Sequence[int]]:
     """The teacher's class for each of the student's; None if they agree."""
     if spec is None:
-        check_class_names(teacher.class_names, names)
+        check_class_names(teacher.class_names, names, '--class-map')
         return None
-    return class_map_of(spec, teacher.class_names, names)
+    return class_map_of(spec, teacher.class_names, names, '--class-map')
 
 
 def show(results: Dict[str, Dict[str, float]]) -> None:
@@ -200,10 +202,10 @@ def main() -> None:
     model, names = runner.model, class_names_of(cfg)
     borrowed = {}
     for name, config, checkpoint in named_teachers(args):
-        teacher = Teacher(config, checkpoint, model.data_preprocessor)
-        with renamed(class_map='--class-map'):
-            borrowed[f'with logits of {name}'] = Borrowed(
-                model, teacher, map_of(teacher, args.class_map, names))
+        teacher = Teacher(
+            config, checkpoint, model.data_preprocessor, field='TEACHERS')
+        borrowed[f'with logits of {name}'] = Borrowed(
+            model, teacher, map_of(teacher, args.class_map, names))
     results = {'student': dict(runner.test())}
     for name, of_teacher in borrowed.items():
         with of_teacher.logits():

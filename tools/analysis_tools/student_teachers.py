@@ -1,12 +1,11 @@
 """What tools that look at a student and at teachers have in common."""
 import argparse
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Iterator, Tuple
 
 from torch import nn
 
-from mmdist.models.teacher import load_strictly, read_checkpoint, weights_in
+from mmdist.models.teacher import load_strictly, read_checkpoint
 from mmdist.utils import add_class_map
 
 
@@ -29,27 +28,10 @@ def parse_models(parser: argparse.ArgumentParser) -> argparse.Namespace:
     return args
 
 
-@contextmanager
-def renamed(**fields: str) -> Iterator[None]:
-    """Errors name the arguments of the tool instead of a config's fields.
-
-    Args:
-        **fields (str): What takes the place of ``model.teacher.<field>``.
-    """
-    try:
-        yield
-    except (ValueError, FileNotFoundError) as error:
-        text = str(error)
-        for field, argument in fields.items():
-            text = text.replace(f'model.teacher.{field}', argument)
-        raise type(error)(text) from error
-
-
 def load_student(model: nn.Module, checkpoint: str) -> None:
     """Load weights as strictly as a teacher's."""
-    with renamed(checkpoint='CHECKPOINT', config='STUDENT'):
-        weights = weights_in(read_checkpoint(checkpoint), checkpoint)
-        load_strictly(model, weights, checkpoint)
+    content = read_checkpoint(checkpoint, field='CHECKPOINT')
+    load_strictly(model, content, checkpoint, field='CHECKPOINT')
 
 
 def is_annotated(dataset: Any) -> bool:

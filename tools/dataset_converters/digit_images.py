@@ -19,10 +19,7 @@ def parse_args():
 
 def main():
     args = parse_args()
-    try:
-        written = write_digit_images(**vars(args))
-    except FileExistsError as error:
-        raise SystemExit(str(error))
+    written = write_digit_images(**vars(args))
     verb = 'written to' if written else 'already in'
     print(f'1348 + 449 digit images {verb} {args.out_dir}')
 

@@ -21,10 +21,7 @@ def parse_args():
 
 def main():
     args = parse_args()
-    try:
-        written = write_digit_scenes(**vars(args))
-    except FileExistsError as error:
-        raise SystemExit(str(error))
+    written = write_digit_scenes(**vars(args))
     verb = 'written to' if written else 'already in'
     print(f'{args.num_train} + {args.num_val} digit scenes {verb} '
           f'{args.out_dir}')

@@ -2,7 +2,7 @@
 
 They are those of Tian et al., *Contrastive Representation Distillation*, ICLR
 2020 (https://github.com/HobbitLong/RepDistiller), which the authors of DIST
-follow: three stages for pictures of 32 pixels.
+follow: three stages for images of 32 pixels.
 """
 from typing import Sequence, Tuple
 
@@ -12,6 +12,7 @@ from mmpretrain.models.backbones.resnet import BasicBlock
 from mmpretrain.models.backbones.resnet_cifar import ResNet_CIFAR
 from torch import Tensor, nn
 
+from mmdist.errors import ConfigError
 from mmdist.registry import MODELS
 
 DEPTHS = (8, 14, 20, 32, 44, 56, 110)
@@ -27,7 +28,7 @@ class NarrowResNet(ResNet_CIFAR):
         stem_channels (int): Channels before the first stage.
         base_channels (int): Channels of the first stage, doubled by each
             other.
-        **kwargs: Of ``mmpretrain.ResNet_CIFAR``.
+        **kwargs: Arguments of ``mmpretrain.ResNet_CIFAR``.
     """
     arch_settings = {
         depth: (BasicBlock, ((depth - 2) // 6, ) * 3)
@@ -59,9 +60,9 @@ class PreActBlock(nn.Module):
     """Two convolutions, each after its norm and ReLU.
 
     Args:
-        in_channels (int): Of the input.
-        channels (int): Of the output.
-        stride (int): Of the first convolution.
+        in_channels (int): Channels of the input.
+        channels (int): Channels of the output.
+        stride (int): Stride of the first convolution.
     """
 
     def __init__(self, in_channels: int, channels: int, stride: int) -> None:
@@ -95,7 +96,7 @@ class WideResNet(BaseModule):
         init_cfg (list[dict]): As for ResNets.
 
     Raises:
-        ValueError: If there is no network of this depth.
+        ConfigError: If there is no network of this depth.
     """
 
     def __init__(
@@ -110,8 +111,9 @@ class WideResNet(BaseModule):
     ) -> None:
         super().__init__(list(init_cfg))
         if depth % 6 != 4:
-            raise ValueError(f'WideResNet: depth must be 6 n + 4, as 16, 28 '
-                             f'or 40, but is {depth}')
+            raise ConfigError(
+                'WideResNet.depth', 'it must be 6 n + 4, as '
+                f'16, 28 or 40, but is {depth}')
         channels = 16
         self.stem = nn.Conv2d(3, channels, 3, padding=1, bias=False)
         self.stages = nn.ModuleList()

@@ -1,4 +1,5 @@
 """Distilled models: a student whose class also learns from a teacher."""
+import inspect
 import warnings
 from abc import ABCMeta
 from functools import lru_cache
@@ -8,14 +9,14 @@ import torch
 from mmengine.logging import print_log
 from torch import Tensor, nn
 
-from mmdist.utils import is_resuming
-from ..class_names import check_all_named, check_enough_names, class_map_of
-from ..losses.base import check_weight
-from ..taps import LogitPair, LogitTap, build_tap
-from ..taps.probe import check_image_channels
-from ..teacher import Teacher, build_model
-from .builders import (build_logit_loss, build_mimic, build_teacher,
-                       refuse_missing, refuse_unknown)
+from mmdist.errors import ConfigError
+from mmdist.registry import MODELS
+from mmdist.utils import running_config
+from ..class_mapping import check_all_named, class_map_to_build
+from ..losses.base import LogitLoss, check_weight
+from ..taps import LogitPair, build_tap
+from ..taps.probe import check_image_channels, neck_channels
+from ..teacher import Teacher, build_model, preserve_rng
 from .distillation import Distillation
 
 
@@ -64,16 +65,15 @@ class BaseDistiller(metaclass=DistillerMeta):
         **unknown: Refused, by name.
 
     Raises:
-        FileNotFoundError: If a config or the checkpoint does not exist.
-        ValueError: If student, teacher and losses do not fit; the message
-            names the field to change.
+        ConfigError: If a config or the checkpoint does not exist, or student,
+            teacher and losses do not fit.
     """
     distillation: Distillation
 
     @classmethod
     def model_classes(cls) -> Tuple[Type[nn.Module], ...]:
         """The base classes of the models that this wrapper can train."""
-        raise TypeError(f'{cls.__name__} must say what it distils')
+        raise NotImplementedError
 
     # Not for torch.compile: heads are watched and released in each step.
     @torch.compiler.disable
@@ -83,14 +83,14 @@ class BaseDistiller(metaclass=DistillerMeta):
         Args:
             inputs (Tensor | dict): ``(N, C, H, W)``, normalised for the
                 student.
-            data_samples (Sequence | dict): The annotations, one an image.
+            data_samples (Sequence | dict): The annotations of each image.
 
         Returns:
             dict[str, Tensor]: The student's own losses under their names, and
             each term of distillation under ``loss_kd_<term>``.
 
         Raises:
-            ValueError: If the training set's classes are not the teacher's.
+            ConfigError: If the training set's classes are not the teacher's.
         """
         return self.distillation.losses(self,
                                         super().loss, inputs, data_samples)
@@ -103,7 +103,7 @@ class BaseDistiller(metaclass=DistillerMeta):
             data_samples (Sequence | dict): As for :meth:`loss`.
 
         Returns:
-            list[LogitPair]: As a training compares them.
+            list[LogitPair]: The pairs that a training compares.
         """
         return self.distillation.pairs(self,
                                        super().loss, inputs, data_samples)
@@ -133,7 +133,18 @@ class BaseDistiller(metaclass=DistillerMeta):
 
     def _load_from_state_dict(self, state_dict: Dict[str, Tensor], prefix: str,
                               *args: Any) -> None:
-        _check_resumed_projections(self, state_dict, prefix)
+        saved = any(
+            key.startswith(f'{prefix}distiller.') for key in state_dict)
+        if saved != hasattr(self,
+                            'distiller') and running_config().get('resume'):
+            # Before the optimizer refuses another number of parameters.
+            parts = ['the checkpoint', 'this config']
+            having, lacking = parts if saved else parts[::-1]
+            raise ConfigError(
+                'resume', f'{having} has projections of model.mimic_loss but '
+                f'{lacking} has not, so the state of the optimizer does not '
+                'fit', 'keep model.mimic_loss as it was, or train on from the '
+                'weights alone: load_from=<checkpoint> without resume')
         super()._load_from_state_dict(state_dict, prefix, *args)
 
     def __reduce_ex__(self, protocol: int) -> tuple:
@@ -186,25 +197,50 @@ def distil(wrapper: Type[BaseDistiller],
            data_preprocessor: Optional[dict] = None,
            **unknown: Any) -> nn.Module:
     """Build a student that distils; see :class:`BaseDistiller`."""
-    refuse_unknown(unknown, wrapper.__name__)
-    refuse_missing(
-        dict(student=student, teacher=teacher, distill_loss=distill_loss))
+    if unknown:
+        raise ConfigError(
+            f'model.{next(iter(unknown))}', f'{wrapper.__name__} has no field '
+            f'{", ".join(map(repr, unknown))} but student, teacher, '
+            'distill_loss, alpha, mimic_loss, tap and strict_teacher',
+            "correct the spelling, put what is the student's into "
+            'model.student, or write _delete_=True in `model` if a base '
+            'config has the others')
+    required = dict(
+        student=student, teacher=teacher, distill_loss=distill_loss)
+    for name, value in required.items():
+        if not value:
+            raise ConfigError(f'model.{name}', 'it must be given')
+    if not isinstance(strict_teacher, bool):
+        raise ConfigError(
+            'model.strict_teacher',
+            f'it must be True or False, but is {strict_teacher!r}')
     model = build_model(student, 'model.student', data_preprocessor)[0]
     _check_kind(wrapper, model, 'model.student')
     alpha = check_weight('alpha', alpha, 'model')
-    built = build_teacher(teacher, model)
+    optional = {'class_map', 'dtype', 'trust_checkpoint'}
+    given = list(teacher) if isinstance(teacher, dict) else teacher
+    if given == teacher or set(given) - optional != {'config', 'checkpoint'}:
+        raise ConfigError(
+            'model.teacher', 'it must be dict(config=…, checkpoint=…), '
+            f'besides only {", ".join(sorted(optional))}, but got {given!r}')
+    built = Teacher(**teacher, student_preprocessor=model.data_preprocessor)
     _check_kind(wrapper, built.model, 'model.teacher.config')
     check_image_channels(model, built.model)
     reader = build_tap(model, **(tap or {}))
-    reader.connect(model, built.model, _class_map_now(model, reader, built))
-    _check_names_of_teacher(reader, built)
-    loss = build_logit_loss(distill_loss)
+    head = model.get_submodule(next(iter(reader.heads)))
+    # A head without layers (MMPretrain's ClsHead) has no num_classes.
+    reader.connect(
+        model, built.model,
+        class_map_to_build(built.class_map, built.class_names,
+                           getattr(head, 'num_classes', None)))
+    twins = [twin for twin in reader.heads.values() if twin is not None]
+    head = built.model.get_submodule(twins[-1])
+    check_all_named(built.class_map, built.class_names,
+                    getattr(head, 'num_classes', None))
+    loss = _build_loss(distill_loss, 'model.distill_loss', LogitLoss)
     trained = {}
     if mimic_loss is not None:
-        trained['mimic'] = build_mimic(mimic_loss, model, built.model)
-    if not isinstance(strict_teacher, bool):
-        raise ValueError('model.strict_teacher must be True or False, '
-                         f'but is {strict_teacher!r}')
+        trained['mimic'] = _build_mimic(mimic_loss, model, built.model)
     if list(loss.parameters()) or list(loss.buffers()):
         trained['logits'] = loss  # moved, optimised and resumed with the model
     if trained:
@@ -226,43 +262,49 @@ def _check_kind(wrapper: Type[BaseDistiller], model: nn.Module,
     if not isinstance(model, classes):
         kinds = [kind.__name__ for kind in classes]
         package = classes[0].__module__.partition('.')[0]
-        raise ValueError(f'{field} is a {type(model).__name__}, but '
-                         f'{wrapper.__name__} distils {package} models that '
-                         f'inherit {" or ".join(kinds)}')
+        raise ConfigError(
+            field, f'it is a {type(model).__name__}, but {wrapper.__name__} '
+            f'distils {package} models that inherit {" or ".join(kinds)}')
 
 
-def _class_map_now(student: nn.Module, tap: LogitTap,
-                   teacher: Teacher) -> Optional[List[int]]:
-    """The map of classes; names are looked up in the first iteration."""
-    spec, names = teacher.class_map, teacher.class_names
-    if spec == 'names':
-        head = student.get_submodule(next(iter(tap.heads)))
-        # A head without layers (MMPretrain's ClsHead) does not say.
-        number = getattr(head, 'num_classes', None) or len(names or ())
-        check_enough_names(names, number)
-        return list(range(number))
-    return None if spec is None else class_map_of(spec, names, None)
+def _build_mimic(cfg: dict, student: nn.Module,
+                 teacher: nn.Module) -> nn.Module:
+    """Build ``model.mimic_loss`` for the necks of two models."""
+    field = 'model.mimic_loss'
+    for model, owner in ((student, 'model.student'), (teacher,
+                                                      'model.teacher.config')):
+        if not getattr(model, 'with_neck', False):
+            raise ConfigError(
+                field,
+                f'it compares the outputs of necks, but {owner} has no neck')
+    names = 'student_channels', 'teacher_channels'
+    if isinstance(cfg, dict) and not set(names) <= cfg.keys():
+        cfg = {**dict(zip(names, neck_channels(student, teacher))), **cfg}
+    with preserve_rng():  # the student of a seed stays the same
+        return _build_loss(cfg, field)
 
 
-def _check_names_of_teacher(tap: LogitTap, teacher: Teacher) -> None:
-    """A map by names needs the names of all that the teacher predicts."""
-    spec, names = teacher.class_map, teacher.class_names
-    twin = [path for path in tap.heads.values() if path is not None][-1]
-    head = teacher.model.get_submodule(twin)
-    number = getattr(head, 'num_classes', None)
-    if spec is not None and not all(isinstance(x, int) for x in spec):
-        check_all_named(names, number)
-
-
-def _check_resumed_projections(model: nn.Module, state_dict: Dict[str, Tensor],
-                               prefix: str) -> None:
-    """Say so before the optimizer refuses another number of parameters."""
-    saved = any(key.startswith(f'{prefix}distiller.') for key in state_dict)
-    if saved != hasattr(model, 'distiller') and is_resuming():
-        sides = ['the checkpoint', 'this config']
-        having, lacking = sides if saved else sides[::-1]
-        raise ValueError(
-            f'resume: {having} has projections of model.mimic_loss but '
-            f'{lacking} has not, so the state of the optimizer does not '
-            'fit; keep model.mimic_loss as it was, or train on from the '
-            'weights alone: load_from=<checkpoint> without resume')
+def _build_loss(cfg: dict, field: str, base: type = nn.Module) -> nn.Module:
+    """Build a loss, of mmdist or the user's own, which must be a ``base``."""
+    if not isinstance(cfg, dict) or not cfg.get('type'):
+        raise ConfigError(field,
+                          f'it must be a dict with a `type`, but is {cfg!r}')
+    kind = cfg['type']
+    name = kind if isinstance(kind, str) else getattr(kind, '__name__', '')
+    kind = own = MODELS.module_dict.get(name.rpartition('.')[2])
+    if own is None or issubclass(own, base):
+        try:
+            loss = MODELS.build(cfg)
+        except (KeyError, TypeError) as error:
+            remedy = ''
+            if own and isinstance(error, KeyError):
+                remedy = f'write mmdist.{own.__name__}'
+            elif own:
+                known = ', '.join(inspect.signature(own).parameters)
+                remedy = f'{own.__name__} takes {known}'
+            raise ConfigError(field, str(error), remedy) from error
+        if isinstance(loss, base):
+            return loss
+        kind = type(loss)
+    raise ConfigError(field, f'{kind.__name__} is no loss on logits',
+                      'choose mmdist.DISTLoss or mmdist.KDLoss')

@@ -1,16 +1,15 @@
 """Distillation of a teacher into a student, one step at a time."""
 from collections import defaultdict
 from contextlib import ExitStack, contextmanager
-from typing import Any, Callable, Dict, Iterator, List, Optional, Sequence, Set
+from typing import Any, Callable, Dict, Iterator, List, Sequence, Set
 
 import torch
 from torch import Tensor, nn
 
 from mmdist.engine import TeacherMonitor
+from mmdist.errors import ConfigError
 from mmdist.utils import DataClasses, classes_in_training
-from ..class_names import (check_all_predicted, check_class_names,
-                           check_named_map, check_names_fit_labels,
-                           class_map_of)
+from ..class_mapping import class_map_in_training
 from ..losses.base import LogitLoss
 from ..taps import (LogitPair, LogitTap, owner_of, pair_logits, reads_text,
                     tensors_in, watch_heads, watch_method)
@@ -132,38 +131,41 @@ class Distillation:
             data (DataClasses): The classes of the training set.
 
         Raises:
-            ValueError: If student and teacher predict other classes, or
+            ConfigError: If student, teacher and data do not fit, or
                 `class_map` is impossible.
         """
         if reads_text(student):  # the text names the classes
             return
+        head = student.get_submodule(next(iter(self.tap.heads)))
+        number = getattr(head, 'num_classes', None)
+        if getattr(student, 'with_semantic_head', False):
+            number = None  # panoptic: another head predicts what is no thing
+        elif getattr(head, 'out_channels', None) == 1:
+            number = 2  # one column tells two classes apart
         teacher = self.teacher
-        spec, names_t = teacher.class_map, teacher.class_names
-        names_s = data.in_label_order
-        check_all_predicted(_num_labels(student, self.tap), names_s)
-        if not (spec and all(isinstance(item, int) for item in spec)):
-            check_names_fit_labels(teacher.classes, data)
-        if spec is None:
-            check_class_names(names_t, names_s)
-        elif spec == 'names':
-            self.tap.connect(student, teacher.model,
-                             class_map_of('names', names_t, names_s))
-        else:
-            check_named_map(spec, names_t, names_s)
+        class_map = class_map_in_training(teacher.class_map, teacher.classes,
+                                          data, number)
+        if class_map is not None:
+            self.tap.connect(student, teacher.model, class_map)
 
     def _scaled(self, losses: Dict[str, Any]) -> Dict[str, Any]:
+        """The student's losses, those of classification times alpha."""
         if self.alpha == 1:
             return dict(losses)
         scaled = {
-            name: _times(loss, self.alpha)
+            name:
+            [self.alpha * level
+             for level in loss] if isinstance(loss,
+                                              (list, tuple)) else self.alpha *
+            loss
             for name, loss in losses.items()
             if self.tap.is_classification_loss(name)
         }
         if not scaled:
-            raise ValueError(
-                f'model.alpha={self.alpha} has nothing to scale: none of '
+            raise ConfigError(
+                'model.alpha', f'{self.alpha} has nothing to scale: none of '
                 f'the losses {", ".join(losses)} of model.student is one of '
-                'classification; leave alpha at 1')
+                'classification', 'leave alpha at 1')
         return {**losses, **scaled}
 
     def _terms(self, student: nn.Module, pairs: Sequence[LogitPair],
@@ -195,19 +197,3 @@ class Distillation:
             parts = [p.sum() * 0 for p in student.distiller.parameters()]
             terms['loss_kd_mimic'] = sum(parts, zero)
         return terms
-
-
-def _num_labels(student: nn.Module, tap: LogitTap) -> Optional[int]:
-    """How many labels the student's head can predict, if it says so."""
-    head = student.get_submodule(next(iter(tap.heads)))
-    number = getattr(head, 'num_classes', None)
-    if getattr(student, 'with_semantic_head', False):
-        return None  # panoptic: another head predicts what is no thing
-    one_column = getattr(head, 'out_channels', None) == 1
-    return 2 if one_column else number
-
-
-def _times(loss: Any, alpha: float) -> Any:
-    if isinstance(loss, (list, tuple)):
-        return [alpha * level for level in loss]
-    return alpha * loss

@@ -3,7 +3,7 @@ from typing import Any
 
 from torch import nn
 
-from mmdist.errors import ConfigError
+from mmdist.errors import ConfigError, NoClassLogitsError
 from mmdist.registry import TAPS
 from .base import LogitPair, LogitTap, find_tap, pair_logits, unknown_arguments
 from .box_alignment import BoxTap
@@ -39,7 +39,7 @@ def build_tap(student: nn.Module, **options: Any) -> LogitTap:
     kind = find_tap(student)
     if kind is None:
         reads = [c for tap in TAPS.module_dict.values() for c in tap.reads]
-        raise ConfigError(
+        raise NoClassLogitsError(
             'model.student', f'it is a {type(student).__name__}, and none of '
             f'its heads has class logits to distil'
             f'{unknown_arguments(student, reads)}')

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 from mmdist.errors import ConfigError
 from mmdist.registry import TAPS
-from .columns import ClassLogits, as_columns_of, check_classes
+from ..class_mapping import check_numbers
+from .columns import ClassLogits, as_columns_of
 from .labels import NONE, threshold_of
 from .text import check_texts
 from .watch import Call, LossCall, loss_call, owner_of
@@ -161,8 +162,9 @@ class LogitTap(metaclass=ABCMeta):
         self.heads = {path: twins.get(path) for path in self.heads}
         for path, twin in twins.items():
             heads = student.get_submodule(path), teacher.get_submodule(twin)
-            check_classes(*(getattr(h, 'num_classes', None) for h in heads),
-                          class_map)
+            numbers = [getattr(head, 'num_classes', None) for head in heads]
+            if all(numbers):  # some heads do not say
+                check_numbers(*numbers, class_map)
             self._check_heads(*heads)
 
     def _match(self, student: nn.Module, teacher: nn.Module,

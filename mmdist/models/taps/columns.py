@@ -5,8 +5,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import logsigmoid
 
-from mmdist.errors import ConfigError
-
 EPS = 1e-6
 """Distance of probabilities from 0 and 1 where logits are needed."""
 
@@ -128,37 +126,3 @@ def class_logits(scores: Tensor, head: nn.Module) -> Tensor:
         probabilities = loss.get_activation(scores.float())
         return probabilities.clamp(min=torch.finfo(torch.float32).tiny).log()
     return scores
-
-
-def check_classes(number_s: Optional[int], number_t: Optional[int],
-                  class_map: Optional[Sequence[int]]) -> None:
-    """Raise ConfigError unless the teacher predicts all classes of the
-    student.
-
-    Args:
-        number_s (int, optional): The student's number of classes; None if its
-            head does not say, and nothing is compared.
-        number_t (int, optional): The teacher's.
-        class_map (Sequence[int], optional): The teacher's class for each of
-            the student's; None if they are the same.
-    """
-    if not number_s or not number_t:
-        return
-    field = 'model.teacher.class_map'
-    if class_map is None and number_s != number_t:
-        raise ConfigError(
-            field, f'model.teacher predicts {number_t} classes but '
-            f'model.student predicts {number_s}',
-            "choose a teacher of the student's classes, set num_classes of "
-            "the student's head, or list the teacher's class for each of the "
-            "student's in class_map")
-    if class_map is not None and number_s != len(class_map):
-        raise ConfigError(
-            field, f'it has {len(class_map)} classes but model.student '
-            f'predicts {number_s}',
-            "name one of the teacher's classes for each of the student's")
-    beyond = [i for i in class_map or () if i >= number_t]
-    if beyond:
-        raise ConfigError(
-            field, f'it names the class {beyond[0]}, but model.teacher '
-            f'predicts {number_t}, from 0 to {number_t - 1}')

@@ -6,8 +6,9 @@ from torch import nn
 
 from mmdist.errors import ConfigError
 from mmdist.registry import TAPS
+from ..class_mapping import check_numbers
 from .base import LogitPair, LogitTap, pair_of
-from .columns import ClassLogits, Columns, check_classes
+from .columns import ClassLogits, Columns
 from .labels import labels_of_images
 from .watch import Call, LossCall, tensors_in
 
@@ -57,7 +58,7 @@ class ImageTap(LogitTap):
         for i, (logits_s, logits_t) in enumerate(zip(outputs_s, outputs_t)):
             number_s, number_t = logits_s.shape[1], logits_t.shape[1]
             # Some heads do not say how many classes they have.
-            check_classes(number_s, number_t, self.class_map)
+            check_numbers(number_s, number_t, self.class_map)
             pairs.append(
                 pair_of(
                     self,

@@ -6,7 +6,7 @@ import re
 from collections import OrderedDict
 from functools import partial
 from types import ModuleType
-from typing import Any, Dict
+from typing import Any, Dict, Set, Tuple
 from urllib.error import URLError
 from urllib.parse import urlparse
 
@@ -16,13 +16,20 @@ from mmengine.logging import print_log
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from mmdist.errors import ConfigError
 from mmdist.utils import allow_mmengine_checkpoints
+
+FIELD = 'model.teacher.checkpoint'
 
 
 def read_checkpoint(checkpoint: str,
                     trusted: bool = False,
-                    field: str = 'model.teacher.checkpoint') -> Dict[str, Any]:
+                    field: str = FIELD) -> Dict[str, Any]:
     """Read a checkpoint to the CPU, without running code in it.
+
+    PyTorch's restricted unpickler refuses a whole file for one object that it
+    does not know, e.g. a scheduler beside the weights. Here such objects
+    become :class:`Unread`.
 
     Args:
         checkpoint (str): A path or a URL, of a file of PyTorch, or a path of
@@ -36,73 +43,63 @@ def read_checkpoint(checkpoint: str,
         dict: The content.
 
     Raises:
-        FileNotFoundError: If there is no such file.
-        ValueError: If the file cannot be read.
+        ConfigError: If there is no such file, or it cannot be read.
     """
-    _check_place(checkpoint, trusted, field)
-    try:
-        content = _read(checkpoint, trusted)
-    except FileNotFoundError as error:
-        raise FileNotFoundError(f'{field}={checkpoint!r}: {error}') from error
-    except URLError as error:
-        raise ValueError(
-            f'{field}={checkpoint!r} cannot be downloaded '
-            f'({error}); download it elsewhere and name the file') from error
-    except _Refused as error:
-        raise ValueError(
-            f'{field}={checkpoint!r} is not loaded: to read '
-            f'its weights would run {error}; keep the weights alone in a file '
-            'of their own, or, if you made it yourself, set '
-            'model.teacher.trust_checkpoint=True') from error
-    except Exception as error:
-        raise ValueError(f'{field}={checkpoint!r} cannot be read; it may '
-                         f'be truncated or no PyTorch checkpoint '
-                         f'({_reason(error)})') from error
-    if not isinstance(content, dict):
-        raise ValueError(
-            f'{field}={checkpoint!r} holds a '
-            f'{type(content).__name__} instead of a dict of weights')
-    return content
-
-
-def _check_place(checkpoint: str, trusted: bool, field: str) -> None:
-    """Raise ValueError for a URL that is not read."""
-    scheme, separator, _ = checkpoint.partition('://')
-    if separator and scheme not in ('http', 'https'):
-        # MMEngine's loaders of these read without the restriction.
-        raise ValueError(f'{field}={checkpoint!r}: of URLs only http and '
-                         'https are read; download it and name the file')
-    if separator and trusted:
-        raise ValueError(
-            'model.teacher.trust_checkpoint is for files of your own, but '
-            f'{field}={checkpoint!r}; download it first')
-
-
-def _reason(error: Exception) -> str:
-    """The sentence that says what is wrong."""
-    # PyTorch may add a page of advice.
-    lines = str(error).strip().splitlines() or ['']
-    sentence = re.split(r'\.\s', lines[0].strip())[0].rstrip('.')
-    return ': '.join(filter(None, [type(error).__name__, sentence]))
-
-
-def _read(checkpoint: str, trusted: bool) -> Any:
-    if checkpoint.startswith(('http://', 'https://')):
-        checkpoint = _download(checkpoint)
     path = osp.expanduser(checkpoint)
-    if not osp.isfile(path):
-        raise FileNotFoundError(
-            'it is a folder' if osp.isdir(path) else 'there is no such file')
-    if path.endswith('.safetensors'):
-        return load_file(path)
-    if trusted:
-        return torch.load(path, map_location='cpu', weights_only=False)
-    # Loading by the fork of MMEngine takes back what the import allowed.
-    allow_mmengine_checkpoints()
+    scheme, is_url, _ = checkpoint.partition('://')
+    if is_url and scheme not in ('http', 'https'):
+        # MMEngine's loaders of these read without the restriction.
+        raise ConfigError(
+            field,
+            f'of URLs only http and https are read (got {checkpoint!r})',
+            'download it and name the file')
+    if is_url and trusted:
+        raise ConfigError(
+            field, f'trust_checkpoint is for files of your own, but this is '
+            f'{checkpoint!r}', 'download it first')
+    if not (is_url or osp.isfile(path)):
+        fault = 'this is a folder' if osp.isdir(
+            path) else 'there is no such file'
+        raise ConfigError(field, f'{fault}: {checkpoint!r}')
+    unread: Set[str] = set()
     try:
-        return torch.load(path, map_location='cpu', weights_only=True)
-    except pickle.UnpicklingError:
-        return _read_tensors(path)
+        if is_url:
+            path = _download(checkpoint)
+        if path.endswith('.safetensors'):
+            content = load_file(path)
+        elif trusted:
+            content = torch.load(path, map_location='cpu', weights_only=False)
+        else:
+            content, unread = _read_restricted(path)
+    except URLError as error:
+        raise ConfigError(field,
+                          f'{checkpoint!r} cannot be downloaded ({error})',
+                          'download it elsewhere and name the file') from error
+    except Exception as error:
+        # PyTorch may add a page of advice to the first sentence.
+        reason = re.split(r'\.\s|\n|\.$', str(error).strip())[0]
+        reason = f'{type(error).__name__}: {reason}'.rstrip(': ')
+        raise ConfigError(
+            field, f'{checkpoint!r} cannot be read; it may be truncated or no '
+            f'PyTorch checkpoint ({reason})') from error
+    weights = _weights_of(content)
+    parts = weights.values() if isinstance(weights, dict) else [weights]
+    if any(isinstance(part, Unread) for part in parts):
+        raise ConfigError(
+            field, f'{checkpoint!r} is not loaded: to read its weights would '
+            f'run {", ".join(sorted(unread))}',
+            'keep the weights alone in a file of their own, or, if you made '
+            'it yourself, set model.teacher.trust_checkpoint=True')
+    if unread:
+        print_log(
+            f'{path}: beside the weights, {", ".join(sorted(unread))} was '
+            'left unread',
+            logger='current')
+    if not isinstance(content, dict):
+        raise ConfigError(
+            field, f'{checkpoint!r} holds a {type(content).__name__} instead '
+            'of a dict of weights')
+    return content
 
 
 def _download(url: str) -> str:
@@ -143,10 +140,6 @@ class Unread:
     __setstate__ = __setitem__ = append = extend = add = update = _ignore
 
 
-class _Refused(Exception):
-    """Names what would have to run for weights to be read."""
-
-
 REBUILD = '_rebuild_tensor', '_rebuild_tensor_v2', '_rebuild_parameter'
 READABLE = {
     'collections.OrderedDict': OrderedDict,
@@ -158,17 +151,20 @@ READABLE = {
 }
 
 
-def _read_tensors(path: str) -> Any:
+def _read_restricted(path: str) -> Tuple[Any, Set[str]]:
     """Read tensors, numbers, strings and their containers, and run nothing.
 
-    PyTorch's restricted unpickler refuses a whole file for one object that it
-    does not know, e.g. a scheduler beside the weights. Here such objects
-    become :class:`Unread`.
-
-    Raises:
-        _Refused: If weights are among them.
+    Returns:
+        tuple[Any, set[str]]: The content, and the names of what became
+        :class:`Unread`.
     """
-    unread = set()
+    # Loading by the fork of MMEngine takes back what the import allowed.
+    allow_mmengine_checkpoints()
+    unread: Set[str] = set()
+    try:
+        return torch.load(path, map_location='cpu', weights_only=True), unread
+    except pickle.UnpicklingError:
+        pass
 
     class Unpickler(pickle.Unpickler):
 
@@ -181,59 +177,76 @@ def _read_tensors(path: str) -> Any:
             # A pickle can set attributes of what it names: give it a copy.
             return found if isinstance(found, type) else partial(found)
 
-    def load(file: Any, **options: Any) -> Any:
-        return Unpickler(file, **options).load()
-
     reader = ModuleType('reader')  # what torch.load asks of a pickle module
-    reader.Unpickler, reader.load = Unpickler, load
-    content = torch.load(
-        path, map_location='cpu', weights_only=False, pickle_module=reader)
-    weights = _weights_of(content)
-    parts = weights.values() if isinstance(weights, dict) else [weights]
-    if any(isinstance(part, Unread) for part in parts):
-        raise _Refused(', '.join(sorted(unread)))
-    print_log(
-        f'{path}: beside the weights, {", ".join(sorted(unread))} was left '
-        'unread',
-        logger='current')
-    return content
+    reader.Unpickler = Unpickler
+    reader.load = lambda file, **options: Unpickler(file, **options).load()
+    return torch.load(
+        path, map_location='cpu', weights_only=False,
+        pickle_module=reader), unread
 
 
-def load_strictly(model: nn.Module, weights: Dict[str, Tensor],
-                  checkpoint: str) -> None:
+def load_strictly(model: nn.Module,
+                  content: Dict[str, Any],
+                  checkpoint: str,
+                  field: str = FIELD) -> None:
     """Load weights that must cover every key of the model.
 
     Args:
         model (nn.Module): The teacher.
-        weights (dict[str, Tensor]): All keys of the model may have one prefix
-            (``module.`` of DDP or an EMA, ``architecture.`` of MMRazor,
-            ``_orig_mod.`` of ``torch.compile``); keys that the model does not
-            have are ignored.
-        checkpoint (str): Where they are from, for errors.
+        content (dict): Of a checkpoint, or a plain state dict. All keys of
+            the model may have one prefix (``module.`` of DDP or an EMA,
+            ``architecture.`` of MMRazor, ``_orig_mod.`` of
+            ``torch.compile``); keys that the model does not have are ignored.
+        checkpoint (str): Where it is from, for errors.
+        field (str): The field of the user's config, for errors.
 
     Raises:
-        ValueError: If a key is missing or has another shape, or a weight is
-            no number.
+        ConfigError: If there are no weights or several models', a key is
+            missing or has another shape, or a weight is no number.
     """
-    weights = _without_prefix(weights, model, checkpoint)
+    weights = _weights_of(content)
+    if not (isinstance(weights, dict)
+            and all(isinstance(key, str) for key in weights)):
+        raise ConfigError(
+            field, f'{checkpoint!r} holds no weights by name under '
+            f'`state_dict`, but {", ".join(map(str, content)) or "nothing"}')
+    # torch.compile puts this before the keys of whatever it compiles.
+    plain = {key.replace('_orig_mod.', ''): w for key, w in weights.items()}
+    if len(plain) == len(weights) and plain.keys() != weights.keys():
+        weights = plain
+    keys = list(model.state_dict())
+    prefixes = [
+        key[:-len(keys[0])] for key in weights
+        if key.endswith(f'.{keys[0]}') and all(
+            key[:-len(keys[0])] + other in weights for other in keys)
+    ]
+    if keys[0] not in weights and prefixes:
+        if len(prefixes) > 1:
+            raise ConfigError(
+                field, f'{checkpoint!r} holds several models, under '
+                f'{" and ".join(map(repr, prefixes))}', 'keep one of them in '
+                'a file of its own, its keys without the prefix')
+        weights = {
+            key[len(prefixes[0]):]: weight
+            for key, weight in weights.items() if key.startswith(prefixes[0])
+        }
     try:
         missing = model.load_state_dict(weights, strict=False).missing_keys
     except RuntimeError as error:  # shapes
         lines = str(error).strip().split('\n\t')
-        raise ValueError(
-            f'model.teacher.checkpoint={checkpoint!r} does not fit '
-            'model.teacher.config, which must be the one that it was trained '
-            f'with: {lines[1] if lines[1:] else lines[0]}') from error
+        raise ConfigError(
+            field, f'{checkpoint!r} does not fit its config: '
+            f'{lines[1] if lines[1:] else lines[0]}',
+            'name the config that it was trained with') from error
     # Old batch norms did not count; MMEngine lets this pass, too.
     missing = [key for key in missing if 'num_batches_tracked' not in key]
     if missing:
-        raise ValueError(
-            f'model.teacher.checkpoint={checkpoint!r} does not cover '
-            f'model.teacher.config: {len(missing)} of its '
-            f'{len(model.state_dict())} keys are missing, first '
-            f'{", ".join(missing[:3])}; its own keys are like '
-            f'{", ".join(list(weights)[:3]) or "nothing"}: name the config '
-            'that it was trained with')
+        raise ConfigError(
+            field, f'{checkpoint!r} does not cover its config: '
+            f'{len(missing)} of {len(keys)} keys are missing, '
+            f'first {", ".join(missing[:3])}, and its own keys are like '
+            f'{", ".join(list(weights)[:3]) or "nothing"}',
+            'name the config that it was trained with')
     parameters = dict(model.named_parameters())
     broken = [
         name for name, weight in model.state_dict().items()
@@ -242,26 +255,10 @@ def load_strictly(model: nn.Module, weights: Dict[str, Tensor],
         and not weight.isfinite().all()
     ]
     if broken:
-        raise ValueError(
-            f'model.teacher.checkpoint={checkpoint!r} has weights that are no '
-            f'numbers (inf or nan): {len(broken)}, first '
-            f'{", ".join(broken[:3])}; choose an earlier checkpoint')
-
-
-def weights_in(content: Dict[str, Any], checkpoint: str) -> Dict[str, Tensor]:
-    """The weights of a checkpoint, or of a plain state dict.
-
-    Raises:
-        ValueError: If there are none, or several.
-    """
-    weights = _weights_of(content)
-    if not (isinstance(weights, dict)
-            and all(isinstance(key, str) for key in weights)):
-        raise ValueError(
-            f'model.teacher.checkpoint={checkpoint!r} holds no weights by '
-            'name under `state_dict`, but '
-            f'{", ".join(map(str, content)) or "nothing"}')
-    return weights
+        raise ConfigError(
+            field, f'{checkpoint!r} has weights that are no numbers (inf or '
+            f'nan): {len(broken)}, first {", ".join(broken[:3])}',
+            'choose an earlier checkpoint')
 
 
 def _weights_of(content: Any) -> Any:
@@ -273,29 +270,3 @@ def _weights_of(content: Any) -> Any:
             isinstance(value, Tensor) for value in part.values())
     ]
     return nested[0] if len(nested) == 1 else content
-
-
-def _without_prefix(weights: Dict[str, Tensor], model: nn.Module,
-                    checkpoint: str) -> Dict[str, Tensor]:
-    """Weights under the model's own keys, if all of these have one prefix."""
-    # torch.compile puts this before the keys of whatever it compiles.
-    plain = {key.replace('_orig_mod.', ''): w for key, w in weights.items()}
-    if len(plain) == len(weights) and plain.keys() != weights.keys():
-        weights = plain
-    keys = list(model.state_dict())
-    prefixes = [
-        key[:-len(keys[0])] for key in weights
-        if key.endswith(f'.{keys[0]}') and all(
-            key[:-len(keys[0])] + other in weights for other in keys)
-    ]
-    if keys[0] in weights or not prefixes:
-        return weights
-    if len(prefixes) > 1:
-        raise ValueError(
-            f'model.teacher.checkpoint={checkpoint!r} holds several models, '
-            f'under {" and ".join(map(repr, prefixes))}; keep one of them in '
-            'a file of its own, its keys without the prefix')
-    return {
-        key[len(prefixes[0]):]: weight
-        for key, weight in weights.items() if key.startswith(prefixes[0])
-    }

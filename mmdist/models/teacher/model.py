@@ -3,20 +3,21 @@ import copy
 import random
 from contextlib import contextmanager, nullcontext
 from functools import partial
-from typing import (Any, ContextManager, Dict, Iterator, List, Optional,
+from typing import (Any, ContextManager, Iterator, List, NamedTuple, Optional,
                     Sequence, Tuple, Union)
 
 import numpy as np
 import torch
-from mmengine.config import Config, ConfigDict
+from mmengine.config import ConfigDict
 from mmengine.registry import MODELS, DefaultScope
 from torch import Tensor, nn
 
-from mmdist.utils import (DataClasses, data_classes_of, load_config, names_in,
-                          scope_of)
+from mmdist.errors import ConfigError
+from mmdist.utils import load_config, scope_of
+from ..class_mapping import classes_of_teacher
 from ..taps.watch import tensors_in
 from .batch import TeacherBatch
-from .checkpoint import load_strictly, read_checkpoint, weights_in
+from .checkpoint import load_strictly, read_checkpoint
 
 
 @contextmanager
@@ -45,15 +46,14 @@ def build_model(source: Union[str, dict],
         source (str | dict): See :func:`mmdist.utils.load_config`.
         field (str): The field of the user's config, for errors.
         data_preprocessor (dict, optional): For a model that names none.
-        resolve (bool): See there.
+        resolve (bool): See :func:`mmdist.utils.load_config`.
 
     Returns:
         tuple[nn.Module, ConfigDict]: The model, its weights not initialised,
         and the config.
 
     Raises:
-        FileNotFoundError: If there is no such config.
-        ValueError: If it is no config of a model.
+        ConfigError: If there is no such config, or it is none of a model.
     """
     cfg = load_config(source, field, resolve)
     if data_preprocessor is not None:
@@ -63,8 +63,8 @@ def build_model(source: Union[str, dict],
             # Some models write into their config (DETR into its loss).
             return MODELS.build(copy.deepcopy(cfg.model)), cfg
     except (KeyError, TypeError) as error:
-        raise ValueError(
-            f'{field} cannot be built: {error.args[0]}') from error
+        raise ConfigError(field,
+                          f'it cannot be built: {error.args[0]}') from error
 
 
 class Teacher:
@@ -81,17 +81,20 @@ class Teacher:
         student_preprocessor (nn.Module, optional): The data preprocessor that
             normalised the images that :meth:`batch` gets.
         class_map (str | list, optional): See
-            :func:`mmdist.models.class_names.class_map_of`.
+            :func:`mmdist.models.class_mapping.class_map_of`.
         dtype (str, optional): 'bfloat16' or 'float16' lets the teacher
             compute by autocast, 'float32' in full precision even where the
             student does not; None as the student. mmcv's operators (RoIs,
             deformable convolutions) know no bfloat16.
         trust_checkpoint (bool): Let a checkpoint of your own run code, see
             :func:`read_checkpoint`.
+        field (str): What the user calls the teacher, for errors.
+
+    Attributes:
+        classes (DataClasses): The classes that it was trained on.
 
     Raises:
-        FileNotFoundError: If the config or the checkpoint does not exist.
-        ValueError: If either cannot be read, or they do not fit.
+        ConfigError: If config or checkpoint cannot be read, or do not fit.
     """
 
     def __init__(self,
@@ -100,30 +103,40 @@ class Teacher:
                  student_preprocessor: Optional[nn.Module] = None,
                  class_map: Any = None,
                  dtype: Optional[str] = None,
-                 trust_checkpoint: bool = False) -> None:
+                 trust_checkpoint: bool = False,
+                 field: str = 'model.teacher') -> None:
         if dtype not in (None, 'float32', 'float16', 'bfloat16'):
-            raise ValueError("model.teacher.dtype must be 'float32', "
-                             f"'float16' or 'bfloat16', but is {dtype!r}")
-        self.dtype = dtype and getattr(torch, dtype)
+            raise ConfigError(
+                f'{field}.dtype', "it must be 'float32', 'float16' or "
+                f"'bfloat16', but is {dtype!r}")
         if not (isinstance(checkpoint, str) and checkpoint):
-            raise ValueError(
-                'model.teacher.checkpoint must name a file or URL; a random '
-                f'teacher teaches nothing (got {checkpoint!r})')
-        self.checkpoint = checkpoint
+            raise ConfigError(
+                f'{field}.checkpoint', 'it must name a file or URL, since a '
+                f'random teacher teaches nothing (got {checkpoint!r})')
         with preserve_rng():
-            self.model, cfg = build_model(config, 'model.teacher.config')
+            self.model, cfg = build_model(config, f'{field}.config')
         if next(self.model.parameters()).is_meta:
-            raise ValueError(
-                'model.teacher cannot be built without memory for its '
-                'weights; leave skip_init_weights=True out of the strategy')
-        if dtype == 'bfloat16':
-            _check_bfloat16(self.model)
-        content = read_checkpoint(checkpoint, trust_checkpoint)
-        load_strictly(self.model, weights_in(content, checkpoint), checkpoint)
+            raise ConfigError(
+                field, 'it cannot be built without memory for its weights',
+                'leave skip_init_weights=True out of the strategy')
+        operators = {
+            type(module).__name__
+            for module in self.model.modules()
+            if type(module).__module__.startswith('mmcv.ops')
+        }
+        if dtype == 'bfloat16' and operators:
+            raise ConfigError(
+                f'{field}.dtype', f'{", ".join(sorted(operators))} has no '
+                "'bfloat16' kernel in mmcv",
+                "leave dtype unset or use 'float16' on a GPU")
+        content = read_checkpoint(checkpoint, trust_checkpoint,
+                                  f'{field}.checkpoint')
+        load_strictly(self.model, content, checkpoint, f'{field}.checkpoint')
         self.model.eval()  # returns nothing, with a teacher of its own
         self.model.requires_grad_(False)
-        self.class_map = class_map
-        self.classes = _classes_of(content, cfg)
+        self.checkpoint, self.class_map = checkpoint, class_map
+        self.dtype = dtype and getattr(torch, dtype)
+        self.classes = classes_of_teacher(content, cfg)
         self._renormalise = Renormalise(student_preprocessor,
                                         self.model.data_preprocessor)
 
@@ -167,58 +180,47 @@ class Teacher:
             device, self.dtype, enabled=self.dtype != torch.float32)
 
 
-def _check_bfloat16(model: nn.Module) -> None:
-    operators = sorted({
-        type(module).__name__
-        for module in model.modules()
-        if type(module).__module__.startswith('mmcv.ops')
-    })
-    if operators:
-        raise ValueError(
-            "model.teacher.dtype='bfloat16' does not do for a teacher with "
-            f'{", ".join(operators)}, which mmcv has not for it; leave dtype '
-            "out, or choose 'float16' on a GPU")
+class Normalisation(NamedTuple):
+    """How a data preprocessor normalises images."""
+    mean: Tuple[float, ...]
+    std: Tuple[float, ...]
+    flipped: bool  # red and blue are exchanged
+    pad_value: float
 
+    @classmethod
+    def of(cls, preprocessor: nn.Module) -> 'Normalisation':
+        """The normalisation of a library's preprocessor."""
+        # Semi-supervised models wrap theirs.
+        preprocessor = getattr(preprocessor, 'data_preprocessor', preprocessor)
+        mean, std = (0., ), (1., )
+        if getattr(preprocessor, '_enable_normalize', False):
+            mean = tuple(preprocessor.mean.flatten().tolist())
+            std = tuple(preprocessor.std.flatten().tolist())
 
-def _classes_of(content: Dict[str, Any], cfg: Config) -> DataClasses:
-    """The classes of the data set that a teacher was trained on.
+        def first(*names: str) -> Any:
+            return next((getattr(preprocessor, name)
+                         for name in names if hasattr(preprocessor, name)), 0)
 
-    A checkpoint of MMEngine (or MMCV 1) carries the names of ``metainfo``. The
-    data of the config, where they are at hand, say how labels are numbered.
-    """
-    meta = content.get('meta') or {}
-    dataset_meta = meta.get('dataset_meta') or meta
-    if isinstance(dataset_meta, dict):
-        # CLASSES in MMCV 1 and in the first checkpoints of MMEngine
-        names = dataset_meta.get('classes', dataset_meta.get('CLASSES'))
-        dataset_meta = dict(classes=names)
-    try:
-        listed, of_config = names_in(dataset_meta), data_classes_of(cfg)
-    except ValueError:  # data sets of different classes were joined
-        return DataClasses()
-    return of_config if listed in (None,
-                                   of_config.listed) else DataClasses(listed)
+        # Names of MMEngine and MMDetection, MMSegmentation, and MMPretrain.
+        return cls(
+            mean, std,
+            first('_channel_conversion', 'channel_conversion', 'to_rgb'),
+            first('pad_value', 'pad_val'))
 
 
 class Renormalise:
     """Takes images from the student's normalisation to the teacher's.
 
     Args:
-        student (nn.Module, optional): The student's data preprocessor.
+        student (nn.Module, optional): The student's data preprocessor; None
+            if it is the teacher's.
         teacher (nn.Module): The teacher's.
     """
 
     def __init__(self, student: Optional[nn.Module],
                  teacher: nn.Module) -> None:
-        # Semi-supervised models wrap theirs.
-        teacher = getattr(teacher, 'data_preprocessor', teacher)
-        student = getattr(student, 'data_preprocessor', student) or teacher
-        self.student = _statistics(student)
-        self.teacher = _statistics(teacher)
-        self.pad_value = _pad_value(teacher)
-        self.needed = (
-            self.student != self.teacher
-            or _pad_value(student) != self.pad_value)
+        self.student = Normalisation.of(student or teacher)
+        self.teacher = Normalisation.of(teacher)
 
     def __call__(
         self,
@@ -230,49 +232,25 @@ class Renormalise:
         Args:
             inputs (Tensor): ``(*, 3, H, W)``.
             img_shapes (list[tuple[int, int] | None], optional): Height and
-                width of each picture without its padding, in pixels, where
+                width of each image without its padding, in pixels, where
                 known.
 
         Returns:
             Tensor: ``(*, 3, H, W)``; ``inputs`` itself if nothing differs.
         """
-        if not self.needed:
+        student, teacher = self.student, self.teacher
+        if student == teacher:
             return inputs
-        mean_s, std_s, flipped_s = self.student
-        mean_t, std_t, flipped_t = self.teacher
-        images = inputs * _column(std_s, inputs) + _column(mean_s, inputs)
-        if flipped_s != flipped_t:
+
+        def column(values: Sequence[float]) -> Tensor:
+            return inputs.new_tensor(values).view(-1, 1, 1)
+
+        images = inputs * column(student.std) + column(student.mean)
+        if student.flipped != teacher.flipped:
             images = images.flip(-3)
-        images = (images - _column(mean_t, inputs)) / _column(std_t, inputs)
+        images = (images - column(teacher.mean)) / column(teacher.std)
         for image, shape in zip(images, img_shapes or ()):
             if shape is not None:
-                image[:, shape[0]:] = self.pad_value
-                image[:, :, shape[1]:] = self.pad_value
+                image[:, shape[0]:] = teacher.pad_value
+                image[:, :, shape[1]:] = teacher.pad_value
         return images
-
-
-def _column(values: Sequence[float], like: Tensor) -> Tensor:
-    return like.new_tensor(values).view(-1, 1, 1)
-
-
-def _statistics(preprocessor: nn.Module) -> Tuple[tuple, tuple, bool]:
-    """Mean, standard deviation, and whether the channels are swapped."""
-    if not getattr(preprocessor, '_enable_normalize', False):
-        mean, std = (0., ), (1., )
-    else:
-        mean = tuple(preprocessor.mean.flatten().tolist())
-        std = tuple(preprocessor.std.flatten().tolist())
-    return mean, std, _first(
-        preprocessor,
-        '_channel_conversion',
-        'channel_conversion',  # MMSegmentation
-        'to_rgb')  # MMPretrain
-
-
-def _pad_value(preprocessor: nn.Module) -> float:
-    return _first(preprocessor, 'pad_value', 'pad_val')  # or MMSegmentation's
-
-
-def _first(owner: Any, *names: str) -> Any:
-    """The first of these attributes that there is, or 0."""
-    return next((getattr(owner, n) for n in names if hasattr(owner, n)), 0)

@@ -487,7 +487,7 @@ def dist_train(folder):
         port = str(free.getsockname()[1])
     mark = f'MMDIST_MARK={uuid.uuid4().hex}'
     path = os.pathsep.join([osp.dirname(sys.executable), os.environ['PATH']])
-    env = dict([mark.split('=')], PATH=path, PORT=port, MMDIST_TRACEBACK='0')
+    env = dict([mark.split('=')], PATH=path, PORT=port)
     job = subprocess.Popen(
         ['bash', f'{ROOT}/tools/dist_train.sh', 'toy.py', '2'],
         cwd=folder,

@@ -182,8 +182,7 @@ def test_missing_strides_are_refused():
 def test_differing_class_counts_are_refused():
     """The message names both numbers and what to change."""
     teacher = detector('retina', bbox_head=dict(num_classes=5))
-    with refused('model.teacher.class_map',
-                 'model.teacher predicts 5 classes'):
+    with refused('model.teacher.class_map', 'predicts 5 classes'):
         connected(build(detector('retina')), build(teacher))
 
 

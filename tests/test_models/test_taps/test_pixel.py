@@ -29,7 +29,8 @@ def watched_pairs(student, teacher, data=None, **options):
     torch.manual_seed(5)  # dropout
     with watch_heads(tap, student) as calls:
         student.loss(inputs, copy.deepcopy(samples))
-    return pair_logits(tap, calls, TeacherBatch(teacher, inputs, samples)), inputs, samples
+    return pair_logits(tap, calls, TeacherBatch(teacher, inputs,
+                                                samples)), inputs, samples
 
 
 @torch.no_grad()
@@ -310,8 +311,7 @@ def test_points_are_the_students():
     tap.connect(student, teacher)
     with watch_heads(tap, student) as calls:
         student.loss(inputs, prepared(student, batch())[1])
-    pair = pair_logits(tap, calls, TeacherBatch(teacher, inputs,
-                                                         []))[1]
+    pair = pair_logits(tap, calls, TeacherBatch(teacher, inputs, []))[1]
     assert len(pairs) == 2 and pair.student.shape == (2, NUM_CLASSES, 64)
     torch.testing.assert_close(pair.teacher,
                                point_logits(teacher, inputs, points[0]))

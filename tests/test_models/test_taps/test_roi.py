@@ -30,7 +30,8 @@ def watched_pairs(student, teacher, inputs, samples):
     torch.manual_seed(5)
     with watch_heads(tap, student) as calls:
         losses = student.loss(inputs, copy.deepcopy(samples))
-    return pair_logits(tap, calls, TeacherBatch(teacher, inputs, samples)), losses
+    return pair_logits(tap, calls, TeacherBatch(teacher, inputs,
+                                                samples)), losses
 
 
 def as_list(modules):
@@ -154,7 +155,7 @@ def test_differing_class_counts_are_refused():
     student = build(detector('faster'))
     teacher = build(with_box_head('faster', num_classes=7))
     with refused(
-            'model.teacher.class_map', 'model.teacher predicts 7 classes '
+            'model.teacher.class_map', 'predicts 7 classes '
             'but model.student predicts 3.*num_classes'):
         build_tap(student).connect(student, teacher)
 
@@ -164,8 +165,7 @@ def test_differing_class_counts_of_a_later_stage_are_refused():
     model = detector('cascade')
     model['roi_head']['bbox_head'][2]['num_classes'] = 5
     student, teacher = build(detector('cascade')), build(model)
-    with refused('model.teacher.class_map',
-                 'model.teacher predicts 5 classes'):
+    with refused('model.teacher.class_map', 'predicts 5 classes'):
         build_tap(student).connect(student, teacher)
 
 
@@ -260,15 +260,9 @@ def test_rois_of_multiplied_pictures_are_those_of_the_originals():
     with watch_heads(tap, student) as calls:
         student.loss(inputs, copy.deepcopy(samples))
     rois = calls[0].arguments['rois']
-    pairs = [
-        pair_logits(tap, calls, TeacherBatch(teacher, inputs,
-                                                      samples))
-    ]
+    pairs = [pair_logits(tap, calls, TeacherBatch(teacher, inputs, samples))]
     calls[0].arguments['rois'] = rois + torch.tensor([4., 0, 0, 0, 0])
-    pairs += [
-        pair_logits(tap, calls, TeacherBatch(teacher, inputs,
-                                                      samples))
-    ]
+    pairs += [pair_logits(tap, calls, TeacherBatch(teacher, inputs, samples))]
     assert torch.equal(pairs[0][0].teacher, pairs[1][0].teacher)
 
 

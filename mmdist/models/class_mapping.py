@@ -1,0 +1,290 @@
+"""Whose class is whose: names and maps of student and teacher."""
+from typing import Any, Dict, List, Optional, Sequence
+
+from mmengine.config import Config
+
+from mmdist.errors import ConfigError
+from mmdist.utils import (DataClasses, data_classes_of, first_difference,
+                          names_in, spelt_alike)
+
+Names = Optional[Sequence[str]]
+FIELD = 'model.teacher.class_map'
+DATA = 'train_dataloader.dataset'
+
+
+def classes_of_teacher(content: Dict[str, Any], cfg: Config) -> DataClasses:
+    """The classes of the data set that a teacher was trained on.
+
+    Args:
+        content (dict): Its checkpoint. One of MMEngine (or MMCV 1) carries
+            the names of ``metainfo``.
+        cfg (Config): Its config, whose data, where they are at hand, say how
+            labels are numbered.
+    """
+    meta = content.get('meta') or {}
+    dataset_meta = meta.get('dataset_meta') or meta
+    if isinstance(dataset_meta, dict):
+        # CLASSES in MMCV 1 and in the first checkpoints of MMEngine
+        names = dataset_meta.get('classes', dataset_meta.get('CLASSES'))
+        dataset_meta = dict(classes=names)
+    try:
+        listed, of_config = names_in(dataset_meta), data_classes_of(cfg)
+    except ConfigError:  # data sets of different classes were joined
+        return DataClasses()
+    return of_config if listed in (None,
+                                   of_config.listed) else DataClasses(listed)
+
+
+def class_map_of(spec: Any,
+                 teacher: Names,
+                 student: Names,
+                 field: str = FIELD) -> List[int]:
+    """The teacher's class for each class of the student.
+
+    Args:
+        spec (str | Sequence): 'names', which looks the student's names up
+            among the teacher's, or a list of the teacher's classes, as names
+            or labels.
+        teacher (Sequence[str], optional): The teacher's names.
+        student (Sequence[str], optional): Those of the training set.
+        field (str): What the user calls the map, for errors.
+
+    Returns:
+        list[int]: The teacher's labels in the order of the student's.
+
+    Raises:
+        ConfigError: If the map is impossible; names what does not match.
+    """
+    wanted = student if spec == 'names' else spec
+    if spec == 'names' and not student:
+        raise ConfigError(
+            field, "'names' needs the classes of the training set",
+            f'give {DATA} a metainfo with `classes`, or list the '
+            "teacher's classes instead")
+    if not isinstance(wanted, (list, tuple)) or not wanted:
+        raise ConfigError(
+            field, "it must be 'names' or a list of the teacher's classes, "
+            f'as names or labels, but is {spec!r}')
+    known, labels, missing = spelt_alike(teacher or ()), [], []
+    for item in wanted:
+        if isinstance(item, str):
+            if not known:
+                raise ConfigError(
+                    field, f'it has the name {item!r}, but neither the '
+                    "checkpoint nor the config of the teacher says the "
+                    "teacher's names", 'list labels instead')
+            name, = spelt_alike([item])
+            if name in known:
+                labels.append(known.index(name))
+            else:
+                missing.append(repr(item))
+        elif isinstance(item, bool) or not isinstance(item, int) or item < 0:
+            raise ConfigError(
+                field, f'it has {item!r}, which is neither a name nor a '
+                'label (0, 1, …)')
+        else:
+            labels.append(item)
+    if missing:
+        raise ConfigError(
+            field, f'the teacher has no class {", ".join(missing)}, but has '
+            f'{", ".join(map(repr, teacher))}')
+    twice = [label for label in labels if labels.count(label) > 1]
+    if twice:
+        raise ConfigError(
+            field,
+            f'it has the class {twice[0]} of the teacher more than once')
+    return labels
+
+
+def class_map_to_build(spec: Any, teacher: Names,
+                       number: Optional[int]) -> Optional[List[int]]:
+    """The map before the names of the training set are known.
+
+    Args:
+        spec (str | Sequence, optional): ``model.teacher.class_map``. Names of
+            the training set are looked up in the first iteration; until then
+            the first classes stand for them.
+        teacher (Sequence[str], optional): The teacher's names.
+        number (int, optional): Classes that the student predicts, if its head
+            says so.
+
+    Raises:
+        ConfigError: If the map is impossible.
+    """
+    if spec is None:
+        return None
+    if spec != 'names':
+        return class_map_of(spec, teacher, None)
+    number = number or len(teacher or ())
+    if teacher and len(teacher) < number:
+        raise ConfigError(
+            FIELD, f"'names' needs a teacher of all {number} classes that "
+            f'model.student predicts, but the teacher has {len(teacher)}: '
+            f'{", ".join(teacher)}')
+    return list(range(number))
+
+
+def check_all_named(spec: Any, teacher: Names, number: Optional[int]) -> None:
+    """Make sure that a map by names knows the names of all classes.
+
+    Args:
+        spec (str | Sequence, optional): ``model.teacher.class_map``.
+        teacher (Sequence[str], optional): The teacher's names.
+        number (int, optional): Classes that the teacher predicts.
+
+    Raises:
+        ConfigError: If both are known and differ.
+    """
+    by_name = any(isinstance(item, str) for item in spec or ())
+    if by_name and teacher and number and len(teacher) != number:
+        raise ConfigError(
+            FIELD, f'it goes by names, but the teacher predicts {number} '
+            f'classes and names {len(teacher)}: {", ".join(teacher)}',
+            'name the config with which it was trained, or list labels '
+            'instead')
+
+
+def class_map_in_training(spec: Any, teacher: DataClasses, data: DataClasses,
+                          number: Optional[int]) -> Optional[List[int]]:
+    """Compare the teacher's classes with those of the training set.
+
+    Args:
+        spec (str | Sequence, optional): ``model.teacher.class_map``.
+        teacher (DataClasses): The teacher's classes.
+        data (DataClasses): The classes of the training set.
+        number (int, optional): Classes that the student predicts, if its head
+            says so.
+
+    Returns:
+        list[int] | None: The map that 'names' stands for; None for any other
+        ``spec``, whose map is known already.
+
+    Raises:
+        ConfigError: If student, teacher and data do not fit.
+    """
+    names = data.in_label_order
+    if number and names and len(names) > number:
+        raise ConfigError(
+            DATA, f'it has {len(names)} classes but model.student predicts '
+            f'{number}', "set num_classes of the student's heads, or leave "
+            'classes out of metainfo.classes')
+    if spec is None or any(isinstance(item, str) for item in spec):
+        check_names_fit_labels(teacher, data)
+    if spec is None:
+        check_class_names(teacher.in_label_order, names)
+    elif spec == 'names':
+        return class_map_of(spec, teacher.in_label_order, names)
+    else:
+        check_named_map(spec, teacher.in_label_order, names)
+    return None
+
+
+def check_class_names(teacher: Names,
+                      student: Names,
+                      field: str = FIELD) -> None:
+    """Make sure that both predict the same classes in one order.
+
+    Args:
+        teacher (Sequence[str], optional): The teacher's; None if unknown.
+        student (Sequence[str], optional): Those of the training set.
+        field (str): What the user calls the map of classes, for errors.
+
+    Raises:
+        ConfigError: If both are known and differ; names the first that does.
+    """
+    difference = teacher and student and first_difference(teacher, student)
+    if difference:
+        label, *names = difference
+        raise ConfigError(
+            field, f'label {label} is {names[0]} for the teacher and '
+            f'{names[1]} in the data', "choose a teacher of the data's "
+            "classes in their order, or set it to 'names'")
+
+
+def check_names_fit_labels(teacher: DataClasses, data: DataClasses) -> None:
+    """Make sure that names can say which class of the teacher is whose.
+
+    They cannot where ``metainfo`` lists the classes of the training set in
+    another order than its annotation file numbers them, unless the teacher
+    was trained on data with the same fault.
+
+    Args:
+        teacher (DataClasses): The teacher's classes.
+        data (DataClasses): The classes of the training set.
+
+    Raises:
+        ConfigError: If names and labels contradict each other.
+    """
+    if not (data.listed and data.numbered):
+        return
+    difference = first_difference(data.listed, data.numbered)
+    alike = teacher.numbered and not (
+        first_difference(teacher.numbered, data.numbered)
+        or first_difference(teacher.listed, data.listed))
+    if difference and not alike:
+        label, listed, numbered = difference
+        raise ConfigError(
+            DATA, f'label {label} is {listed} in metainfo.classes but '
+            f'{numbered} in the data, by which the student is trained, so '
+            'names cannot say what it shares with the teacher',
+            'list metainfo.classes in the order of the data, or the '
+            f"teacher's labels in {FIELD} (0, 1, … in their order if it was "
+            'trained on data with the same fault)')
+
+
+def check_numbers(student: int,
+                  teacher: int,
+                  class_map: Optional[Sequence[int]],
+                  field: str = FIELD) -> None:
+    """Make sure that the teacher predicts the student's classes.
+
+    Args:
+        student (int): Classes that the student predicts.
+        teacher (int): Classes that the teacher predicts.
+        class_map (Sequence[int], optional): The teacher's class for each of
+            the student's; None if they are the same.
+        field (str): What the user calls the map, for errors.
+
+    Raises:
+        ConfigError: If there are too many or too few.
+    """
+    if class_map is None:
+        if student != teacher:
+            raise ConfigError(
+                field, f'the teacher predicts {teacher} classes but '
+                f'model.student predicts {student}', "choose a teacher of the "
+                "student's classes, set num_classes of the student's head, or "
+                "list the teacher's class for each of the student's here")
+    elif student != len(class_map):
+        raise ConfigError(
+            field, f'it has {len(class_map)} classes but model.student '
+            f'predicts {student}',
+            "name one of the teacher's for each of the student's")
+    elif max(class_map) >= teacher:
+        raise ConfigError(
+            field, f'it names the class {max(class_map)}, but the teacher '
+            f'predicts {teacher}, from 0 to {teacher - 1}')
+
+
+def check_named_map(spec: Sequence[Any], teacher: Names,
+                    student: Names) -> None:
+    """Make sure that a map by names does not swap classes of one name.
+
+    Args:
+        spec (Sequence): The teacher's classes, as names or labels.
+        teacher (Sequence[str], optional): The teacher's names.
+        student (Sequence[str], optional): Those of the training set.
+
+    Raises:
+        ConfigError: If a class of the training set is mapped to another name
+            though the teacher has its own.
+    """
+    known = spelt_alike(teacher or ())
+    for label, (item, name) in enumerate(zip(spec, student or ())):
+        if isinstance(item, str):
+            wanted, own = spelt_alike([item, name])
+            if wanted != own and own in known:
+                raise ConfigError(
+                    FIELD, f'it says {item!r} for label {label}, which is '
+                    f'{name!r} in the data',
+                    "list the classes in the order of the data's labels")
