@@ -1,4 +1,4 @@
-"""Whose class is whose: names and maps of student and teacher."""
+"""Classes of student and teacher: checks of their names, and their map."""
 from typing import Any, Dict, List, Optional, Sequence
 
 from mmengine.config import Config
@@ -15,11 +15,8 @@ DATA = 'train_dataloader.dataset'
 def classes_of_teacher(content: Dict[str, Any], cfg: Config) -> DataClasses:
     """The classes of the data set that a teacher was trained on.
 
-    Args:
-        content (dict): Its checkpoint. One of MMEngine (or MMCV 1) carries
-            the names of ``metainfo``.
-        cfg (Config): Its config, whose data, where they are at hand, say how
-            labels are numbered.
+    A checkpoint of MMEngine (or MMCV 1) carries the names of ``metainfo``. The
+    data of the config, where they are at hand, say how labels are numbered.
     """
     meta = content.get('meta') or {}
     dataset_meta = meta.get('dataset_meta') or meta
@@ -100,16 +97,9 @@ def class_map_to_build(spec: Any, teacher: Names,
                        number: Optional[int]) -> Optional[List[int]]:
     """The map before the names of the training set are known.
 
-    Args:
-        spec (str | Sequence, optional): ``model.teacher.class_map``. Names of
-            the training set are looked up in the first iteration; until then
-            the first classes stand for them.
-        teacher (Sequence[str], optional): The teacher's names.
-        number (int, optional): Classes that the student predicts, if its head
-            says so.
-
-    Raises:
-        ConfigError: If the map is impossible.
+    The spec 'names' is looked up in the first iteration; until then the first
+    classes stand for the ``number`` of classes that the student predicts (None
+    if its head does not say).
     """
     if spec is None:
         return None
@@ -125,16 +115,8 @@ def class_map_to_build(spec: Any, teacher: Names,
 
 
 def check_all_named(spec: Any, teacher: Names, number: Optional[int]) -> None:
-    """Make sure that a map by names knows the names of all classes.
-
-    Args:
-        spec (str | Sequence, optional): ``model.teacher.class_map``.
-        teacher (Sequence[str], optional): The teacher's names.
-        number (int, optional): Classes that the teacher predicts.
-
-    Raises:
-        ConfigError: If both are known and differ.
-    """
+    """Make sure that a map by names knows the names of all ``number`` classes
+    that the teacher predicts."""
     by_name = any(isinstance(item, str) for item in spec or ())
     if by_name and teacher and number and len(teacher) != number:
         raise ConfigError(
@@ -168,8 +150,23 @@ def class_map_in_training(spec: Any, teacher: DataClasses, data: DataClasses,
             DATA, f'it has {len(names)} classes but model.student predicts '
             f'{number}', "set num_classes of the student's heads, or leave "
             'classes out of metainfo.classes')
-    if spec is None or any(isinstance(item, str) for item in spec):
-        check_names_fit_labels(teacher, data)
+    by_name = spec is None or any(isinstance(item, str) for item in spec)
+    if by_name and data.listed and data.numbered:
+        # Names say nothing where metainfo lists them in another order than
+        # the annotation file, unless the teacher's data have the same fault.
+        difference = first_difference(data.listed, data.numbered)
+        alike = teacher.numbered and not (
+            first_difference(teacher.numbered, data.numbered)
+            or first_difference(teacher.listed, data.listed))
+        if difference and not alike:
+            label, listed, numbered = difference
+            raise ConfigError(
+                DATA, f'label {label} is {listed} in metainfo.classes but '
+                f'{numbered} in the data, by which the student is trained, so '
+                'names cannot say what it shares with the teacher',
+                'list metainfo.classes in the order of the data, or the '
+                f"teacher's labels in {FIELD} (0, 1, … in their order if it "
+                'was trained on data with the same fault)')
     if spec is None:
         check_class_names(teacher.in_label_order, names)
     elif spec == 'names':
@@ -182,16 +179,8 @@ def class_map_in_training(spec: Any, teacher: DataClasses, data: DataClasses,
 def check_class_names(teacher: Names,
                       student: Names,
                       field: str = FIELD) -> None:
-    """Make sure that both predict the same classes in one order.
-
-    Args:
-        teacher (Sequence[str], optional): The teacher's; None if unknown.
-        student (Sequence[str], optional): Those of the training set.
-        field (str): What the user calls the map of classes, for errors.
-
-    Raises:
-        ConfigError: If both are known and differ; names the first that does.
-    """
+    """Make sure that both predict the same classes in one order, if the names
+    of both are known."""
     difference = teacher and student and first_difference(teacher, student)
     if difference:
         label, *names = difference
@@ -201,53 +190,11 @@ def check_class_names(teacher: Names,
             "classes in their order, or set it to 'names'")
 
 
-def check_names_fit_labels(teacher: DataClasses, data: DataClasses) -> None:
-    """Make sure that names can say which class of the teacher is whose.
-
-    They cannot where ``metainfo`` lists the classes of the training set in
-    another order than its annotation file numbers them, unless the teacher
-    was trained on data with the same fault.
-
-    Args:
-        teacher (DataClasses): The teacher's classes.
-        data (DataClasses): The classes of the training set.
-
-    Raises:
-        ConfigError: If names and labels contradict each other.
-    """
-    if not (data.listed and data.numbered):
-        return
-    difference = first_difference(data.listed, data.numbered)
-    alike = teacher.numbered and not (
-        first_difference(teacher.numbered, data.numbered)
-        or first_difference(teacher.listed, data.listed))
-    if difference and not alike:
-        label, listed, numbered = difference
-        raise ConfigError(
-            DATA, f'label {label} is {listed} in metainfo.classes but '
-            f'{numbered} in the data, by which the student is trained, so '
-            'names cannot say what it shares with the teacher',
-            'list metainfo.classes in the order of the data, or the '
-            f"teacher's labels in {FIELD} (0, 1, … in their order if it was "
-            'trained on data with the same fault)')
-
-
 def check_numbers(student: int,
                   teacher: int,
                   class_map: Optional[Sequence[int]],
                   field: str = FIELD) -> None:
-    """Make sure that the teacher predicts the student's classes.
-
-    Args:
-        student (int): Classes that the student predicts.
-        teacher (int): Classes that the teacher predicts.
-        class_map (Sequence[int], optional): The teacher's class for each of
-            the student's; None if they are the same.
-        field (str): What the user calls the map, for errors.
-
-    Raises:
-        ConfigError: If there are too many or too few.
-    """
+    """Make sure that the numbers of classes that both predict fit the map."""
     if class_map is None:
         if student != teacher:
             raise ConfigError(
@@ -268,17 +215,8 @@ def check_numbers(student: int,
 
 def check_named_map(spec: Sequence[Any], teacher: Names,
                     student: Names) -> None:
-    """Make sure that a map by names does not swap classes of one name.
-
-    Args:
-        spec (Sequence): The teacher's classes, as names or labels.
-        teacher (Sequence[str], optional): The teacher's names.
-        student (Sequence[str], optional): Those of the training set.
-
-    Raises:
-        ConfigError: If a class of the training set is mapped to another name
-            though the teacher has its own.
-    """
+    """Make sure that a map by names gives a class of the training set no other
+    name of the teacher's than its own, if the teacher has it."""
     known = spelt_alike(teacher or ())
     for label, (item, name) in enumerate(zip(spec, student or ())):
         if isinstance(item, str):

@@ -8,7 +8,7 @@ from typing import (Any, ContextManager, Iterator, List, NamedTuple, Optional,
 
 import numpy as np
 import torch
-from mmengine.config import ConfigDict
+from mmengine.config import Config
 from mmengine.registry import MODELS, DefaultScope
 from torch import Tensor, nn
 
@@ -38,7 +38,7 @@ def preserve_rng() -> Iterator[None]:
 def build_model(source: Union[str, dict],
                 field: str,
                 data_preprocessor: Optional[dict] = None,
-                resolve: bool = True) -> Tuple[nn.Module, ConfigDict]:
+                resolve: bool = True) -> Tuple[nn.Module, Config]:
     """Build the model of a config in that config's own scope.
 
     Args:
@@ -48,11 +48,11 @@ def build_model(source: Union[str, dict],
         resolve (bool): See :func:`mmdist.utils.load_config`.
 
     Returns:
-        tuple[nn.Module, ConfigDict]: The model, its weights not initialised,
-        and the config.
+        tuple[nn.Module, Config]: The model, its weights not initialised, and
+        the config.
 
     Raises:
-        ConfigError: If there is no such config, or it is none of a model.
+        ConfigError: If there is no such config, or it cannot be built.
     """
     cfg = load_config(source, field, resolve)
     if data_preprocessor is not None:
@@ -180,7 +180,7 @@ class Teacher:
 
 
 class Normalisation(NamedTuple):
-    """How a data preprocessor normalises images."""
+    """Statistics with which a data preprocessor normalises images."""
     mean: Tuple[float, ...]
     std: Tuple[float, ...]
     flipped: bool  # red and blue are exchanged
