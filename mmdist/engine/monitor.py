@@ -150,14 +150,14 @@ class TeacherMonitor:
                 continue
             known = (labels >= 0) & (labels < pair.num_answers)
             truth = labels[known]
-            student, teacher = pair.thresholds or (None, None)
+            own, theirs = pair.thresholds or (None, None)
             logits = [pair.student, pair.teacher]
             logits += [other.teacher for other in swapped[i:i + 1]]
             rows = [each.movedim(1, -1)[known] for each in logits]
             right = [
                 classes_of(table, pair.num_classes, pair.background,
                            threshold) == truth
-                for table, threshold in zip(rows, (student, teacher, teacher))
+                for table, threshold in zip(rows, (own, theirs, theirs))
             ]
             every = torch.ones_like(right[0])
             facts = [every, ~rows[1].isfinite().all(1), *right[:2]]
@@ -188,7 +188,8 @@ class TeacherMonitor:
             scale = torch.stack(self._scales).mean()
             all_reduce(scale, 'mean')
         if number:
-            no_number, student, teacher = _shares(counts[1:4], counts[0])
+            no_number, student_right, teacher_right = _shares(
+                counts[1:4], counts[0])
             seen, swapped = _shares(counts[5:], counts[4])
             luck = 1.5 / max(float(counts[4].sum()), 1)**0.5
             present = int((counts[0] > 0).sum())
@@ -197,8 +198,8 @@ class TeacherMonitor:
                        if self._one_class else f'{present} classes')
             print_log(
                 f'On {number} labelled instances of {classes}, the teacher is '
-                f'right about {teacher:.3f} and the student about '
-                f'{student:.3f} in the mean over classes (chance: '
+                f'right about {teacher_right:.3f} and the student about '
+                f'{student_right:.3f} in the mean over classes (chance: '
                 f'{chance:.3f})',
                 logger='current')
         else:
@@ -230,16 +231,17 @@ class TeacherMonitor:
                 f'the teacher is right about {seen:.3f}, but about '
                 f'{swapped:.3f} if red and blue are exchanged',
                 f'correct bgr_to_rgb of data_preprocessor{other}')
-        elif teacher < _clearly_above(chance):
+        elif teacher_right < _clearly_above(chance):
             warn(
                 self.strict, 'model.teacher',
-                f'the teacher is right about {teacher:.3f}, '
+                f'the teacher is right about {teacher_right:.3f}, '
                 f'which is chance ({chance:.3f})', CAUSES)
-        elif student > _clearly_above(teacher) and not self._resumed:
+        elif student_right > _clearly_above(
+                teacher_right) and not self._resumed:
             warn(
                 self.strict, 'model.teacher',
-                f'the teacher ({teacher:.3f}) is worse than '
-                f'the student ({student:.3f})',
+                f'the teacher ({teacher_right:.3f}) is worse than '
+                f'the student ({student_right:.3f})',
                 f'{CAUSES}; or the student is better already')
 
 

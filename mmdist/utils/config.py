@@ -74,12 +74,12 @@ def load_config(source: Union[str, dict],
         if name in seen:
             raise ConfigError(field, f'{source!r} distils itself')
         seen.append(name)
-        student = _read(name, f'{field}.student')
+        student_cfg = _read(name, f'{field}.student')
         # The model is built as the wrapper builds it.
-        if student.get('default_scope'):
-            cfg.default_scope = student.default_scope
+        if student_cfg.get('default_scope'):
+            cfg.default_scope = student_cfg.default_scope
         preprocessor = cfg.model.get('data_preprocessor')
-        cfg.model = student.model
+        cfg.model = student_cfg.model
         if preprocessor:
             cfg.model.setdefault('data_preprocessor', preprocessor)
     return cfg

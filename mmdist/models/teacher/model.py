@@ -211,15 +211,15 @@ class Renormalise:
     """Takes images from the student's normalisation to the teacher's.
 
     Args:
-        student (nn.Module, optional): The student's data preprocessor; None
-            if it is the teacher's.
-        teacher (nn.Module): The teacher's.
+        preprocessor (nn.Module, optional): The student's data preprocessor;
+            None if it is the teacher's.
+        teacher_preprocessor (nn.Module): The teacher's.
     """
 
-    def __init__(self, student: Optional[nn.Module],
-                 teacher: nn.Module) -> None:
-        self.student = Normalisation.of(student or teacher)
-        self.teacher = Normalisation.of(teacher)
+    def __init__(self, preprocessor: Optional[nn.Module],
+                 teacher_preprocessor: nn.Module) -> None:
+        self.given = Normalisation.of(preprocessor or teacher_preprocessor)
+        self.wanted = Normalisation.of(teacher_preprocessor)
 
     def __call__(
         self,
@@ -237,19 +237,19 @@ class Renormalise:
         Returns:
             Tensor: ``(*, 3, H, W)``; ``inputs`` itself if nothing differs.
         """
-        student, teacher = self.student, self.teacher
-        if student == teacher:
+        given, wanted = self.given, self.wanted
+        if given == wanted:
             return inputs
 
         def column(values: Sequence[float]) -> Tensor:
             return inputs.new_tensor(values).view(-1, 1, 1)
 
-        images = inputs * column(student.std) + column(student.mean)
-        if student.flipped != teacher.flipped:
+        images = inputs * column(given.std) + column(given.mean)
+        if given.flipped != wanted.flipped:
             images = images.flip(-3)
-        images = (images - column(teacher.mean)) / column(teacher.std)
+        images = (images - column(wanted.mean)) / column(wanted.std)
         for image, shape in zip(images, img_shapes or ()):
             if shape is not None:
-                image[:, shape[0]:] = teacher.pad_value
-                image[:, :, shape[1]:] = teacher.pad_value
+                image[:, shape[0]:] = wanted.pad_value
+                image[:, :, shape[1]:] = wanted.pad_value
         return images
