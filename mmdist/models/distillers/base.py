@@ -96,15 +96,8 @@ class BaseDistiller(metaclass=DistillerMeta):
                                         super().loss, inputs, data_samples)
 
     def kd_pairs(self, inputs: Any, data_samples: Any) -> List[LogitPair]:
-        """The class logits of both models for the same instances.
-
-        Args:
-            inputs (Tensor | dict): As for :meth:`loss`.
-            data_samples (Sequence | dict): As for :meth:`loss`.
-
-        Returns:
-            list[LogitPair]: The pairs that a training compares.
-        """
+        """The pairs of logits that :meth:`loss`, which takes the same
+        arguments, compares."""
         return self.distillation.pairs(self,
                                        super().loss, inputs, data_samples)
 

@@ -4,8 +4,8 @@ from typing import Any
 from torch import nn
 
 from mmdist.errors import ConfigError, NoClassLogitsError
-from mmdist.registry import TAPS
-from .base import LogitPair, LogitTap, find_tap, pair_logits, unknown_arguments
+from .base import (LogitPair, LogitTap, find_tap, pair_logits, pair_of,
+                   registered_taps, unknown_arguments)
 from .box_alignment import BoxTap
 from .dense import DenseTap
 from .image import ImageTap
@@ -38,7 +38,7 @@ def build_tap(student: nn.Module, **options: Any) -> LogitTap:
                           f"it can be 'boxes' or left out, but is {align!r}")
     kind = find_tap(student)
     if kind is None:
-        reads = [c for tap in TAPS.module_dict.values() for c in tap.reads]
+        reads = [c for tap in registered_taps() for c in tap.reads]
         raise NoClassLogitsError(
             'model.student', f'it is a {type(student).__name__}, and none of '
             f'its heads has class logits to distil'
@@ -71,6 +71,6 @@ def _learns(head: nn.Module) -> bool:
 __all__ = [
     'BoxTap', 'DenseTap', 'ImageTap', 'LogitPair', 'LogitTap', 'LossCall',
     'PixelTap', 'ProposalTap', 'QueryTap', 'RoITap', 'TransformerTap',
-    'build_tap', 'owner_of', 'pair_logits', 'reads_text', 'tensors_in',
-    'watch_heads', 'watch_method'
+    'build_tap', 'owner_of', 'pair_logits', 'pair_of', 'reads_text',
+    'tensors_in', 'watch_heads', 'watch_method'
 ]

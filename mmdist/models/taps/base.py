@@ -144,11 +144,11 @@ class LogitTap(metaclass=ABCMeta):
         check_texts(student, teacher, class_map)
         self.class_map = class_map
         # Of a model of several models, the heads of one.
-        found = {path: owner_of(teacher, path) for path in self.find(teacher)}
+        owners = {path: owner_of(teacher, path) for path in self.find(teacher)}
         own = owner_of(student, next(iter(self.heads)))
-        chosen = own if own in found.values() else next(
-            iter(found.values()), None)
-        found = [path for path, owner in found.items() if owner == chosen]
+        chosen = own if own in owners.values() else next(
+            iter(owners.values()), None)
+        found = [path for path, owner in owners.items() if owner == chosen]
         if not found:
             raise ConfigError(
                 'model.teacher.config', f'it is a {type(teacher).__name__}, '
@@ -276,10 +276,14 @@ def pair_of(tap: LogitTap, call: Call, batch: 'TeacherBatch', own: ClassLogits,
                      **fields)
 
 
+def registered_taps() -> List[Type[LogitTap]]:
+    """All taps by priority."""
+    return sorted(TAPS.module_dict.values(), key=lambda tap: tap.priority)
+
+
 def find_tap(model: nn.Module) -> Optional[Type[LogitTap]]:
-    """The registered tap of the first priority that reads a model."""
-    taps = sorted(TAPS.module_dict.values(), key=lambda tap: tap.priority)
-    return next((tap for tap in taps if tap.find(model)), None)
+    """The first tap by priority that reads a model."""
+    return next((tap for tap in registered_taps() if tap.find(model)), None)
 
 
 def unknown_arguments(model: nn.Module, reads: Sequence[LossCall]) -> str:

@@ -96,11 +96,15 @@ def watch_method(
         before: Optional[Callable[[dict], None]] = None) -> Iterator[None]:
     """Record each call of a method of one object, then restore the object.
 
-    Args: owner (Any): The object; only this instance is watched. method (str):
-    The method's name. record (list | deque): Gets ``read(arguments, result)``
-    of each call, with the arguments by name. read (Callable): See ``record``.
-    before (Callable, optional): Gets the arguments by name before the method
-    runs. """
+    Args:
+        owner (Any): The object; only this instance is watched.
+        method (str): The method's name.
+        record (list | deque): Gets ``read(arguments, result)`` of each call,
+            with the arguments by name.
+        read (Callable): See ``record``.
+        before (Callable, optional): Gets the arguments by name before the
+            method runs.
+    """
     original = getattr(owner, method)
     signature = inspect.signature(original)
 
