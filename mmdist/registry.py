@@ -1,4 +1,4 @@
-"""Registries of mmdist, children of MMEngine's root registries.
+"""Registries of mmdist.
 
 ``type='mmdist.X'`` in a config resolves here as soon as the package is
 imported through ``custom_imports = dict(imports=['mmdist'])``.
@@ -9,3 +9,5 @@ from mmengine.registry import Registry
 
 HOOKS = Registry('hook', parent=MMENGINE_HOOKS, locations=['mmdist.engine'])
 MODELS = Registry('model', parent=MMENGINE_MODELS, locations=['mmdist.models'])
+# Kinds of heads: MMEngine has no such registry.
+TAPS = Registry('tap', locations=['mmdist.models.taps'])

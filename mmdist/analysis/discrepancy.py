@@ -1,4 +1,4 @@
-"""How far a student's class predictions are from a teacher's.
+"""Measures of how far a student's class predictions are from a teacher's.
 
 The paper speaks of a growing discrepancy between a student and a stronger
 teacher (Huang et al., NeurIPS 2022, Section 3) without a measure of it. Here

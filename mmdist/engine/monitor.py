@@ -1,7 +1,6 @@
 """Watches whether a teacher has something to teach, and whether it arrives."""
 import math
 from contextlib import contextmanager
-from logging import WARNING
 from typing import Any, Dict, Iterator, List, Optional, Sequence
 
 import torch
@@ -10,7 +9,7 @@ from mmengine.logging import MessageHub, print_log
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from mmdist.errors import ConfigError
+from .terms import TermMonitor, warn
 
 # Fewer labelled instances say nothing about a teacher.
 LEAST_INSTANCES = 30
@@ -19,8 +18,6 @@ MARGIN = 0.1
 # The logarithm of a ratio of variances: std of 1 for 58 is beyond 8, images
 # of another place or time of day are not.
 LARGEST_SCALE = math.log(30)
-# Gradients of half precision's logits would be 0 without a factor.
-SCALE = 2.**12
 # Iterations in which the teacher also sees red as blue.
 MOST_SWAPS = 3
 CAUSES = (
@@ -35,9 +32,7 @@ class TeacherMonitor:
 
     MMEngine has hooks for this, but a hook is a line in every config; the
     distilled model owns a monitor instead, so that none is without one. It
-    logs what it sees and the scalar ``kd_grad_ratio`` (the norm of the
-    gradient of all terms of distillation by that of the student's own losses,
-    on the tapped logits), and warns
+    logs how good the teacher is, and warns
 
     - if the teacher's class predictions for labelled instances, in the mean
       over classes, are not better than chance, worse than the student's, or
@@ -45,8 +40,7 @@ class TeacherMonitor:
     - if the teacher's first batch norm sees another variance than it did in
       training;
     - if the teacher predicts inf or nan;
-    - if a term of distillation that has a gradient stays the same, or if no
-      term has one.
+    - for the reasons of :class:`mmdist.engine.terms.TermMonitor`.
 
     Args:
         strict (bool): Raise :class:`ConfigError` instead of warning.
@@ -74,19 +68,15 @@ class TeacherMonitor:
         self._one_class = False
         self._swaps = 0
         self._scales: List[Tensor] = []
-        self._last: Dict[str, Tensor] = {}
-        self._unchanged: Dict[str, Tensor] = {}
-        self._without_gradient = 0
+        self._terms = TermMonitor(strict, iters, interval)
 
     @contextmanager
     def listening(self, teacher: nn.Module) -> Iterator[None]:
-        """Look at the input of the first batch norm of a backbone.
+        """Look at the input of the first batch norm of the teacher's backbone.
 
-        Args:
-            teacher (nn.Module): In eval mode.
+        Norms of a head may see one number per channel, or what a transformer
+        has normalised.
         """
-        # Norms of a head may see one number per channel, or what a
-        # transformer has normalised.
         trunk = getattr(teacher, 'backbone', teacher)
         norm = next((m for m in trunk.modules()
                      if isinstance(m, _BatchNorm) and m.track_running_stats),
@@ -138,15 +128,11 @@ class TeacherMonitor:
             self._count(pairs, swapped)
             if self.iteration % self.iters == 0:
                 self._judge()
-        self._look_at_terms(logits, terms, losses)
+        self._terms.watch(self.iteration, logits, terms, losses)
 
     def wants_swapped(self, images: Any, pairs: Sequence[Any]) -> bool:
-        """Whether the teacher is to be asked a second time, with red for blue.
-
-        Args:
-            images (Tensor | dict): The images of the batch.
-            pairs (Sequence[LogitPair]): The logits of the batch.
-        """
+        """Whether the teacher is to be asked a second time, with red for blue:
+        in the first batches of RGB images with a label."""
         shape = getattr(images, 'shape', ())
         if self.judged or self._swaps == MOST_SWAPS or shape[-3:-2] != (3, ):
             return False
@@ -164,14 +150,14 @@ class TeacherMonitor:
                 continue
             known = (labels >= 0) & (labels < pair.num_answers)
             truth = labels[known]
-            student, teacher = pair.thresholds or (None, None)
+            own, theirs = pair.thresholds or (None, None)
             logits = [pair.student, pair.teacher]
             logits += [other.teacher for other in swapped[i:i + 1]]
             rows = [each.movedim(1, -1)[known] for each in logits]
             right = [
                 classes_of(table, pair.num_classes, pair.background,
                            threshold) == truth
-                for table, threshold in zip(rows, (student, teacher, teacher))
+                for table, threshold in zip(rows, (own, theirs, theirs))
             ]
             every = torch.ones_like(right[0])
             facts = [every, ~rows[1].isfinite().all(1), *right[:2]]
@@ -180,18 +166,15 @@ class TeacherMonitor:
                 truth[fact].bincount(minlength=pair.num_answers)
                 for fact in facts
             ])
-            self._counts = counts + (0
-                                     if self._counts is None else self._counts)
+            if self._counts is not None:
+                counts += self._counts
+            self._counts = counts
 
     def _judge(self) -> None:
         """Say how good the teacher is, once enough instances were seen, and
         warn of the first thing that is wrong."""
         number, counts = 0, self._counts
-        if counts is None:
-            reason = ('its one class has no threshold (score_thr of test_cfg),'
-                      ' nor a background beside it' if self._one_class else
-                      'no labels are known for what it is compared on')
-        else:
+        if counts is not None:
             # The same on all processes, so that they stop together.
             counts = counts.double()
             all_reduce(counts)
@@ -199,14 +182,14 @@ class TeacherMonitor:
             number = int(counts[0, 0] if self._one_class else counts[0].sum())
             if number < LEAST_INSTANCES and self.iteration < 10 * self.iters:
                 return
-            reason = (f'none of {self.iteration} iterations had a labelled '
-                      'instance')
         self.judged = True
-        scale = torch.stack(self._scales or [torch.zeros(())]).mean()
+        scale = torch.zeros(())
         if self._scales:
+            scale = torch.stack(self._scales).mean()
             all_reduce(scale, 'mean')
         if number:
-            no_number, student, teacher = _shares(counts[1:4], counts[0])
+            no_number, student_right, teacher_right = _shares(
+                counts[1:4], counts[0])
             seen, swapped = _shares(counts[5:], counts[4])
             luck = 1.5 / max(float(counts[4].sum()), 1)**0.5
             present = int((counts[0] > 0).sum())
@@ -215,95 +198,51 @@ class TeacherMonitor:
                        if self._one_class else f'{present} classes')
             print_log(
                 f'On {number} labelled instances of {classes}, the teacher is '
-                f'right about {teacher:.3f} and the student about '
-                f'{student:.3f} in the mean over classes (chance: '
+                f'right about {teacher_right:.3f} and the student about '
+                f'{student_right:.3f} in the mean over classes (chance: '
                 f'{chance:.3f})',
                 logger='current')
         else:
+            reason = ('its one class has no threshold (score_thr of test_cfg),'
+                      ' nor a background beside it'
+                      if self._one_class and counts is None else
+                      'no label is known for what it is compared on')
             print_log(f'The teacher is not judged: {reason}', logger='current')
         if scale.abs() > LARGEST_SCALE:  # which would explain the rest
-            self._warn(
-                'model.teacher.config', "the teacher's first batch norm sees "
+            warn(
+                self.strict, 'model.teacher.config',
+                "the teacher's first batch norm sees "
                 f'{float(scale.exp()):.3g} times the variance that it was '
                 'trained on', 'correct mean and std of data_preprocessor')
         elif not number:
             return
         elif no_number:
-            self._warn('model.teacher.checkpoint',
-                       'the teacher predicts what is no number (inf or nan)',
-                       'choose another one, or a larger model.teacher.dtype')
+            warn(self.strict, 'model.teacher.checkpoint',
+                 'the teacher predicts what is no number (inf or nan)',
+                 'choose another one, or a larger model.teacher.dtype')
         elif swapped > max(
                 _clearly_above(seen), _clearly_above(chance), seen + luck):
             # Wrong channels alone leave a teacher at chance; below it, names
             # are exchanged, or each class has the colour of another.
             other = ('; if that is right, its classes are in another order '
                      '(model.teacher.class_map)' if seen < chance / 2 else '')
-            self._warn(
-                'model.teacher.config',
+            warn(
+                self.strict, 'model.teacher.config',
                 f'the teacher is right about {seen:.3f}, but about '
                 f'{swapped:.3f} if red and blue are exchanged',
                 f'correct bgr_to_rgb of data_preprocessor{other}')
-        elif teacher < _clearly_above(chance):
-            self._warn(
-                'model.teacher', f'the teacher is right about {teacher:.3f}, '
+        elif teacher_right < _clearly_above(chance):
+            warn(
+                self.strict, 'model.teacher',
+                f'the teacher is right about {teacher_right:.3f}, '
                 f'which is chance ({chance:.3f})', CAUSES)
-        elif student > _clearly_above(teacher) and not self._resumed:
-            self._warn(
-                'model.teacher', f'the teacher ({teacher:.3f}) is worse than '
-                f'the student ({student:.3f})',
+        elif student_right > _clearly_above(
+                teacher_right) and not self._resumed:
+            warn(
+                self.strict, 'model.teacher',
+                f'the teacher ({teacher_right:.3f}) is worse than '
+                f'the student ({student_right:.3f})',
                 f'{CAUSES}; or the student is better already')
-
-    def _look_at_terms(self, logits: List[Tensor], terms: Dict[str, Tensor],
-                       losses: Dict[str, Any]) -> None:
-        """Warn of terms that stay the same or have no gradient."""
-        for name, term in terms.items():
-            # One that cannot have a gradient (of weight 0, or constant by
-            # design) teaches nothing on purpose.
-            if term.requires_grad:
-                value = term.detach()
-                same = value == self._last.get(name, math.nan)
-                self._unchanged[name] = (self._unchanged.get(name, 0) +
-                                         1) * same
-                self._last[name] = value
-        seldom = self.iteration % self.interval == 0
-        # Reading a value makes a GPU wait, so seldom.
-        if self.iteration == self.iters or seldom:
-            for name, count in self._unchanged.items():
-                if count >= self.iters - 1:
-                    self._warn(
-                        'model.distill_loss',
-                        f'{name} has been {float(self._last[name]):g} for '
-                        f'{int(count) + 1} iterations, so the student learns '
-                        'nothing from it', 'check the loss and the teacher')
-        logits = [part for part in logits if part.requires_grad]
-        if not (logits and torch.is_grad_enabled() and
-                (self.iteration <= self.iters or seldom)):
-            return
-        kd = gradient_norm(list(terms.values()), logits)
-        own = gradient_norm([
-            part for name, loss in losses.items() if 'loss' in name
-            for part in (loss if isinstance(loss, (list, tuple)) else [loss])
-        ], logits)
-        if own:  # with alpha=0 it may have none
-            MessageHub.get_current_instance().update_scalar(
-                'train/kd_grad_ratio', kd / own)
-        self._without_gradient = 0 if kd else self._without_gradient + 1
-        if self._without_gradient == self.iters:
-            self._warn(
-                'model.distill_loss', 'no term of distillation has had a '
-                f'gradient in {self.iters} of the iterations that were looked '
-                'at', 'check its weights; constant predictions of the teacher '
-                'have no gradient either')
-
-    def _warn(self, field: str, problem: str, remedy: str) -> None:
-        if self.strict:
-            raise ConfigError(
-                field, f'{problem} (a warning without strict_teacher=True)',
-                remedy)
-        print_log(
-            str(ConfigError(field, problem, remedy)),
-            logger='current',
-            level=WARNING)
 
 
 def _shares(rows: Tensor, totals: Tensor) -> List[float]:
@@ -340,15 +279,3 @@ def class_scores(logits: Tensor, num_classes: int) -> Tensor:
     if logits.shape[1] % num_classes:  # a background
         logits = logits[:, :num_classes]
     return logits.unflatten(1, (-1, num_classes)).amax(1)
-
-
-def gradient_norm(losses: Sequence[Tensor], logits: List[Tensor]) -> float:
-    """The norm of the gradient of the sum of losses (or of their means) with
-    respect to logits; 0 if no loss depends on these."""
-    losses = [loss.float().mean() for loss in losses if loss.requires_grad]
-    if not losses:
-        return 0.
-    gradients = torch.autograd.grad(
-        SCALE * sum(losses), logits, retain_graph=True, allow_unused=True)
-    squares = [g.float().square().sum() for g in gradients if g is not None]
-    return float(sum(squares))**0.5 / SCALE

@@ -1,4 +1,4 @@
-"""Whose class is whose: names and maps of student and teacher."""
+"""Classes of student and teacher: checks of their names, and their map."""
 from typing import Any, Dict, List, Optional, Sequence
 
 from mmengine.config import Config
@@ -15,11 +15,8 @@ DATA = 'train_dataloader.dataset'
 def classes_of_teacher(content: Dict[str, Any], cfg: Config) -> DataClasses:
     """The classes of the data set that a teacher was trained on.
 
-    Args:
-        content (dict): Its checkpoint. One of MMEngine (or MMCV 1) carries
-            the names of ``metainfo``.
-        cfg (Config): Its config, whose data, where they are at hand, say how
-            labels are numbered.
+    A checkpoint of MMEngine (or MMCV 1) carries the names of ``metainfo``. The
+    data of the config, where they are at hand, say how labels are numbered.
     """
     meta = content.get('meta') or {}
     dataset_meta = meta.get('dataset_meta') or meta
@@ -36,8 +33,8 @@ def classes_of_teacher(content: Dict[str, Any], cfg: Config) -> DataClasses:
 
 
 def class_map_of(spec: Any,
-                 teacher: Names,
-                 student: Names,
+                 teacher_names: Names,
+                 data_names: Names,
                  field: str = FIELD) -> List[int]:
     """The teacher's class for each class of the student.
 
@@ -45,8 +42,8 @@ def class_map_of(spec: Any,
         spec (str | Sequence): 'names', which looks the student's names up
             among the teacher's, or a list of the teacher's classes, as names
             or labels.
-        teacher (Sequence[str], optional): The teacher's names.
-        student (Sequence[str], optional): Those of the training set.
+        teacher_names (Sequence[str], optional): Names of its classes.
+        data_names (Sequence[str], optional): Names of the training set.
         field (str): What the user calls the map, for errors.
 
     Returns:
@@ -55,8 +52,8 @@ def class_map_of(spec: Any,
     Raises:
         ConfigError: If the map is impossible; names what does not match.
     """
-    wanted = student if spec == 'names' else spec
-    if spec == 'names' and not student:
+    wanted = data_names if spec == 'names' else spec
+    if spec == 'names' and not data_names:
         raise ConfigError(
             field, "'names' needs the classes of the training set",
             f'give {DATA} a metainfo with `classes`, or list the '
@@ -65,7 +62,7 @@ def class_map_of(spec: Any,
         raise ConfigError(
             field, "it must be 'names' or a list of the teacher's classes, "
             f'as names or labels, but is {spec!r}')
-    known, labels, missing = spelt_alike(teacher or ()), [], []
+    known, labels, missing = spelt_alike(teacher_names or ()), [], []
     for item in wanted:
         if isinstance(item, str):
             if not known:
@@ -87,7 +84,7 @@ def class_map_of(spec: Any,
     if missing:
         raise ConfigError(
             field, f'the teacher has no class {", ".join(missing)}, but has '
-            f'{", ".join(map(repr, teacher))}')
+            f'{", ".join(map(repr, teacher_names))}')
     twice = [label for label in labels if labels.count(label) > 1]
     if twice:
         raise ConfigError(
@@ -96,61 +93,49 @@ def class_map_of(spec: Any,
     return labels
 
 
-def class_map_to_build(spec: Any, teacher: Names,
+def class_map_to_build(spec: Any, teacher_names: Names,
                        number: Optional[int]) -> Optional[List[int]]:
     """The map before the names of the training set are known.
 
-    Args:
-        spec (str | Sequence, optional): ``model.teacher.class_map``. Names of
-            the training set are looked up in the first iteration; until then
-            the first classes stand for them.
-        teacher (Sequence[str], optional): The teacher's names.
-        number (int, optional): Classes that the student predicts, if its head
-            says so.
-
-    Raises:
-        ConfigError: If the map is impossible.
+    The spec 'names' is looked up in the first iteration; until then the first
+    classes stand for the ``number`` of classes that the student predicts (None
+    if its head does not say).
     """
     if spec is None:
         return None
     if spec != 'names':
-        return class_map_of(spec, teacher, None)
-    number = number or len(teacher or ())
-    if teacher and len(teacher) < number:
+        return class_map_of(spec, teacher_names, None)
+    number = number or len(teacher_names or ())
+    if teacher_names and len(teacher_names) < number:
         raise ConfigError(
             FIELD, f"'names' needs a teacher of all {number} classes that "
-            f'model.student predicts, but the teacher has {len(teacher)}: '
-            f'{", ".join(teacher)}')
+            'model.student predicts, but the teacher has '
+            f'{len(teacher_names)}: {", ".join(teacher_names)}')
     return list(range(number))
 
 
-def check_all_named(spec: Any, teacher: Names, number: Optional[int]) -> None:
-    """Make sure that a map by names knows the names of all classes.
-
-    Args:
-        spec (str | Sequence, optional): ``model.teacher.class_map``.
-        teacher (Sequence[str], optional): The teacher's names.
-        number (int, optional): Classes that the teacher predicts.
-
-    Raises:
-        ConfigError: If both are known and differ.
-    """
+def check_all_named(spec: Any, teacher_names: Names,
+                    number: Optional[int]) -> None:
+    """Make sure that a map by names knows the names of all ``number`` classes
+    that the teacher predicts."""
     by_name = any(isinstance(item, str) for item in spec or ())
-    if by_name and teacher and number and len(teacher) != number:
+    if by_name and teacher_names and number and len(teacher_names) != number:
         raise ConfigError(
             FIELD, f'it goes by names, but the teacher predicts {number} '
-            f'classes and names {len(teacher)}: {", ".join(teacher)}',
+            f'classes and names {len(teacher_names)}: '
+            f'{", ".join(teacher_names)}',
             'name the config with which it was trained, or list labels '
             'instead')
 
 
-def class_map_in_training(spec: Any, teacher: DataClasses, data: DataClasses,
+def class_map_in_training(spec: Any, teacher_classes: DataClasses,
+                          data: DataClasses,
                           number: Optional[int]) -> Optional[List[int]]:
     """Compare the teacher's classes with those of the training set.
 
     Args:
         spec (str | Sequence, optional): ``model.teacher.class_map``.
-        teacher (DataClasses): The teacher's classes.
+        teacher_classes (DataClasses): The teacher's classes.
         data (DataClasses): The classes of the training set.
         number (int, optional): Classes that the student predicts, if its head
             says so.
@@ -168,31 +153,39 @@ def class_map_in_training(spec: Any, teacher: DataClasses, data: DataClasses,
             DATA, f'it has {len(names)} classes but model.student predicts '
             f'{number}', "set num_classes of the student's heads, or leave "
             'classes out of metainfo.classes')
-    if spec is None or any(isinstance(item, str) for item in spec):
-        check_names_fit_labels(teacher, data)
+    by_name = spec is None or any(isinstance(item, str) for item in spec)
+    if by_name and data.listed and data.numbered:
+        # Names say nothing where metainfo lists them in another order than
+        # the annotation file, unless the teacher's data have the same fault.
+        difference = first_difference(data.listed, data.numbered)
+        alike = teacher_classes.numbered and not (
+            first_difference(teacher_classes.numbered, data.numbered)
+            or first_difference(teacher_classes.listed, data.listed))
+        if difference and not alike:
+            label, listed, numbered = difference
+            raise ConfigError(
+                DATA, f'label {label} is {listed} in metainfo.classes but '
+                f'{numbered} in the data, by which the student is trained, so '
+                'names cannot say what it shares with the teacher',
+                'list metainfo.classes in the order of the data, or the '
+                f"teacher's labels in {FIELD} (0, 1, … in their order if it "
+                'was trained on data with the same fault)')
     if spec is None:
-        check_class_names(teacher.in_label_order, names)
+        check_class_names(teacher_classes.in_label_order, names)
     elif spec == 'names':
-        return class_map_of(spec, teacher.in_label_order, names)
+        return class_map_of(spec, teacher_classes.in_label_order, names)
     else:
-        check_named_map(spec, teacher.in_label_order, names)
+        check_named_map(spec, teacher_classes.in_label_order, names)
     return None
 
 
-def check_class_names(teacher: Names,
-                      student: Names,
+def check_class_names(teacher_names: Names,
+                      data_names: Names,
                       field: str = FIELD) -> None:
-    """Make sure that both predict the same classes in one order.
-
-    Args:
-        teacher (Sequence[str], optional): The teacher's; None if unknown.
-        student (Sequence[str], optional): Those of the training set.
-        field (str): What the user calls the map of classes, for errors.
-
-    Raises:
-        ConfigError: If both are known and differ; names the first that does.
-    """
-    difference = teacher and student and first_difference(teacher, student)
+    """Make sure that both predict the same classes in one order, if the names
+    of both are known."""
+    difference = teacher_names and data_names and first_difference(
+        teacher_names, data_names)
     if difference:
         label, *names = difference
         raise ConfigError(
@@ -201,86 +194,36 @@ def check_class_names(teacher: Names,
             "classes in their order, or set it to 'names'")
 
 
-def check_names_fit_labels(teacher: DataClasses, data: DataClasses) -> None:
-    """Make sure that names can say which class of the teacher is whose.
-
-    They cannot where ``metainfo`` lists the classes of the training set in
-    another order than its annotation file numbers them, unless the teacher
-    was trained on data with the same fault.
-
-    Args:
-        teacher (DataClasses): The teacher's classes.
-        data (DataClasses): The classes of the training set.
-
-    Raises:
-        ConfigError: If names and labels contradict each other.
-    """
-    if not (data.listed and data.numbered):
-        return
-    difference = first_difference(data.listed, data.numbered)
-    alike = teacher.numbered and not (
-        first_difference(teacher.numbered, data.numbered)
-        or first_difference(teacher.listed, data.listed))
-    if difference and not alike:
-        label, listed, numbered = difference
-        raise ConfigError(
-            DATA, f'label {label} is {listed} in metainfo.classes but '
-            f'{numbered} in the data, by which the student is trained, so '
-            'names cannot say what it shares with the teacher',
-            'list metainfo.classes in the order of the data, or the '
-            f"teacher's labels in {FIELD} (0, 1, … in their order if it was "
-            'trained on data with the same fault)')
-
-
-def check_numbers(student: int,
-                  teacher: int,
+def check_numbers(num_student: int,
+                  num_teacher: int,
                   class_map: Optional[Sequence[int]],
                   field: str = FIELD) -> None:
-    """Make sure that the teacher predicts the student's classes.
-
-    Args:
-        student (int): Classes that the student predicts.
-        teacher (int): Classes that the teacher predicts.
-        class_map (Sequence[int], optional): The teacher's class for each of
-            the student's; None if they are the same.
-        field (str): What the user calls the map, for errors.
-
-    Raises:
-        ConfigError: If there are too many or too few.
-    """
+    """Make sure that the numbers of classes that both predict fit the map."""
     if class_map is None:
-        if student != teacher:
+        if num_student != num_teacher:
             raise ConfigError(
-                field, f'the teacher predicts {teacher} classes but '
-                f'model.student predicts {student}', "choose a teacher of the "
-                "student's classes, set num_classes of the student's head, or "
-                "list the teacher's class for each of the student's here")
-    elif student != len(class_map):
+                field, f'the teacher predicts {num_teacher} classes but '
+                f'model.student predicts {num_student}',
+                "choose a teacher of the student's classes, set num_classes "
+                "of the student's head, or list the teacher's class for each "
+                "of the student's here")
+    elif num_student != len(class_map):
         raise ConfigError(
             field, f'it has {len(class_map)} classes but model.student '
-            f'predicts {student}',
+            f'predicts {num_student}',
             "name one of the teacher's for each of the student's")
-    elif max(class_map) >= teacher:
+    elif max(class_map) >= num_teacher:
         raise ConfigError(
             field, f'it names the class {max(class_map)}, but the teacher '
-            f'predicts {teacher}, from 0 to {teacher - 1}')
+            f'predicts {num_teacher}, from 0 to {num_teacher - 1}')
 
 
-def check_named_map(spec: Sequence[Any], teacher: Names,
-                    student: Names) -> None:
-    """Make sure that a map by names does not swap classes of one name.
-
-    Args:
-        spec (Sequence): The teacher's classes, as names or labels.
-        teacher (Sequence[str], optional): The teacher's names.
-        student (Sequence[str], optional): Those of the training set.
-
-    Raises:
-        ConfigError: If a class of the training set is mapped to another name
-            though the teacher has its own.
-    """
-    known = spelt_alike(teacher or ())
-    for label, (item, name) in enumerate(zip(spec, student or ())):
+def check_named_map(spec: Sequence[Any], teacher_names: Names,
+                    data_names: Names) -> None:
+    """Make sure that a map by names gives a class of the training set no other
+    name of the teacher's than its own, if the teacher has it."""
+    known = spelt_alike(teacher_names or ())
+    for label, (item, name) in enumerate(zip(spec, data_names or ())):
         if isinstance(item, str):
             wanted, own = spelt_alike([item, name])
             if wanted != own and own in known:

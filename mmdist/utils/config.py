@@ -26,12 +26,6 @@ def find_config(name: str, field: str) -> str:
     Args:
         name (str): A path, or ``'package::path'``.
         field (str): The field of the user's config, for the error.
-
-    Returns:
-        str: A path that exists.
-
-    Raises:
-        ConfigError: If there is no such config.
     """
     path = name
     package, separator, inner = name.partition('::')
@@ -80,12 +74,12 @@ def load_config(source: Union[str, dict],
         if name in seen:
             raise ConfigError(field, f'{source!r} distils itself')
         seen.append(name)
-        student = _read(name, f'{field}.student')
+        student_cfg = _read(name, f'{field}.student')
         # The model is built as the wrapper builds it.
-        if student.get('default_scope'):
-            cfg.default_scope = student.default_scope
+        if student_cfg.get('default_scope'):
+            cfg.default_scope = student_cfg.default_scope
         preprocessor = cfg.model.get('data_preprocessor')
-        cfg.model = student.model
+        cfg.model = student_cfg.model
         if preprocessor:
             cfg.model.setdefault('data_preprocessor', preprocessor)
     return cfg
@@ -129,13 +123,7 @@ def library_of(cfg: Config) -> Optional[str]:
 
     New-style configs name classes and leave ``default_scope`` at None, so that
     the library follows from the model's class. A class of the user's own
-    belongs to the library that it inherits from.
-
-    Args:
-        cfg (Config): A config with a ``model``.
-
-    Returns:
-        str | None: A key of ``WRAPPERS``, or None if the config does not say.
+    belongs to the library that it inherits from. None if neither says.
     """
     if cfg.get('default_scope') in WRAPPERS:
         return cfg.default_scope
@@ -153,12 +141,8 @@ def library_of(cfg: Config) -> Optional[str]:
 def scope_of(cfg: Config) -> Optional[str]:
     """The scope in which the names of a config are looked up.
 
-    Args:
-        cfg (Config): A config with a ``model``.
-
-    Returns:
-        str | None: The config's ``default_scope``, else the library of its
-        model's class, else the scope of the caller.
+    It is the config's ``default_scope``, else the library of its model's
+    class, else the scope of the caller.
     """
     scope = cfg.get('default_scope') or library_of(cfg)
     if scope:
@@ -177,15 +161,8 @@ def running_config() -> Config:
 
 
 def wrapper_for(cfg: Config, field: str) -> str:
-    """The wrapper for the library of a student's config.
-
-    Args:
-        cfg (Config): A full config.
-        field (str): What the user calls it, for the error.
-
-    Raises:
-        ConfigError: If mmdist has no wrapper for the library.
-    """
+    """The wrapper for the library of a student's config, which the user calls
+    ``field``."""
     library = library_of(cfg)
     if library is None:
         raise ConfigError(
@@ -200,12 +177,7 @@ def wrapper_for(cfg: Config, field: str) -> str:
 def data_sets_in(dataset: dict) -> List[dict]:
     """The data sets within RepeatDataset, ConcatDataset and their like.
 
-    Args:
-        dataset (dict): The `dataset` of a data loader.
-
-    Returns:
-        list[dict]: The parts of the config that have a pipeline and read
-        files, each itself.
+    They are the very parts of the config that have a pipeline and read files.
     """
     while 'dataset' in dataset:
         dataset = dataset['dataset']
@@ -216,12 +188,5 @@ def data_sets_in(dataset: dict) -> List[dict]:
 
 
 def student_of(model: dict) -> dict:
-    """The model that a config tests: the student of a distiller, or itself.
-
-    Args:
-        model (dict): The `model` of a config.
-
-    Returns:
-        dict: A model dict.
-    """
+    """The model that a config tests: the student of a distiller, or itself."""
     return load_config(model, 'model').model if _distils(model) else model

@@ -84,9 +84,7 @@ def first_difference(first: Sequence[str],
                      second: Sequence[str]) -> Optional[Tuple[int, str, str]]:
     """The first label whose names differ, and both names, quoted.
 
-    Returns:
-        tuple[int, str, str] | None: None if the names are the same but for
-        case and underscores.
+    None if the names are the same but for case and underscores.
     """
     for label, names in enumerate(zip_longest(first, second)):
         if None in names or len(set(spelt_alike(names))) > 1:
@@ -102,9 +100,6 @@ def spelt_alike(classes: Sequence[str]) -> List[str]:
 
 def data_classes_of(cfg: Config) -> DataClasses:
     """The classes of the data set that a config trains on.
-
-    Args:
-        cfg (Config): A full config.
 
     Raises:
         ConfigError: If the data set joins others of different classes.
@@ -125,11 +120,7 @@ def class_names_of(cfg: Config) -> Names:
 
 
 def classes_in_training() -> DataClasses:
-    """The classes of the data set that the current runner trains on.
-
-    Raises:
-        ConfigError: If the data set joins others of different classes.
-    """
+    """The classes of the data set that the current runner trains on."""
     # MMEngine's runner writes names and config before its first iteration.
     listed = names_in(
         MessageHub.get_current_instance().get_info('dataset_meta'))

@@ -1,4 +1,4 @@
-"""What ``import mmdist`` checks and prepares."""
+"""Checks and preparations of ``import mmdist``."""
 import importlib.metadata
 import warnings
 from typing import Any
@@ -21,11 +21,7 @@ SUPPORTED_VERSIONS = dict(
 
 
 def check_version(module: str, version: str) -> None:
-    """Compare the version of a dependency with what mmdist supports.
-
-    Args:
-        module (str): A key of ``SUPPORTED_VERSIONS``.
-        version (str): The version that is installed.
+    """Compare the version of a dependency with ``SUPPORTED_VERSIONS``.
 
     Raises:
         AssertionError: If it is below the lower bound.

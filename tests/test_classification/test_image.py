@@ -8,17 +8,18 @@ from .models import (NUM_CLASSES, batch, build, build_distiller, conformer,
                      models, outputs_of, resnet, save_teacher)
 
 from mmpretrain.structures import DataSample  # isort: skip
-from mmdist.models.taps import TeacherBatch, build_tap  # isort: skip
+from mmdist.models.taps import build_tap, pair_logits  # isort: skip
+from mmdist.models.taps import watch_heads  # isort: skip
+from mmdist.models.teacher import TeacherBatch  # isort: skip
 
 
 def watched_pairs(student, teacher, inputs, samples, class_map=None):
     """Pairs as mmdist makes them."""
     tap = build_tap(student)
     tap.connect(student, teacher, class_map)
-    with tap.watch(student) as calls:
+    with watch_heads(tap, student) as calls:
         student.loss(inputs, copy.deepcopy(samples))
-    tap.check_batch(calls, inputs)
-    return tap.pairs(calls, student, TeacherBatch(teacher, inputs, samples))
+    return pair_logits(tap, calls, TeacherBatch(teacher, inputs, samples))
 
 
 @pytest.mark.parametrize('name', models())

@@ -7,7 +7,8 @@ import torch
 from mmengine.logging import MessageHub
 
 from mmdist.engine import TeacherMonitor
-from mmdist.engine.monitor import classes_of, gradient_norm
+from mmdist.engine.monitor import classes_of
+from mmdist.engine.terms import gradient_norm
 from mmdist.models.taps.base import LogitPair
 from tests.refusals import refused
 from tests.segmentors import (IGNORED, NUM_CLASSES, batch, binary, build,

@@ -36,8 +36,7 @@ from zoo_models import (PACKAGES, SIZES, ZooConfig, batch_for, build,
 
 from mmdist.errors import NoClassLogitsError
 from mmdist.models.taps import build_tap
-from mmdist.models.taps.base import watch_method
-from mmdist.models.taps.teacher_batch import replaced
+from mmdist.models.taps.watch import replaced
 from mmdist.utils import run_tool
 
 PASSES, NO_CLASSES, PLAIN, FAILS = ('passes', 'no class predictions',
@@ -249,7 +248,6 @@ def _kl(wrapper: nn.Module, batch: Dict[str, Any]) -> float:
     Heads with further outputs in training (DDRNet) learn all of them from
     the teacher's one, which is the same as one of theirs.
     """
-    recorded: List[Any] = []
     ask = wrapper.distillation.teacher.batch
 
     # LightHamHead draws numbers in eval mode.
@@ -258,13 +256,12 @@ def _kl(wrapper: nn.Module, batch: Dict[str, Any]) -> float:
         batch.computing = partial(_from_seed, batch.computing)
         return batch
 
-    with replaced(wrapper.distillation.teacher, 'batch',
-                  asked_from_seed), watch_method(wrapper.distillation.tap,
-                                                 'pairs', recorded,
-                                                 lambda _, pairs: pairs):
-        losses_of(wrapper, batch)
+    seed_everything()
+    data = wrapper.data_preprocessor(copy.deepcopy(batch), True)
+    with replaced(wrapper.distillation.teacher, 'batch', asked_from_seed):
+        pairs = wrapper.kd_pairs(data['inputs'], data['data_samples'])
     divergences = defaultdict(list)
-    for pair in recorded[0]:
+    for pair in pairs:
         terms = wrapper.distillation.loss.terms(pair.student, pair.teacher,
                                                 pair.student_activation,
                                                 pair.teacher_activation)

@@ -22,9 +22,8 @@ from torch import Tensor, nn
 
 from mmdist.models.class_mapping import (check_class_names, check_numbers,
                                          class_map_of)
-from mmdist.models.taps.base import activation_of
-from mmdist.models.taps.columns import Columns, as_columns_of
-from mmdist.models.taps.teacher_batch import replaced
+from mmdist.models.taps.columns import Columns, activation_of, as_columns_of
+from mmdist.models.taps.watch import replaced
 from mmdist.models.teacher import Teacher
 from mmdist.utils import class_names_of, load_config, run_tool, scope_of
 
@@ -113,7 +112,8 @@ class Borrowed:
         def wrapper(*args: Any) -> Dict[str, Any]:
             *stage, _, rois = args  # of cascades
             own = forward(*args)
-            score = ask(*stage, self.batch.all_features(), rois)['cls_score']
+            features = self.batch.features(self.batch.images)
+            score = ask(*stage, features, rois)['cls_score']
             return dict(own, cls_score=self._like(own['cls_score'], score))
 
         return wrapper
@@ -122,7 +122,8 @@ class Borrowed:
 
         def wrapper(feats: Any) -> tuple:
             scores, *others = forward(feats)
-            theirs = self.teacher.model.bbox_head(self.batch.all_features())[0]
+            features = self.batch.features(self.batch.images)
+            theirs = self.teacher.model.bbox_head(features)[0]
             if len(theirs) != len(scores):
                 raise ValueError(
                     f'STUDENT predicts on {len(scores)} levels, but TEACHER '

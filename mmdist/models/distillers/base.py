@@ -103,15 +103,8 @@ class BaseDistiller(metaclass=DistillerMeta):
                                         super().loss, inputs, data_samples)
 
     def kd_pairs(self, inputs: Any, data_samples: Any) -> List[LogitPair]:
-        """The class logits of both models for the same instances.
-
-        Args:
-            inputs (Tensor | dict): As for :meth:`loss`.
-            data_samples (Sequence | dict): As for :meth:`loss`.
-
-        Returns:
-            list[LogitPair]: The pairs that a training compares.
-        """
+        """The pairs of logits that :meth:`loss`, which takes the same
+        arguments, compares."""
         return self.distillation.pairs(self,
                                        super().loss, inputs, data_samples)
 
@@ -241,13 +234,14 @@ def distil(wrapper: Type[BaseDistiller],
     reader = loss = features = None
     if distill_loss:
         reader = build_tap(model, **(tap or {}))
-        head = model.get_submodule(reader.heads[0])
+        head = model.get_submodule(next(iter(reader.heads)))
         # A head without layers (MMPretrain's ClsHead) has no num_classes.
         reader.connect(
             model, built.model,
             class_map_to_build(built.class_map, built.class_names,
                                getattr(head, 'num_classes', None)))
-        head = built.model.get_submodule(reader.teacher_heads[-1])
+        twins = [twin for twin in reader.heads.values() if twin is not None]
+        head = built.model.get_submodule(twins[-1])
         check_all_named(built.class_map, built.class_names,
                         getattr(head, 'num_classes', None))
         loss = _build_loss(distill_loss, 'model.distill_loss', LogitLoss)

@@ -11,9 +11,10 @@ from mmdist.errors import ConfigError
 from mmdist.utils import DataClasses, classes_in_training
 from ..class_mapping import class_map_in_training
 from ..losses.base import LogitLoss
-from ..taps import LogitPair, LogitTap, reads_text, tensors_in
-from ..teacher import Teacher
-from .features import FeatureDistillation, FeatureReader, watch_extraction
+from ..taps import (LogitPair, LogitTap, owner_of, pair_logits, reads_text,
+                    tensors_in, watch_heads)
+from ..teacher import Teacher, TeacherBatch
+from .features import FeatureDistillation, FeatureReader
 
 
 class Distillation:
@@ -47,7 +48,7 @@ class Distillation:
         self.features = features
         self.alpha, self.scale = alpha, 1.
         self.monitor = TeacherMonitor(strict)
-        self._saw_classes = self._heads_answered = False
+        self._saw_classes = False
         self._logged: Set[str] = set()
 
     def losses(self, student: nn.Module, own_losses: Callable, inputs: Any,
@@ -70,22 +71,27 @@ class Distillation:
         if not self.scale:
             losses = own_losses(inputs, samples)
             return {**self._scaled(losses), **self._idle(student, losses)}
-        losses, calls, batch, maps = self._watched(student, own_losses, inputs,
-                                                   samples)
-        terms = self._feature_terms(student, maps)
-        if not self.tap:
-            return {**losses, **terms}
-        with self._asking(inputs):
-            pairs = self.tap.pairs(calls, student, batch)
+        batch = self.teacher.batch(inputs, samples)
+        pairs: List[LogitPair] = []
         swapped: List[LogitPair] = []
+        with self._watching(student, batch) as (seen, readers):
+            losses = own_losses(inputs, samples)
+            calls = list(seen)
+            with self._asking(inputs):
+                if self.tap:
+                    pairs = pair_logits(self.tap, calls, batch)
+                maps = {
+                    where: reader.maps(batch)
+                    for where, reader in readers.items()
+                }
         if self.monitor.wants_swapped(batch.images, pairs):
             with self._asking(inputs):
-                swapped = self.tap.pairs(
-                    calls, student,
+                swapped = pair_logits(
+                    self.tap, calls,
                     self.teacher.batch(batch.images, samples, swapped=True))
         losses = self._scaled(losses)
-        terms = {**self._terms(pairs), **terms}
-        logits = [part for call in calls for part in self.tap.logits_in(call)]
+        terms = self._terms(student, pairs, maps)
+        logits = [part for call in calls for part in call.logits]
         self.monitor.watch(pairs, logits, terms, losses, swapped)
         return {**losses, **terms}
 
@@ -93,18 +99,24 @@ class Distillation:
     def pairs(self, student: nn.Module, own_losses: Callable, inputs: Any,
               samples: Any) -> List[LogitPair]:
         """The class logits of both models, as :meth:`losses` pairs them."""
-        _, calls, batch, _ = self._watched(student, own_losses, inputs,
-                                           samples)
-        return self.tap.pairs(calls, student, batch)
-
-    def _watched(self, student: nn.Module, own_losses: Callable, inputs: Any,
-                 samples: Any) -> tuple:
-        """The student's losses, the calls of its heads, the teacher's batch,
-        and the feature maps of both by their place."""
         batch = self.teacher.batch(inputs, samples)
+        with self._watching(student, batch) as (calls, _):
+            own_losses(inputs, samples)
+        return pair_logits(self.tap, calls, batch) if self.tap else []
+
+    @contextmanager
+    def _watching(self, student: nn.Module,
+                  batch: TeacherBatch) -> Iterator[tuple]:
+        """Watch the heads of the student, and the maps of both models.
+
+        Yields:
+            tuple: The calls of the heads, and a reader for each place that
+            is read.
+        """
+        parts = self._feature_parts(student)
         readers = {
             part.where: FeatureReader(student, self.teacher.model, part.where)
-            for part in self._feature_parts(student).values()
+            for part in parts
         }
 
         def see(images: Any) -> None:
@@ -113,38 +125,27 @@ class Distillation:
 
         with ExitStack() as stack:
             for reader in readers.values():
-                stack.enter_context(reader.watch())
+                stack.enter_context(
+                    reader.watch(see if not self.tap else None))
             if self.tap:
-                owner = self.tap.teacher_owner(self.teacher.model)
-                calls = stack.enter_context(self.tap.watch(student, see))
+                twin = next(filter(None, self.tap.heads.values()), '')
+                owner = owner_of(self.teacher.model, twin) or ''
+                calls = stack.enter_context(
+                    watch_heads(self.tap, student, see))
             else:
-                owner, calls = next(iter(readers.values())).owner, []
-                stack.enter_context(watch_extraction(student, see))
-            losses = own_losses(inputs, samples)
-            with self._asking(inputs):
-                maps = {
-                    where: list(reader.maps(batch))
-                    for where, reader in readers.items()
-                }
-        if self.tap:
-            if not self._heads_answered:
-                self.tap.check_answered(calls, student)
-                self._heads_answered = True
-            self.tap.check_batch(calls, batch.images)
-        return losses, calls, batch, maps
+                calls, owner = [], next(iter(readers.values())).owner
+            yield calls, readers
 
-    def _feature_parts(self, student: nn.Module) -> Dict[str, Any]:
+    def _feature_parts(self, student: nn.Module) -> List[Any]:
         """The losses on feature maps; those with parameters stand in the
         student's tree."""
-        parts = {} if self.features is None else dict(feature=self.features)
         trained = getattr(student, 'distiller', {})
-        return {
-            **parts,
-            **{
-                n: trained[n]
-                for n in ('mimic', 'feature') if n in trained
-            }
-        }
+        parts = [
+            trained[name] for name in ('mimic', 'feature') if name in trained
+        ]
+        if self.features is not None and 'feature' not in trained:
+            parts.append(self.features)
+        return parts
 
     @contextmanager
     def _asking(self, inputs: Any) -> Iterator[None]:
@@ -169,7 +170,7 @@ class Distillation:
         """
         if reads_text(student):  # the text names the classes
             return
-        head = student.get_submodule(self.tap.heads[0])
+        head = student.get_submodule(next(iter(self.tap.heads)))
         number = getattr(head, 'num_classes', None)
         if getattr(student, 'with_semantic_head', False):
             number = None  # panoptic: another head predicts what is no thing
@@ -201,27 +202,21 @@ class Distillation:
                 'classification', 'leave alpha at 1')
         return {**losses, **scaled}
 
-    def _terms(self, pairs: Sequence[LogitPair]) -> Dict[str, Tensor]:
-        """The terms on class logits, summed over pairs, by their log names."""
-        if not pairs:
+    def _terms(self, student: nn.Module, pairs: Sequence[LogitPair],
+               maps: Dict[str, Sequence]) -> Dict[str, Tensor]:
+        """The terms of all losses, summed over pairs, by their log names."""
+        if self.tap and not pairs:
             raise RuntimeError(
                 f'{type(self.tap).__name__} found nothing in the losses of '
                 'model.student that pairs with model.teacher')
         sums: Dict[str, Any] = defaultdict(float)
         for pair in pairs:
-            terms = self.loss.pair_terms(pair)
-            for name, term in terms.items():
+            for name, term in self.loss.pair_terms(pair).items():
                 sums[f'loss_kd_{name}'] += self.scale * pair.weight * term
-        self._logged.update(sums)
-        return dict(sums)
-
-    def _feature_terms(self, student: nn.Module,
-                       maps: Dict[str, list]) -> Dict[str, Tensor]:
-        """The terms on feature maps, summed over levels and extractions."""
-        sums: Dict[str, Any] = defaultdict(float)
-        for part in self._feature_parts(student).values():
-            for own, theirs in maps[part.where]:
-                for name, term in part.terms(own, theirs).items():
+        for part in self._feature_parts(student):
+            for student_maps, teacher_maps in maps[part.where]:
+                terms = part.terms(student_maps, teacher_maps)
+                for name, term in terms.items():
                     sums[f'loss_kd_{name}'] += self.scale * term
         self._logged.update(sums)
         return dict(sums)
@@ -234,6 +229,5 @@ class Distillation:
         terms = dict.fromkeys(self._logged, zero)
         if hasattr(student, 'distiller'):
             parts = [p.sum() * 0 for p in student.distiller.parameters()]
-            name = min(terms, default='loss_kd_idle')
-            terms[name] = sum(parts, zero)
+            terms[min(terms, default='loss_kd_idle')] = sum(parts, zero)
         return terms

@@ -9,13 +9,19 @@ from mmengine.logging import print_log
 from torch import Tensor, nn
 
 from mmdist.errors import ConfigError
-from ..taps import TeacherBatch, tensors_in, watch_method
+from ..taps import tensors_in, watch_method
 from ..taps.probe import PROBE_SIZES, CannotSay, eval_mode, probe
+from ..teacher import TeacherBatch
 
 FIELD = 'model.feature_loss'
 PLACES = ('neck', 'backbone', 'head')
 # Some classifiers take images of one size only.
 SIZES = (*PROBE_SIZES, 224, 32)
+
+
+def first(arguments: Dict[str, Any]) -> Any:
+    """The first of the arguments of a call."""
+    return next(iter(arguments.values()))
 
 
 class Extraction(NamedTuple):
@@ -42,12 +48,15 @@ def extractors(model: nn.Module) -> List[str]:
 
 
 @contextmanager
-def watch_maps(model: nn.Module, where: str) -> Iterator[List[Extraction]]:
+def watch_maps(model: nn.Module,
+               where: str,
+               see: Optional[Callable] = None) -> Iterator[List[Extraction]]:
     """Record the feature maps that a model computes.
 
     Args:
         model (nn.Module): A model with ``extract_feat``.
         where (str): One of :data:`PLACES`.
+        see (Callable, optional): Gets the images before they are extracted.
 
     Yields:
         list[Extraction]: Grows with each computation.
@@ -58,12 +67,10 @@ def watch_maps(model: nn.Module, where: str) -> Iterator[List[Extraction]]:
 
     def read_neck(arguments: dict, result: Any) -> Extraction:
         maps = inner[-1] if where == 'backbone' else result
-        return Extraction(
-            next(iter(arguments.values())), list(tensors_in(maps)))
+        return Extraction(first(arguments), list(tensors_in(maps)))
 
     def read_head(arguments: dict, result: Any) -> Extraction:
-        return Extraction(extracted[-1].images,
-                          [next(iter(arguments.values()))])
+        return Extraction(extracted[-1].images, [first(arguments)])
 
     with ExitStack() as stack:
         if where == 'backbone':
@@ -74,7 +81,8 @@ def watch_maps(model: nn.Module, where: str) -> Iterator[List[Extraction]]:
             head = classifying_head(model)
             stack.enter_context(watch_method(head, 'cls_seg', read, read_head))
         stack.enter_context(
-            watch_method(model, 'extract_feat', extracted, read_neck))
+            watch_method(model, 'extract_feat', extracted, read_neck, see
+                         and (lambda arguments: see(first(arguments)))))
         yield read if where == 'head' else extracted
 
 
@@ -128,20 +136,6 @@ class FeatureDistillation(nn.Module):
         return sums
 
 
-@contextmanager
-def watch_extraction(student: nn.Module, see: Callable) -> Iterator[None]:
-    """Call ``see`` with the images that a student is about to extract."""
-    path, *_ = extractors(student)
-
-    def before(arguments: dict) -> None:
-        see(next(iter(arguments.values())))
-
-    with watch_method(
-            student.get_submodule(path), 'extract_feat', [], lambda *_: None,
-            before):
-        yield
-
-
 class FeatureReader:
     """Feature maps of a student and of a teacher in one step.
 
@@ -159,30 +153,38 @@ class FeatureReader:
         self._teacher = teacher.get_submodule(self.owner)
 
     @contextmanager
-    def watch(self) -> Iterator[None]:
-        """Record what both models compute."""
-        with watch_maps(self._student, self.where) as self._own, watch_maps(
-                self._teacher, self.where) as self._theirs:
+    def watch(self, see: Optional[Callable] = None) -> Iterator[None]:
+        """Record what both models compute.
+
+        Args:
+            see (Callable, optional): Gets the images before the student
+                extracts them.
+        """
+        with watch_maps(self._student,
+                        self.where, see) as self._own, watch_maps(
+                            self._teacher, self.where) as self._theirs:
             yield
 
-    def maps(self, batch: TeacherBatch) -> Iterator[Tuple[list, list]]:
-        """The maps of both models, for each batch that the student extracted.
-
-        Must be called while both are watched.
+    def maps(self, batch: TeacherBatch) -> List[Tuple[list, list]]:
+        """The maps of both models for each batch that the student extracted,
+        to be asked for while both are watched.
 
         Args:
             batch (TeacherBatch): The teacher's batch of the step.
         """
-        for images, own in list(self._own):
-            with batch.computing():
-                features = batch.features(images, self.owner)
-                shown = batch.show(images)
-                if self.where == 'head' and not self._of(shown):
-                    classifying_head(self._teacher)(features)
-            yield own, self._of(shown)
+        return [(own, self._answer(images, batch))
+                for images, own in list(self._own)]
 
-    def _of(self, shown: Tensor) -> Optional[List[Tensor]]:
-        return next((e.maps for e in self._theirs if e.images is shown), None)
+    def _answer(self, images: Tensor, batch: TeacherBatch) -> List[Tensor]:
+        """The teacher's maps of some images, computed if they are not yet."""
+        features = batch.features(images, self.owner)
+        shown = batch.show(images)
+        known = [e.maps for e in self._theirs if e.images is shown]
+        if not known:
+            with batch.computing():
+                classifying_head(self._teacher)(features)
+            known = [self._theirs[-1].maps]
+        return known[0]
 
 
 def split_fields(cfg: Any) -> Tuple[dict, Any]:

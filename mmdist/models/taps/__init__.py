@@ -1,22 +1,21 @@
 import inspect
-from typing import Any, Dict, Type
+from typing import Any
 
 from torch import nn
 
-from mmdist.errors import NoClassLogitsError
-from .base import (LogitPair, LogitTap, reads_text, tensors_in,
-                   unknown_arguments, watch_method)
-from .boxes import BoxTap
+from mmdist.errors import ConfigError, NoClassLogitsError
+from .base import (LogitPair, LogitTap, find_tap, pair_logits, pair_of,
+                   registered_taps, unknown_arguments)
+from .box_alignment import BoxTap
 from .dense import DenseTap
 from .image import ImageTap
 from .pixel import PixelTap
-from .query import ProposalTap, TransformerTap
+from .query import QueryTap
 from .roi import RoITap
-from .teacher_batch import TeacherBatch
+from .text import reads_text
+from .watch import LossCall, owner_of, tensors_in, watch_heads, watch_method
 
-# The later a head decides in a detector, the earlier its tap stands here: a
-# two-stage model is read off its RoI head.
-TAPS = (RoITap, ProposalTap, DenseTap, TransformerTap, PixelTap, ImageTap)
+ProposalTap = TransformerTap = QueryTap  # names of the first edition
 
 
 def build_tap(student: nn.Module, **options: Any) -> LogitTap:
@@ -28,46 +27,50 @@ def build_tap(student: nn.Module, **options: Any) -> LogitTap:
             ``align='boxes'`` for a teacher of another family.
 
     Returns:
-        LogitTap: The tap for the head that decides last.
+        LogitTap: The first by priority that finds a head.
 
     Raises:
-        ValueError: If no head has class logits, or an option is unknown.
+        ConfigError: If no head has class logits, or an option is unknown.
     """
     align = options.pop('align', None)
     if align not in (None, 'boxes'):
-        raise ValueError("model.tap: align can be 'boxes' or left out, but is "
-                         f'{align!r}')
-    for tap in TAPS:
-        if tap.find(student):
-            if align == 'boxes':
-                return _build(
-                    BoxTap, student, options, own=tap(student), kinds=TAPS)
-            return _build(tap, student, options)
-    known = dict.fromkeys(name for tap in TAPS for name in tap.class_arguments)
-    raise NoClassLogitsError(
-        'model.student',
-        f'it is a {type(student).__name__}, and none of its heads has class '
-        f'logits to distil{unknown_arguments(student, list(known))}')
-
-
-def _build(tap: Type[LogitTap], student: nn.Module, options: Dict[str, Any],
-           **parts: Any) -> LogitTap:
-    known = set(inspect.signature(tap).parameters) - {'student', *parts}
-    unknown = sorted(set(options) - known)
+        raise ConfigError('model.tap.align',
+                          f"it can be 'boxes' or left out, but is {align!r}")
+    kind = find_tap(student)
+    if kind is None:
+        reads = [c for tap in registered_taps() for c in tap.reads]
+        raise NoClassLogitsError(
+            'model.student', f'it is a {type(student).__name__}, and none of '
+            f'its heads has class logits to distil'
+            f'{unknown_arguments(student, reads)}')
+    kind = BoxTap if align else kind
+    known = list(inspect.signature(kind).parameters)[1:]
+    unknown = sorted(set(options) - set(known))
     if unknown:
-        raise ValueError(
-            f'model.tap: {tap.__name__} does not take {", ".join(unknown)}, '
-            f'but {", ".join(sorted(known)) or "no options"}')
-    built = tap(student, **parts, **options)
-    if not built.heads:
-        raise ValueError(
-            f'model.student is a {type(student).__name__} whose heads are '
-            'frozen, so nothing can be distilled into them')
-    return built
+        raise ConfigError(
+            'model.tap', f'{kind.__name__} does not take '
+            f'{", ".join(unknown)}, but {", ".join(known) or "no options"}')
+    tap = kind(student, **options)
+    # A teacher within the student (semi-supervised) does not learn.
+    tap.heads = {
+        path: None
+        for path in tap.heads if _learns(student.get_submodule(path))
+    }
+    if not tap.heads:
+        raise ConfigError(
+            'model.student', f'it is a {type(student).__name__} whose heads '
+            'are frozen, so nothing can be distilled into them')
+    return tap
+
+
+def _learns(head: nn.Module) -> bool:
+    parameters = list(head.parameters())
+    return not parameters or any(p.requires_grad for p in parameters)
 
 
 __all__ = [
-    'BoxTap', 'DenseTap', 'ImageTap', 'LogitPair', 'LogitTap', 'PixelTap',
-    'ProposalTap', 'RoITap', 'TeacherBatch', 'TransformerTap', 'build_tap',
-    'reads_text', 'tensors_in', 'watch_method'
+    'BoxTap', 'DenseTap', 'ImageTap', 'LogitPair', 'LogitTap', 'LossCall',
+    'PixelTap', 'ProposalTap', 'QueryTap', 'RoITap', 'TransformerTap',
+    'build_tap', 'owner_of', 'pair_logits', 'pair_of', 'reads_text',
+    'tensors_in', 'watch_heads', 'watch_method'
 ]

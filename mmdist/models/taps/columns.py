@@ -1,16 +1,16 @@
-"""Columns of logits: the same classes for student and teacher."""
+"""Columns of class logits: their classes, activation and background."""
 from typing import NamedTuple, Optional, Sequence, Tuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import logsigmoid
 
 EPS = 1e-6
-"""Probabilities are kept this far from 0 and 1 where logits are needed."""
+"""Distance of probabilities from 0 and 1 where logits are needed."""
 
 
 class Columns(NamedTuple):
-    """What the columns of class logits are.
+    """Meaning of the columns of class logits.
 
     Attributes:
         num_classes (int): Classes, in the first columns.
@@ -19,7 +19,7 @@ class Columns(NamedTuple):
     """
     num_classes: int
     activation: str
-    background: bool
+    background: bool = False
 
     @property
     def number(self) -> int:
@@ -27,19 +27,24 @@ class Columns(NamedTuple):
         return self.num_classes + self.background
 
 
+class ClassLogits(NamedTuple):
+    """Class logits, ``(N, C, *)``, and the meaning of ``C``."""
+    logits: Tensor
+    columns: Columns
+
+
 def as_columns_of(
         student: Columns,
         teacher: Columns,
         logits: Tensor,
         class_map: Optional[Sequence[int]] = None) -> Tuple[Tensor, str]:
-    """The teacher's logits in the columns of the student's.
+    """Turn the teacher's logits into the columns of the student's.
 
     Classes that the student does not have belong to the background, where a
     softmax has one; otherwise a softmax over some of the classes is the
-    teacher's, renormalised. A background column is what is left of the
-    classes: beside a softmax with one, a sigmoid teacher gets one of
-    ``1 - max p``, and all are normalised; beside sigmoids, a softmax teacher
-    has its probabilities, and its background is left out.
+    teacher's, renormalised. Beside a softmax with a background, a sigmoid
+    teacher gets one of ``1 - max p``, and all are normalised. Beside sigmoids,
+    a softmax teacher has its probabilities without its background.
 
     Args:
         student (Columns): The student's.
@@ -53,33 +58,26 @@ def as_columns_of(
         the teacher's where both have a background column or neither has.
     """
     if class_map is not None:
-        logits = _chosen(logits, teacher, class_map)
+        chosen = [logits[:, list(class_map)]]
+        if teacher.background and teacher.activation == 'softmax':
+            # all that the student does not know
+            others = set(range(teacher.number)) - set(class_map)
+            rest = logits[:, sorted(others)].float()
+            chosen.append(rest.logsumexp(dim=1, keepdim=True))
+        elif teacher.background:
+            chosen.append(logits[:, -1:])
+        logits = torch.cat(chosen, dim=1)
     if student.background == teacher.background:
         return logits, teacher.activation
     log_p = _log_probabilities(logits, teacher)
-    if teacher.background and not student.background:
+    if teacher.background:
         log_p = log_p[:, :-1]
-    elif student.background and not teacher.background:
+    else:
         nothing = torch.log1p(-log_p.amax(dim=1, keepdim=True).exp() + EPS)
         log_p = torch.cat([log_p, nothing], dim=1)
     if student.activation == 'sigmoid':
         log_p = logits_of(log_p.exp())
     return log_p, student.activation
-
-
-def _chosen(logits: Tensor, columns: Columns,
-            class_map: Sequence[int]) -> Tensor:
-    """The columns of some classes, in another order."""
-    chosen = logits[:, list(class_map)]
-    if not columns.background:
-        return chosen
-    others = [i for i in range(columns.number) if i not in set(class_map)]
-    rest = logits[:, others]
-    if columns.activation == 'softmax':  # what is none of the student's
-        rest = rest.float().logsumexp(dim=1, keepdim=True)
-    else:
-        rest = rest[:, -1:]
-    return torch.cat([chosen, rest], dim=1)
 
 
 def _log_probabilities(logits: Tensor, columns: Columns) -> Tensor:
@@ -90,33 +88,41 @@ def _log_probabilities(logits: Tensor, columns: Columns) -> Tensor:
 
 
 def logits_of(probabilities: Tensor) -> Tensor:
-    """The logits of sigmoid probabilities, finite; float32."""
+    """Logits of sigmoid probabilities, finite; float32."""
     return torch.logit(probabilities.float(), eps=EPS)
 
 
 def class_log_odds(logits: Tensor, columns: Columns) -> Tensor:
-    """Logits whose sigmoid is the probability of each class.
-
-    Args:
-        logits (Tensor): ``(N, C, *)``.
-        columns (Columns): What ``C`` are.
-
-    Returns:
-        Tensor: ``(N, num_classes, *)``.
-    """
+    """Logits ``(N, num_classes, *)`` whose sigmoid is a class's
+    probability."""
     if columns.activation == 'sigmoid':
         return logits[:, :columns.num_classes]
     return logits_of(class_probabilities(logits, columns))
 
 
 def class_probabilities(logits: Tensor, columns: Columns) -> Tensor:
-    """Probabilities of the classes, without the background.
-
-    Args:
-        logits (Tensor): ``(R, C)``.
-        columns (Columns): What ``C`` are.
-
-    Returns:
-        Tensor: ``(R, num_classes)``, float32.
-    """
+    """Probabilities of the classes without the background, in float32."""
     return _log_probabilities(logits, columns).exp()[:, :columns.num_classes]
+
+
+def activation_of(head: nn.Module) -> str:
+    """Activation of the class logits of a head of MMDetection."""
+    loss = getattr(head, 'loss_cls', None)
+    sigmoid = getattr(head, 'use_sigmoid_cls',
+                      getattr(loss, 'use_sigmoid', False))
+    return 'sigmoid' if sigmoid else 'softmax'
+
+
+def class_logits(scores: Tensor, head: nn.Module) -> Tensor:
+    """Logits, for ``activation_of(head)``, of the scores for a head's loss.
+
+    They are those of probabilities (TOOD), of one distribution for the two of
+    Seesaw loss, whose scores have the classes last, or the scores as they are.
+    """
+    loss = getattr(head, 'loss_cls', None)
+    if getattr(loss, 'activated', False):
+        return logits_of(scores)
+    if getattr(head, 'custom_activation', False):
+        probabilities = loss.get_activation(scores.float())
+        return probabilities.clamp(min=torch.finfo(torch.float32).tiny).log()
+    return scores

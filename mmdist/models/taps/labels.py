@@ -1,22 +1,36 @@
-"""The labels of rows of logits, where the ground truth says them."""
-from typing import Any, List, NamedTuple, Optional, Sequence, Tuple
+"""Labels of rows of logits, and when one class is there.
+
+Losses and the monitor of the teacher read them from a
+:class:`~mmdist.models.taps.base.LogitPair`.
+"""
+from functools import partial
+from typing import (TYPE_CHECKING, Any, Callable, Dict, List, NamedTuple,
+                    Optional, Sequence, Tuple)
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+
+from .matching import Queries, place_cost
+
+if TYPE_CHECKING:
+    from ..teacher.batch import TeacherBatch
 
 NONE = -1
-"""The label of a row that has none."""
+"""Label of a row that has none."""
 IGNORED = -2
-"""The label of a row of which nothing is known, where NONE says that the one
+"""Label of a row of which nothing is known, where NONE says that the one
 class is not there."""
 # Sides of an object in strides of the level that it belongs to: RetinaNet's
 # anchors have 4 to 6.3, FCOS's ranges 4 to 8.
-STRIDES_AN_OBJECT = 5.6
+STRIDES_PER_OBJECT = 5.6
 LEAST_OVERLAP = 0.5
+# Lower ones (RTMDet's 0.001, or 0) keep every box for the metric, and say
+# nothing about objects.
+LEAST_THRESHOLD = 0.05
 
 
 class Objects(NamedTuple):
-    """The ground truth of a picture.
+    """Ground truth of an image.
 
     Attributes:
         boxes (Tensor): ``(K, 4)``, corners in pixels of the input.
@@ -30,35 +44,45 @@ class Objects(NamedTuple):
     size: Tuple[int, int]
 
 
-def objects_of(samples: Any, areas: bool = False) -> Optional[List[Objects]]:
-    """The objects of each picture of a batch.
+def objects_of(samples: Any,
+               num_images: Optional[int] = None,
+               areas: bool = False) -> Optional[List[Objects]]:
+    """The objects of each image of a batch; None if the samples hold no
+    labelled boxes or are not `num_images`.
 
-    Args:
-        samples (Any): Data samples, of any kind.
-        areas (bool): Whether the boxes' areas, whole pixels, stand in place of
-            the labels, so that rows get them as they get labels.
-
-    Returns:
-        list[Objects] | None: None if they hold no labelled boxes.
-    """
-    if not isinstance(samples, (list, tuple)):
+    With `areas`, the boxes' areas in whole pixels stand in the place of the
+    labels, so that rows get them as they get labels."""
+    if not isinstance(samples,
+                      (list, tuple)) or num_images not in (None, len(samples)):
         return None
     instances = [getattr(sample, 'gt_instances', None) for sample in samples]
     if not all(
             hasattr(i, 'bboxes') and hasattr(i, 'labels') for i in instances):
         return None
-    objects = [
-        Objects(
-            getattr(i.bboxes, 'tensor', i.bboxes), i.labels,
-            getattr(i, 'masks', None),
-            tuple(
-                sample.metainfo.get('batch_input_shape',
-                                    sample.metainfo['img_shape'])[:2]))
-        for sample, i in zip(samples, instances)
-    ]
-    if areas:
-        return [o._replace(labels=areas_of(o.boxes)) for o in objects]
+    objects = []
+    for sample, i in zip(samples, instances):
+        boxes = getattr(i.bboxes, 'tensor', i.bboxes)
+        meta = sample.metainfo
+        size = meta.get('batch_input_shape', meta['img_shape'])[:2]
+        objects.append(
+            Objects(boxes,
+                    areas_of(boxes) if areas else i.labels,
+                    getattr(i, 'masks', None), tuple(size)))
     return objects
+
+
+def object_labels(batch: 'TeacherBatch', num_images: int,
+                  assign: Callable) -> Dict[str, Callable]:
+    """The fields ``labels`` and ``areas`` of a pair whose rows are of objects.
+
+    `assign` takes the objects of each image and returns for each row the label
+    of its object, or ``NONE``."""
+
+    def read(areas: bool = False) -> Optional[Tensor]:
+        objects = objects_of(batch.samples, num_images, areas)
+        return objects and assign(objects)
+
+    return dict(labels=read, areas=partial(read, areas=True))
 
 
 def areas_of(boxes: Tensor) -> Tensor:
@@ -66,55 +90,34 @@ def areas_of(boxes: Tensor) -> Tensor:
     return (boxes[:, 2:] - boxes[:, :2]).clamp(min=0).prod(1).long()
 
 
-def labels_at(objects: Sequence[Objects], grid: Tuple[int, int],
+def labels_at(objects: Sequence[Objects], grid: Sequence[int],
               strides: Sequence[float], level: int, place: float) -> Tensor:
-    """Labels of the locations of a feature level.
+    """Labels ``(N, H, W)`` of the locations of a feature level.
 
-    An object is at one location, of the level for its size.
-
-    Args:
-        objects (Sequence[Objects]): Of each picture.
-        grid (tuple[int, int]): Locations ``(H, W)`` of the level.
-        strides (Sequence[float]): Of all levels; empty if there is no more
-            than one that is known.
-        level (int): The level.
-        place (float): 0.5 for the centre of a box, 0 for its left top corner.
-
-    Returns:
-        Tensor: ``(N, H, W)``, int64.
-    """
+    An object is at one location, of the level that suits its size. `strides`
+    are those of all levels; empty if there is no more than one that is known.
+    `place` is 0.5 for the centre of a box and 0 for its left top corner."""
     labels = torch.full((len(objects), *grid),
                         NONE,
                         device=objects[0].labels.device)
-    for picture, (boxes, classes, _, size) in zip(labels, objects):
+    last = torch.tensor(grid, device=labels.device) - 1
+    for image, (boxes, classes, _, size) in zip(labels, objects):
         extent = boxes[:, 2:] - boxes[:, :2]
-        here = _level_of(extent, strides) == level if strides else slice(None)
+        here = slice(None)
+        if strides:  # the level whose stride suits the size of the box
+            sides = extent.clamp(min=1).prod(1).sqrt() / STRIDES_PER_OBJECT
+            distances = sides.log()[:, None] - sides.new_tensor(strides).log()
+            here = distances.abs().argmin(1) == level
         spots = (boxes[:, :2] + place * extent)[here].flip(1)
-        places = (spots / spots.new_tensor(size) * spots.new_tensor(grid))
-        last = torch.tensor(grid, device=labels.device) - 1
+        places = spots / spots.new_tensor(size) * spots.new_tensor(grid)
         rows, columns = places.long().clamp(min=0).minimum(last).T
-        picture[rows, columns] = classes[here]
+        image[rows, columns] = classes[here]
     return labels
-
-
-def _level_of(extent: Tensor, strides: Sequence[float]) -> Tensor:
-    """The level whose stride suits the size of each box."""
-    sides = extent.clamp(min=1).prod(1).sqrt() / STRIDES_AN_OBJECT
-    distances = sides.log()[:, None] - sides.new_tensor(strides).log()
-    return distances.abs().argmin(1)
 
 
 def labels_of_boxes(objects: Sequence[Objects],
                     boxes: Sequence[Tensor]) -> Tensor:
-    """Labels of boxes, of the object that overlaps enough.
-
-    Args:
-        objects (Sequence[Objects]): Of each picture.
-        boxes (Sequence[Tensor]): ``(R, 4)`` of each, corners in pixels.
-
-    Returns:
-        Tensor: All boxes' labels, int64.
-    """
+    """Labels of all ``(R, 4)`` boxes, of the object that overlaps enough."""
     from mmdet.structures.bbox import bbox_overlaps
     labels = []
     for own, (truth, classes, *_) in zip(boxes, objects):
@@ -125,3 +128,113 @@ def labels_of_boxes(objects: Sequence[Objects],
         labels.append(
             torch.where(overlap >= LEAST_OVERLAP, classes[which], NONE))
     return torch.cat(labels)
+
+
+@torch.no_grad()
+def labels_of_queries(objects: Sequence[Objects], queries: Queries,
+                      matches: Sequence[Tuple[Tensor, Tensor]]) -> Tensor:
+    """Labels of matched queries: an object's goes to the match of the
+    teacher's nearest query. See ``match_queries``."""
+    labels = []
+    for i, (truth, (_, match)) in enumerate(zip(objects, matches)):
+        own = truth.labels.new_full((len(match), ), NONE)
+        theirs = queries.of_image(i)
+        places = _as_queries(truth, theirs)
+        if places is not None and len(truth.labels):
+            nearest = place_cost(places, theirs).argmin(1)
+            found, which = (nearest[:, None] == match).nonzero().T
+            own[which] = truth.labels[found]
+        labels.append(own)
+    return torch.cat(labels)
+
+
+def _as_queries(truth: Objects, like: Queries) -> Optional[Queries]:
+    """Objects as queries, with boxes or masks as some others have them."""
+    from mmdet.structures.bbox import bbox_xyxy_to_cxcywh
+    if like.boxes is not None:
+        size = truth.boxes.new_tensor(truth.size).flip(0).repeat(2)
+        return Queries(
+            truth.labels, boxes=bbox_xyxy_to_cxcywh(truth.boxes / size))
+    if truth.masks is None:
+        return None
+    masks = truth.masks
+    if not isinstance(masks, Tensor):  # BoxInst's are tensors
+        masks = masks.to_tensor(torch.float32, truth.labels.device)
+    certain = 40 * masks.float() - 20
+    return Queries(truth.labels, masks=certain.unsqueeze(1))
+
+
+def labels_of_maps(samples: Sequence[Any], size: Sequence[int],
+                   align_corners: bool, points: Optional[Tensor]) -> Tensor:
+    """The label under each logit of maps of a size, ``(N, *size)``, or at
+    ``(N, P, 2)`` points in [0, 1]; int64."""
+    labels = torch.stack([sample.gt_sem_seg.data for sample in samples])
+    if points is not None:
+        from mmcv.ops import point_sample
+        return point_sample(
+            labels.float(),
+            points,
+            mode='nearest',
+            align_corners=align_corners)[:, 0].long()
+    on_device, under = dict(device=labels.device), []
+    for length, count in zip(labels.shape[2:], size):
+        if align_corners:
+            index = torch.linspace(0, length - 1, count, **on_device).round()
+        else:
+            centres = torch.arange(count, **on_device) + 0.5
+            index = centres * length / count
+        under.append(index.long())
+    return labels[:, 0, under[0][:, None], under[1]].long()
+
+
+def labels_of_pixels(found: Tensor, head: nn.Module) -> Tensor:
+    """Labels of the classes of a decode head, without those to ignore.
+
+    One column is of the class 1; 0 says that it is not there.
+    """
+    if head.out_channels == 1:
+        answers = found.new_tensor([NONE, 0])
+        known = (found >= 0) & (found < 2) & (found != head.ignore_index)
+        return torch.where(known, answers[found.clamp(0, 1)], IGNORED)
+    others = (found == head.ignore_index) | (found >= head.out_channels)
+    return found.masked_fill(others, NONE)
+
+
+def labels_of_images(samples: Sequence[Any],
+                     num_classes: int) -> Optional[Tensor]:
+    """The label of each image; None of mixed images and of several labels.
+
+    Of one class: 0 where an image has it, NONE, or IGNORED.
+    """
+    if num_classes == 1:
+        labels = []
+        for sample in samples:
+            if 'gt_score' in sample:
+                score = float(sample.gt_score)
+                labels.append(IGNORED if score < 0 else 0 if score >
+                              0.5 else NONE)
+            else:
+                labels.append(0 if sample.gt_label.numel() else NONE)
+        first = samples[0].get('gt_score', samples[0].get('gt_label'))
+        return torch.tensor(labels, device=first.device)
+    labels = [getattr(sample, 'gt_label', None) for sample in samples]
+    if any('gt_score' in sample or label is None or label.numel() != 1
+           for sample, label in zip(samples, labels)):
+        return None
+    return torch.cat(labels)
+
+
+def threshold_of(model: nn.Module, path: str) -> Optional[float]:
+    """The probability from which a head says that a class is there, if any.
+
+    It is ``threshold`` of a decode head, ``thr`` of a head of several labels,
+    or ``score_thr`` of the ``test_cfg`` of a detector's head or a module
+    around it, but at least ``LEAST_THRESHOLD``."""
+    head = model.get_submodule(path)
+    threshold = getattr(head, 'threshold', getattr(head, 'thr', None))
+    while threshold is None and path:
+        cfg = getattr(model.get_submodule(path), 'test_cfg', None) or {}
+        if 'score_thr' in cfg:
+            threshold = max(cfg['score_thr'], LEAST_THRESHOLD)
+        path = path.rpartition('.')[0]
+    return threshold

@@ -5,7 +5,8 @@ from typing import Any, Callable, Iterator, List, NamedTuple, Sequence
 import torch
 from torch import nn
 
-from .teacher_batch import owner_of
+from mmdist.errors import ConfigError
+from .watch import owner_of
 
 RGB = 3
 # The side of 128 is the largest stride; SSD needs more.
@@ -18,7 +19,7 @@ class Probe(NamedTuple):
     Attributes:
         channels (int): Channels of the image.
         size (int): Height and width of the image, in pixels.
-        features (Any): What ``extract_feat`` returns.
+        features (Any): The result of ``extract_feat``.
     """
     channels: int
     size: int
@@ -31,7 +32,7 @@ class CannotSay(Exception):
 
 @contextmanager
 def cannot_say() -> Iterator[None]:
-    """Raise :class:`CannotSay` for whatever a model raises here."""
+    """Raise :class:`CannotSay` for any error of a model."""
     try:
         yield
     except Exception as error:
@@ -51,7 +52,7 @@ def eval_mode(module: nn.Module) -> Iterator[None]:
 
 
 def first_channels(model: nn.Module) -> int:
-    """How many channels the first convolution of a model takes."""
+    """Number of channels that the first convolution of a model takes."""
     convolution = next((layer for layer in model.modules()
                         if getattr(layer, 'weight', None) is not None
                         and layer.weight.dim() >= 4), None)
@@ -72,12 +73,8 @@ def _undisturbed(model: nn.Module) -> Iterator[None]:
 def probe(model: nn.Module, sizes: Sequence[int] = PROBE_SIZES) -> Probe:
     """Compute the features of a random image, in eval mode.
 
-    Args:
-        model (nn.Module): A model with ``extract_feat``.
-        sizes (Sequence[int]): Sides of images to try, in pixels.
-
     Raises:
-        CannotSay: If the model takes none of them.
+        CannotSay: If the model takes none of the sizes, in pixels.
     """
     like = next(model.parameters())
     error = None
@@ -95,14 +92,8 @@ def probe(model: nn.Module, sizes: Sequence[int] = PROBE_SIZES) -> Probe:
 
 @contextmanager
 def probed(model: nn.Module, path: str) -> Iterator[Callable[[], Any]]:
-    """Compute the features that a head is given, in eval mode.
-
-    Args:
-        model (nn.Module): A detector.
-        path (str): Path of one of its heads.
-
-    Yields:
-        Callable: Returns what the head's ``forward`` does for the features.
+    """Yield a function that returns a head's ``forward`` for the features of a
+    random image, in eval mode.
 
     Raises:
         CannotSay: If the model has no features of an image alone.
@@ -117,35 +108,37 @@ def neck_channels(student: nn.Module, teacher: nn.Module) -> List[List[int]]:
     """The channels of the levels that leave the necks of both models.
 
     Raises:
-        ValueError: If they cannot be found, or the levels do not pair.
+        ConfigError: If they cannot be found, or the levels do not pair.
     """
     # Necks say the number of their levels in many ways, or not at all.
     models = student, teacher
+    field = 'model.mimic_loss'
     try:
         size = max(probe(model).size for model in models)
         shapes = [[level.shape for level in probe(model, [size]).features]
                   for model in models]
     except CannotSay as error:
         reason = str(error.__cause__).splitlines()[0]
-        raise ValueError(
-            'model.mimic_loss: no random image shows the channels of the '
-            f'necks ({reason}); list student_channels and teacher_channels '
+        raise ConfigError(
+            field, 'no random image shows the channels of the necks '
+            f'({reason})', 'list student_channels and teacher_channels '
             'there, a number for each level') from error
     if any(len(shape) != 4 for levels in shapes for shape in levels):
-        raise ValueError('model.mimic_loss compares feature maps, but a neck '
-                         'returns one vector an image')
+        raise ConfigError(
+            field, 'it compares feature maps, but a neck returns one vector '
+            'for an image')
     sizes = [[list(shape[2:]) for shape in levels] for levels in shapes]
     if len(sizes[0]) == len(sizes[1]) and sizes[0] != sizes[1]:
-        raise ValueError(
-            'model.mimic_loss compares features level by level, but for an '
-            f'image of {size} pixels model.student has the sizes {sizes[0]} '
-            f'and model.teacher {sizes[1]}; give model.student.neck the '
-            'strides of the teacher')
+        raise ConfigError(
+            field, 'it compares features level by level, but for an image of '
+            f'{size} pixels model.student has the sizes {sizes[0]} and '
+            f'model.teacher {sizes[1]}',
+            'give model.student.neck the strides of the teacher')
     return [[shape[1] for shape in levels] for levels in shapes]
 
 
 def check_image_channels(student: nn.Module, teacher: nn.Module) -> None:
-    """Raise ValueError if the models take images of other channels."""
+    """Raise ConfigError if the models take images of other channels."""
     if first_channels(student) == first_channels(teacher):
         return
     try:
@@ -154,7 +147,7 @@ def check_image_channels(student: nn.Module, teacher: nn.Module) -> None:
     except CannotSay:
         return  # the first iteration says it
     if number_s != number_t:
-        raise ValueError(
-            f'model.teacher.config takes images of {number_t} channels but '
-            f'model.student of {number_s}; choose a teacher of the same '
+        raise ConfigError(
+            'model.teacher.config', f'it takes images of {number_t} channels '
+            f'but model.student of {number_s}', 'choose a teacher of the same '
             'images, or set in_channels of both backbones alike')

@@ -8,14 +8,15 @@ from typing import (Any, ContextManager, Iterator, List, NamedTuple, Optional,
 
 import numpy as np
 import torch
-from mmengine.config import ConfigDict
+from mmengine.config import Config
 from mmengine.registry import MODELS, DefaultScope
 from torch import Tensor, nn
 
 from mmdist.errors import ConfigError
 from mmdist.utils import load_config, scope_of
 from ..class_mapping import classes_of_teacher
-from ..taps import TeacherBatch, tensors_in
+from ..taps.watch import tensors_in
+from .batch import TeacherBatch
 from .checkpoint import load_strictly, read_checkpoint
 
 
@@ -38,7 +39,7 @@ def preserve_rng() -> Iterator[None]:
 def build_model(source: Union[str, dict],
                 field: str,
                 data_preprocessor: Optional[dict] = None,
-                resolve: bool = True) -> Tuple[nn.Module, ConfigDict]:
+                resolve: bool = True) -> Tuple[nn.Module, Config]:
     """Build the model of a config in that config's own scope.
 
     Args:
@@ -48,11 +49,11 @@ def build_model(source: Union[str, dict],
         resolve (bool): See :func:`mmdist.utils.load_config`.
 
     Returns:
-        tuple[nn.Module, ConfigDict]: The model, its weights not initialised,
-        and the config.
+        tuple[nn.Module, Config]: The model, its weights not initialised, and
+        the config.
 
     Raises:
-        ConfigError: If there is no such config, or it is none of a model.
+        ConfigError: If there is no such config, or it cannot be built.
     """
     cfg = load_config(source, field, resolve)
     if data_preprocessor is not None:
@@ -180,7 +181,7 @@ class Teacher:
 
 
 class Normalisation(NamedTuple):
-    """How a data preprocessor normalises images."""
+    """Statistics with which a data preprocessor normalises images."""
     mean: Tuple[float, ...]
     std: Tuple[float, ...]
     flipped: bool  # red and blue are exchanged
@@ -211,15 +212,15 @@ class Renormalise:
     """Takes images from the student's normalisation to the teacher's.
 
     Args:
-        student (nn.Module, optional): The student's data preprocessor; None
-            if it is the teacher's.
-        teacher (nn.Module): The teacher's.
+        preprocessor (nn.Module, optional): The student's data preprocessor;
+            None if it is the teacher's.
+        teacher_preprocessor (nn.Module): The teacher's.
     """
 
-    def __init__(self, student: Optional[nn.Module],
-                 teacher: nn.Module) -> None:
-        self.student = Normalisation.of(student or teacher)
-        self.teacher = Normalisation.of(teacher)
+    def __init__(self, preprocessor: Optional[nn.Module],
+                 teacher_preprocessor: nn.Module) -> None:
+        self.given = Normalisation.of(preprocessor or teacher_preprocessor)
+        self.wanted = Normalisation.of(teacher_preprocessor)
 
     def __call__(
         self,
@@ -237,19 +238,19 @@ class Renormalise:
         Returns:
             Tensor: ``(*, 3, H, W)``; ``inputs`` itself if nothing differs.
         """
-        student, teacher = self.student, self.teacher
-        if student == teacher:
+        given, wanted = self.given, self.wanted
+        if given == wanted:
             return inputs
 
         def column(values: Sequence[float]) -> Tensor:
             return inputs.new_tensor(values).view(-1, 1, 1)
 
-        images = inputs * column(student.std) + column(student.mean)
-        if student.flipped != teacher.flipped:
+        images = inputs * column(given.std) + column(given.mean)
+        if given.flipped != wanted.flipped:
             images = images.flip(-3)
-        images = (images - column(teacher.mean)) / column(teacher.std)
+        images = (images - column(wanted.mean)) / column(wanted.std)
         for image, shape in zip(images, img_shapes or ()):
             if shape is not None:
-                image[:, shape[0]:] = teacher.pad_value
-                image[:, :, shape[1]:] = teacher.pad_value
+                image[:, shape[0]:] = wanted.pad_value
+                image[:, :, shape[1]:] = wanted.pad_value
         return images

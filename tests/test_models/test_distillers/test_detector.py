@@ -515,7 +515,7 @@ def test_names_of_a_smaller_teacher_are_refused(tmp_path):
 
 @pytest.mark.parametrize('class_map,match', [
     ([0, 1], 'has 2 classes but model.student predicts 3'),
-    ([0, 1, 9], 'names the class 9, but model.teacher predicts 5'),
+    ([0, 1, 9], 'names the class 9, but .*teacher predicts 5'),
     ([0, 1, 1], 'more than once'),
 ])
 def test_maps_that_do_not_fit_are_refused(tmp_path, class_map, match):

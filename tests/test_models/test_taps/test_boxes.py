@@ -6,10 +6,13 @@ import torch
 from mmdet.structures.bbox import bbox2roi, bbox_overlaps
 from mmengine.config import ConfigDict
 
-from mmdist.models.taps import BoxTap, TeacherBatch, build_tap
-from mmdist.models.taps.dense import Side, decoded_boxes
+from mmdist.models.taps import BoxTap, build_tap, pair_logits, watch_heads
+from mmdist.models.taps.box_alignment import DenseBoxes, decoded_boxes
+from mmdist.models.taps.dense import ClassMaps
+from mmdist.models.teacher import TeacherBatch
 from tests.helpers import (DENSE, NUM_CLASSES, batch, build, build_distiller,
                            detector, prepared, save_teacher, total)
+from tests.refusals import refused
 
 
 def model_of(name):
@@ -38,10 +41,10 @@ def paired(student, teacher, **options):
     tap.connect(student, teacher)
     inputs, samples = prepared(student, batch())
     torch.manual_seed(3)
-    with tap.watch(student) as calls:
+    with watch_heads(tap, student) as calls:
         student.loss(inputs, copy.deepcopy(samples))
     teacher_batch = TeacherBatch(teacher, inputs, samples)
-    return tap.pairs(calls, student, teacher_batch), calls, tap, teacher_batch
+    return pair_logits(tap, calls, teacher_batch), calls, tap, teacher_batch
 
 
 def metas_of(samples):
@@ -56,7 +59,7 @@ def test_every_location_has_its_box(name):
     head = model.bbox_head
     with torch.no_grad():
         outputs = head(model.extract_feat(inputs))
-    side = Side(head, 'cls_scores')
+    side = ClassMaps(head, 'cls_scores')
     boxes = decoded_boxes(side, outputs, metas_of(samples))
     everything = dict(score_thr=0., min_bbox_size=-1, nms_pre=10**9)
     plain = head.predict_by_feat(
@@ -84,7 +87,7 @@ def test_a_dense_student_asks_a_roi_head():
     (pair, ), calls, tap, teacher_batch = paired(
         student, teacher, num_boxes=50)
     assert isinstance(tap, BoxTap)
-    own = tap.own.own_boxes(calls[0], student.bbox_head, 50, teacher_batch)
+    own = DenseBoxes.own(calls[0], 50, teacher_batch)
     assert [len(boxes) for boxes in own.boxes] == [50, 50]
     features = teacher.extract_feat(calls[0].images)
     rois = bbox2roi(own.boxes)
@@ -103,8 +106,8 @@ def test_a_dense_student_chooses_its_highest_scores():
     """Of all anchors of a picture."""
     student, teacher = models('retina', 'faster')
     (pair, ), calls, _, _ = paired(student, teacher, num_boxes=20)
-    rows = Side(student.bbox_head,
-                'cls_scores').rows(list(calls[0].arguments.values()))
+    rows = ClassMaps(student.bbox_head,
+                     'cls_scores').rows(list(calls[0].arguments.values()))
     for ours, table in zip(pair.student.split(20), rows):
         highest = table.amax(1).sort(descending=True).values[:20]
         assert torch.equal(ours.amax(1), highest)
@@ -119,7 +122,7 @@ def test_a_two_stage_student_asks_the_best_location(teacher_name):
     rois = calls[0].arguments['rois']
     with torch.no_grad():
         outputs = teacher.bbox_head(teacher.extract_feat(inputs))
-    side = Side(teacher.bbox_head, 'cls_scores')
+    side = ClassMaps(teacher.bbox_head, 'cls_scores')
     boxes = decoded_boxes(side, outputs, metas_of(samples))
     rows = side.rows(outputs)
     # a background of 1 - max p beside the classes, normalised
@@ -147,7 +150,7 @@ def test_any_box_family_learns_from_any_other(student_name, teacher_name):
         assert pair.student.shape == pair.teacher.shape
         assert len(pair.student) > 0 and pair.teacher.isfinite().all()
     sum(pair.student.square().sum() for pair in pairs).backward()
-    head = student.get_submodule(tap.heads[-1])
+    head = student.get_submodule(list(tap.heads)[-1])
     assert any(p.grad is not None and p.grad.abs().max() > 0
                for p in head.parameters())
     assert all(
@@ -173,14 +176,15 @@ def test_asking_changes_nothing_of_the_student(tmp_path):
     assert float(losses[1]['loss_kd_inter']) > 0
 
 
-@pytest.mark.parametrize('options,message', [
-    (dict(align='box'), "align can be 'boxes' or left out, but is 'box'"),
-    (dict(align='boxes', num_boxes=0), 'num_boxes must be a whole number'),
-    (dict(align='boxes', anchors_as_rows=True), 'anchors_as_rows'),
+@pytest.mark.parametrize('options,field,message', [
+    (dict(align='box'), 'model.tap.align', "'boxes' or left out, .* 'box'"),
+    (dict(align='boxes', num_boxes=0), 'model.tap.num_boxes', 'whole number'),
+    (dict(align='boxes',
+          anchors_as_rows=True), 'model.tap', 'anchors_as_rows'),
 ])
-def test_wrong_options_are_refused(options, message):
+def test_wrong_options_are_refused(options, field, message):
     """One sentence that names the field."""
-    with pytest.raises(ValueError, match=f'model.tap.*{message}'):
+    with refused(field, message):
         build_tap(build(detector('retina')), **options)
 
 
@@ -191,7 +195,7 @@ def test_objects_apart_are_multiplied_in():
     with torch.no_grad():
         outputs = teacher.bbox_head(teacher.extract_feat(calls[0].images))
     boxes = decoded_boxes(
-        Side(teacher.bbox_head, 'cls_scores'), outputs,
+        ClassMaps(teacher.bbox_head, 'cls_scores'), outputs,
         metas_of(teacher_batch.samples))
     tables = [
         torch.cat([level.flatten(2).transpose(1, 2) for level in part], dim=1)
@@ -222,8 +226,7 @@ def test_a_head_that_decodes_in_its_own_way_is_refused():
         raise AssertionError('not like this')
 
     teacher.bbox_head.predict_by_feat = predict
-    with pytest.raises(
-            ValueError, match="align='boxes', .*RetinaHead .*not like this"):
+    with refused('model.tap.align', 'RetinaHead .*not like this'):
         paired(student, teacher)
 
 
@@ -233,5 +236,6 @@ def test_models_without_boxes_are_refused(pair):
     """MaskFormer predicts masks."""
     student, teacher = models(*pair)
     tap = build_tap(student, align='boxes')
-    with pytest.raises(ValueError, match='predicts no boxes'):
+    side = 'student' if pair[0] == 'maskformer' else 'teacher.config'
+    with refused(f'model.{side}', 'predicts no boxes'):
         tap.connect(student, teacher)

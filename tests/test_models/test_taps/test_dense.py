@@ -8,12 +8,14 @@ from mmengine.config import Config
 from mmengine.logging import MessageHub
 
 from mmdist.models.losses import DISTLoss
-from mmdist.models.taps import TeacherBatch, build_tap
-from mmdist.models.taps.base import LEAST_LOGIT, Call
-from mmdist.models.taps.dense import Side
+from mmdist.models.taps import build_tap, pair_logits, watch_heads
+from mmdist.models.taps.text import LEAST_LOGIT, common_tokens
+from mmdist.models.taps.watch import Call
+from mmdist.models.teacher import TeacherBatch
 from tests.helpers import (DENSE, NUM_CLASSES, ZOO, batch, build,
                            build_distiller, detector, pearson_dist, prepared,
                            save_teacher, ssd)
+from tests.refusals import refused
 
 STRIDES = dict(rtmdet=(8, 16, 32), yolox=(8, 16, 32))
 NUM_ANCHORS = dict(retina=9)
@@ -29,9 +31,9 @@ def connected(student, teacher, **options):
 def watched_pairs(student, teacher, inputs, samples, **options):
     """Pairs as mmdist makes them."""
     tap = connected(student, teacher, **options)
-    with tap.watch(student) as calls:
+    with watch_heads(tap, student) as calls:
         student.loss(inputs, copy.deepcopy(samples))
-    return tap.pairs(calls, student, TeacherBatch(teacher, inputs, samples))
+    return pair_logits(tap, calls, TeacherBatch(teacher, inputs, samples))
 
 
 @torch.no_grad()
@@ -172,17 +174,15 @@ def test_missing_strides_are_refused():
     """The message names the strides of both."""
     student = build(detector('retina'))
     teacher = build(_with_strides([16, 32, 64], start_level=2))
-    with pytest.raises(
-            ValueError,
-            match=r'model.student has .*\[8, 16, 32, 64, 128\].*'
-            r'model.teacher of \[16, 32, 64\].*\[8, 128\]'):
+    with refused('model.teacher.config', r'\[16, 32, 64\] .*'
+                 r'\[8, 16, 32, 64, 128\].*\[8, 128\]'):
         connected(student, teacher)
 
 
 def test_differing_class_counts_are_refused():
     """The message names both numbers and what to change."""
     teacher = detector('retina', bbox_head=dict(num_classes=5))
-    with pytest.raises(ValueError, match='model.teacher predicts 5 classes'):
+    with refused('model.teacher.class_map', 'predicts 5 classes'):
         connected(build(detector('retina')), build(teacher))
 
 
@@ -258,10 +258,8 @@ def test_anchors_are_compared_level_by_level():
 def test_a_two_stage_teacher_is_refused(teacher, kind):
     """Its proposal network has dense logits, but no classes."""
     student = build(detector('retina'))
-    with pytest.raises(
-            ValueError,
-            match=f'model.teacher.config is a {kind}'
-            '.*feature levels.*RetinaNet'):
+    with refused('model.teacher.config',
+                 f'is a {kind}.*feature levels.*RetinaNet'):
         connected(student, build(detector(teacher)))
 
 
@@ -271,11 +269,12 @@ def test_differing_grids_name_the_padding():
     teacher = build(detector('retina'), seed=1).eval()
     inputs, samples = prepared(student, batch())
     tap = connected(student, teacher)
-    with tap.watch(student) as calls:
+    with watch_heads(tap, student) as calls:
         student.loss(inputs, samples)
-    batch_t = TeacherBatch(teacher, inputs[..., :64, :64], samples)
-    with pytest.raises(ValueError, match='pad_size_divisor'):
-        tap.pairs(calls, student, batch_t)
+    batch_t = TeacherBatch(teacher, inputs, samples,
+                           lambda images, _: images[..., :64, :64])
+    with refused('model.student.data_preprocessor.pad_size_divisor'):
+        pair_logits(tap, calls, batch_t)
 
 
 def test_fcos_learns_from_atss():
@@ -358,7 +357,7 @@ def test_another_number_of_levels_is_refused_at_once(sides, levels):
     before = copy.deepcopy(models[0].state_dict())
     state = torch.get_rng_state()
     modes = [part.training for part in models[0].modules()]
-    with pytest.raises(ValueError, match=levels):
+    with refused('model.teacher.config', levels):
         connected(*models)
     assert torch.equal(torch.get_rng_state(), state)
     assert modes == [part.training for part in models[0].modules()]
@@ -374,47 +373,50 @@ def test_another_number_of_levels_is_refused_at_once(sides, levels):
 def test_heads_without_strides_pair_level_by_level(monkeypatch):
     """Nothing says which levels pair, so their order does."""
     student, teacher = build(detector('fcos')), build(detector('fcos'), seed=1)
-    monkeypatch.setattr('mmdist.models.taps.dense._strides', lambda head: [])
+    monkeypatch.setattr('mmdist.models.taps.dense.strides_of', lambda head: [])
     tap = connected(student.eval(), teacher.eval())
     inputs, samples = prepared(student, batch())
     levels = class_logits(student, inputs)
-    call = Call('bbox_head', dict(cls_scores=levels), inputs)
+    call = Call(student, 'bbox_head', dict(cls_scores=levels), inputs)
     ask = TeacherBatch(teacher, inputs, samples)
-    pairs = tap.pairs([call], student, ask)
+    pairs = pair_logits(tap, [call], ask)
     for pair, level in zip(pairs, class_logits(teacher, inputs)):
         assert torch.equal(pair.teacher, level)
     call.arguments['cls_scores'] = levels[:4]
-    with pytest.raises(ValueError, match='5 levels but model.student has 4'):
-        tap.pairs([call], student, ask)
+    with refused('model.teacher.config', '5 levels but model.student has 4'):
+        pair_logits(tap, [call], ask)
 
 
 def test_tokens_that_no_caption_has_are_left_out():
-    """As GLIP's head scores them: (pictures, locations, tokens)."""
-    model = build(detector('atss'))
-    side = Side(model.bbox_head, 'cls_scores')
-    model.bbox_head.text_masks = torch.tensor([[1, 1, 0, 0], [1, 0, 0, 0]])
-    own, theirs = torch.randn(2, 2, 6, 4)
-    pair = build_tap(model)._level_pair(
-        side.maps(own), side.maps(theirs), side, side, 'level 0', False)
-    for logits, scores in ((pair.student, own), (pair.teacher, theirs)):
+    """GLIP's head scores them as (images, locations, tokens)."""
+    student = build(detector('atss')).train()
+    teacher = build(detector('atss'), seed=1).eval()
+    inputs, samples = prepared(student, batch())
+    tap = connected(student, teacher)
+    student.bbox_head.text_masks = torch.tensor([[1, 1, 0, 0], [1, 0, 0, 0]])
+    scores_s, scores_t = torch.randn(2, 2, 6, 4)
+    call = Call(student, 'bbox_head', dict(cls_scores=[scores_s] * 5), inputs)
+    ask = TeacherBatch(teacher, inputs, samples)
+    ask.head_outputs = lambda *_: dict(bbox_head=[[scores_t] * 5])
+    pair = pair_logits(tap, [call], ask)[0]
+    for logits, scores in ((pair.student, scores_s), (pair.teacher, scores_t)):
         assert logits.shape == (2, 2, 6, 1)
         assert torch.equal(logits[0, :, :, 0], scores[0, :, :2].T)
         assert torch.equal(logits[1, 0, :, 0], scores[1, :, 0])
         # The second caption has no second token.
         assert (logits[1, 1] == LEAST_LOGIT).all()
     assert pair.num_classes == 0  # no column is a class
-    with pytest.raises(ValueError, match='3 tokens .* model.student 4'):
-        build_tap(model)._level_pair(
-            side.maps(own), side.maps(theirs[..., :3]), side, side, 'level 0',
-            False)
+    with refused('model.teacher.config', '3 tokens .* model.student 4'):
+        common_tokens(scores_s, scores_t[..., :3], 2)
 
 
 def test_words_and_classes_do_not_pair():
     """A detector that is given a text, and one that is not."""
     student, teacher = (build(detector('atss')) for _ in range(2))
     teacher.language_model = torch.nn.Identity()
-    with pytest.raises(ValueError, match='one classifies the tokens of a tex'):
+    with refused('model.teacher.config',
+                 'one classifies the tokens of a text'):
         connected(student, teacher)
     student.language_model = torch.nn.Identity()
-    with pytest.raises(ValueError, match='class_map is of no use here'):
+    with refused('model.teacher.class_map', 'of no use here'):
         build_tap(student).connect(student, teacher, [0, 1, 2])

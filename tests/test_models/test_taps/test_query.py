@@ -6,12 +6,14 @@ import pytest
 import torch
 from mmdet.structures.bbox import bbox_cxcywh_to_xyxy, bbox_overlaps
 
-from mmdist.models.taps import (ProposalTap, TeacherBatch, TransformerTap,
-                                build_tap)
+from mmdist.models.taps import QueryTap, build_tap, pair_logits, watch_heads
 from mmdist.models.taps.columns import Columns
-from mmdist.models.taps.query import Queries, match_queries
+from mmdist.models.taps.matching import Queries, match_queries
+from mmdist.models.taps.query import student_queries
+from mmdist.models.teacher import TeacherBatch
 from tests.helpers import (NUM_CLASSES, QUERIES, batch, build, detector,
                            prepared)
+from tests.refusals import refused
 
 SIGMOID = Columns(NUM_CLASSES, 'sigmoid', False)
 SOFTMAX = Columns(NUM_CLASSES, 'softmax', True)
@@ -79,10 +81,10 @@ def watched(student, teacher, name):
     tap = build_tap(student)
     tap.connect(student, teacher)
     inputs, samples = prepared(student, batch(name))
-    with tap.watch(student) as calls:
+    with watch_heads(tap, student) as calls:
         student.loss(inputs, copy.deepcopy(samples))
     teacher_batch = TeacherBatch(teacher, inputs, samples)
-    return tap, tap.pairs(calls, student, teacher_batch), inputs, samples
+    return tap, pair_logits(tap, calls, teacher_batch), inputs, samples
 
 
 def models(student, teacher):
@@ -104,8 +106,7 @@ def test_rows_are_all_queries_of_the_last_layer(name):
     plain MMDetection predicts with."""
     student, teacher = models(name, name)
     tap, (pair, ), inputs, samples = watched(student, teacher, name)
-    kind = ProposalTap if name == 'sparse_rcnn' else TransformerTap
-    assert type(tap) is kind
+    assert type(tap) is QueryTap
     number = 2 * 8  # queries of two pictures
     assert pair.student.shape == pair.teacher.shape == (
         number, NUM_CLASSES + (pair.student_activation == 'softmax'))
@@ -122,12 +123,12 @@ def test_denoising_queries_are_left_out():
     student, teacher = models('dino', 'dino')
     tap = build_tap(student)
     inputs, samples = prepared(student, batch())
-    with tap.watch(student) as calls:
+    with watch_heads(tap, student) as calls:
         student.loss(inputs, copy.deepcopy(samples))
     arguments = calls[0].arguments
     number = arguments['dn_meta']['num_denoising_queries']
     assert number > 0
-    logits = tap.queries_of(calls[0]).logits
+    logits = student_queries(calls[0])[0].logits
     assert torch.equal(logits, arguments['all_layers_cls_scores'][-1][:,
                                                                       number:])
 
@@ -170,7 +171,8 @@ def test_mask_queries_of_both_kinds_learn_from_each_other():
 def test_boxes_and_masks_are_not_matched(names):
     """Nothing says which queries of the two are one object."""
     student, teacher = (build(detector(name)) for name in names)
-    with pytest.raises(ValueError, match='one predicts boxes, the other mask'):
+    with refused('model.teacher.config',
+                 'one predicts boxes, the other masks'):
         build_tap(student).connect(student, teacher)
 
 
@@ -209,14 +211,14 @@ def test_several_may_have_one_match_if_asked():
 
 def test_a_dense_teacher_is_refused():
     """RetinaNet has no queries."""
-    with pytest.raises(ValueError, match='RetinaNet.*for queries.*DETR'):
+    with refused('model.teacher.config', 'RetinaNet.*for queries.*DETR'):
         build_tap(build(detector('detr'))).connect(*models('detr', 'retina'))
 
 
 def test_differing_class_counts_are_refused():
     student = build(detector('detr'))
     teacher = build(detector('detr', bbox_head=dict(num_classes=5)))
-    with pytest.raises(ValueError, match='predicts 5 classes but .* 3'):
+    with refused('model.teacher.class_map', 'predicts 5 classes but .* 3'):
         build_tap(student).connect(student, teacher)
 
 
@@ -229,9 +231,9 @@ def test_a_class_map_chooses_columns():
     inputs, samples = prepared(student, batch())
     for sample in samples:
         sample.gt_instances.labels %= 2
-    with tap.watch(student) as calls:
+    with watch_heads(tap, student) as calls:
         student.loss(inputs, samples)
-    pair = tap.pairs(calls, student, TeacherBatch(teacher, inputs, samples))[0]
+    pair = pair_logits(tap, calls, TeacherBatch(teacher, inputs, samples))[0]
     with torch.no_grad():
         plain = teacher(inputs, samples, mode='tensor')[0][-1]
     p = plain.flatten(0, 1).softmax(1)

@@ -1,4 +1,4 @@
-"""One batch, as the teacher sees it: what the taps may ask."""
+"""The teacher's answers to what the taps ask about one batch."""
 import inspect
 from contextlib import ExitStack, contextmanager, nullcontext
 from functools import partial
@@ -9,60 +9,27 @@ import torch
 from mmengine.structures import BaseDataElement
 from torch import Tensor, nn
 
-Shapes = Optional[List[Optional[Sequence[int]]]]
-
-
-@contextmanager
-def replaced(owner: Any, method: str, function: Callable) -> Iterator[None]:
-    """Replace a method of one object, then restore the object."""
-    # Heads are modules: their __setattr__ would do, but an entry that was in
-    # the instance's __dict__ before must come back as it was.
-    before = owner.__dict__.get(method)
-    owner.__dict__[method] = function
-    try:
-        yield
-    finally:
-        if before is None:
-            del owner.__dict__[method]
-        else:
-            owner.__dict__[method] = before
-
-
-def owner_of(model: nn.Module, path: str) -> Optional[str]:
-    """The innermost model around a head that computes its features.
-
-    Args:
-        model (nn.Module): The whole model.
-        path (str): Path of the head.
-
-    Returns:
-        str | None: Its path, '' for the whole model, or None.
-    """
-    parts = path.split('.')
-    for end in range(len(parts) - 1, -1, -1):
-        owner = '.'.join(parts[:end])
-        if hasattr(model.get_submodule(owner), 'extract_feat'):
-            return owner
-    return None
+from mmdist.errors import ConfigError
+from ..taps.watch import owner_of, replaced
 
 
 class _Answered(Exception):
-    """Ends a model's method as soon as what was asked for is known."""
+    """Ends a model's method as soon as the answer is known."""
 
 
 class TeacherBatch:
-    """Answers what the taps ask the teacher about one batch.
+    """One batch of images, and the teacher's predictions for it.
 
     The teacher neither proposes nor samples nor computes a loss: its heads
     run their ``forward`` and no more. Whatever was computed is kept for the
-    next question about the same pictures.
+    next question about the same images.
 
     Args:
         model (nn.Module): The teacher, in eval mode.
-        inputs (Tensor | dict): What the student's ``loss`` gets.
+        inputs (Tensor | dict): The inputs of the student's ``loss``.
         samples (Sequence | dict): The data samples that go with them.
-        renormalise (Callable, optional): Takes pictures, and their sizes
-            without padding, to the teacher's normalisation.
+        renormalise (Callable, optional): Takes images, and their sizes
+            without padding, and returns them in the teacher's normalisation.
         precision (Callable): A context in which the teacher computes.
 
     Attributes:
@@ -80,76 +47,49 @@ class TeacherBatch:
         self.images, self._samples = inputs, samples
         self._renormalise = renormalise
         self._precision = precision
-        # By identity; the pictures are kept, so that no other takes the id.
+        # By identity; the images are kept, so that no other takes the id.
         self._shown: Dict[int, Sequence[Tensor]] = {}
         self._extracted: Dict[Any, Sequence[Any]] = {}
         self._outputs: Dict[bool, Dict[str, Any]] = {}
-        self._answers: Dict[str, Any] = {}
 
     def see(self, images: Any, owner: str) -> None:
         """Compute the features of the images that the student sees.
 
         A student may change its batch before it computes features (noise,
-        another memory format); the teacher sees the changed one.
-
-        Args:
-            images (Tensor): ``(N, C, H, W)``.
-            owner (str): Path of the model whose ``extract_feat`` is asked.
-        """
+        another memory format); the teacher sees the changed one. `owner` is
+        the path of the model whose ``extract_feat`` is asked."""
         if getattr(self.images, 'shape', ()) == images.shape:
             self.images = images
         self.features(images, owner)
 
     def show(self, images: Any) -> Any:
-        """Pictures of the student's in the teacher's normalisation."""
+        """The student's images in the teacher's normalisation."""
         if isinstance(images, dict):
             return {name: self.show(batch) for name, batch in images.items()}
         if id(images) not in self._shown:
-            shapes = _shapes(self._samples, len(images))
+            shapes = None
+            if isinstance(self._samples,
+                          (list, tuple)) and len(self._samples) == len(images):
+                shapes = [
+                    getattr(sample, 'metainfo', {}).get('img_shape')
+                    for sample in self._samples
+                ]
             self._shown[id(images)] = (images,
                                        self._renormalise(images, shapes))
         return self._shown[id(images)][1]
 
     @contextmanager
     def computing(self) -> Iterator[None]:
-        """What the teacher computes within has no gradient, and its
-        precision."""
+        """Compute without gradient, in the teacher's precision."""
         with torch.no_grad(), self._precision():
             yield
 
     def features(self, images: Tensor, owner: str = '') -> Any:
-        """The features of pictures, by the teacher or a model within it.
-
-        Args:
-            images (Tensor): ``(N, 3, H, W)``, normalised for the student.
-            owner (str): Path of the model whose ``extract_feat`` is asked.
-
-        Returns:
-            tuple[Tensor]: What ``extract_feat`` returns.
-        """
+        """The features of the student's images, ``(N, C, H, W)``, by the
+        teacher or a model within it."""
         extract = self.model.get_submodule(owner).extract_feat
         with self.computing():
             return self._extract_once(owner, extract, self.show(images))
-
-    def all_features(self) -> Any:
-        """The features of the whole batch."""
-        return self.features(self.images)
-
-    def forward_of(self, path: str) -> Any:
-        """What a head returns for the features of the batch as they are.
-
-        Args:
-            path (str): The head; '' for a model that is its own head, which
-                is given the pictures.
-        """
-        if path not in self._answers:
-            given = (
-                self.features(self.images,
-                              owner_of(self.model, path) or '')
-                if path else self.show(self.images))
-            with self.computing():
-                self._answers[path] = self.model.get_submodule(path)(given)
-        return self._answers[path]
 
     def _extract_once(self, owner: str, extract: Callable,
                       shown: Tensor) -> Any:
@@ -160,7 +100,7 @@ class TeacherBatch:
 
     @contextmanager
     def _keeping_features(self, paths: Collection[str]) -> Iterator[None]:
-        """Let the models around some heads use features that are known."""
+        """Let the models around some heads reuse features."""
         with ExitStack() as stack:
             for owner in {owner_of(self.model, path) for path in paths}:
                 if owner is not None:
@@ -177,7 +117,7 @@ class TeacherBatch:
         as_in_training: bool = False,
         around: Callable = lambda path: nullcontext()
     ) -> Dict[str, Any]:
-        """What heads of the teacher return for the whole batch.
+        """The results of heads of the teacher for the whole batch.
 
         The teacher begins to compute its loss as the student does, so that
         whatever stands between features and head runs as it should; but its
@@ -185,13 +125,13 @@ class TeacherBatch:
 
         Args:
             paths (Collection[str]): The heads.
-            as_in_training (bool): Let the heads return what they return in
-                training; their layers stay in eval mode.
+            as_in_training (bool): Put the heads in training mode, for the
+                results of a training; their layers stay in eval mode.
             around (Callable): Takes the path of a head and returns a context
                 for its ``forward``, the same each time.
 
         Returns:
-            dict[str, Any]: What ``forward`` of each head returns.
+            dict[str, Any]: The result of each head's ``forward``.
         """
         known = self._outputs.setdefault(as_in_training, {})
         waiting = {path for path in paths if path not in known}
@@ -199,7 +139,7 @@ class TeacherBatch:
             with ExitStack() as stack:
                 stack.enter_context(self._keeping_features(paths))
                 for path, head in self.model.named_modules():
-                    if hasattr(head, 'loss_by_feat'):
+                    if path in waiting or hasattr(head, 'loss_by_feat'):
                         stack.enter_context(
                             replaced(
                                 head, 'loss',
@@ -208,15 +148,15 @@ class TeacherBatch:
                 self._until_answered(self.model.loss, self.show(self.images),
                                      _copies(self._samples))
         if waiting:
-            raise RuntimeError(
-                'model.teacher.config is a '
-                f'{type(self.model).__name__} whose {", ".join(waiting)} was '
-                'not asked for its loss: nothing can be learnt from it')
+            raise ConfigError(
+                'model.teacher.config', f'it is a {type(self.model).__name__} '
+                f'whose {", ".join(waiting)} is not asked for its loss',
+                'choose another teacher')
         return {path: known[path] for path in paths}
 
     def _answer(self, path: str, head: nn.Module, waiting: set,
                 as_in_training: bool, around: Callable) -> Callable:
-        """What stands for the ``loss`` of a head."""
+        """A stand-in for the ``loss`` of a head."""
         signature = inspect.signature(head.loss)
 
         def answer(*args, **kwargs):
@@ -253,14 +193,8 @@ class TeacherBatch:
         return found[0] if found else None
 
     def result_of(self, path: str, method: str, is_last: Callable) -> Any:
-        """What a method returns in the call that is the last, while the model
-        around it predicts the batch.
-
-        Args:
-            path (str): The module.
-            method (str): Its method.
-            is_last (Callable): Gets the arguments of a call by name.
-        """
+        """The result of a method in the first call whose arguments, by name,
+        are the last, while the model around it predicts the batch."""
         module = self.model.get_submodule(path)
         original = getattr(module, method)
         signature = inspect.signature(original)
@@ -278,8 +212,8 @@ class TeacherBatch:
                                  self.samples)
         return results[-1]
 
-    def picture_sizes(self) -> Tensor:
-        """``(w, h, w, h)`` of each picture without its padding, ``(N, 4)``."""
+    def image_sizes(self) -> Tensor:
+        """``(w, h, w, h)`` of each image without its padding, ``(N, 4)``."""
         shapes = [sample.metainfo['img_shape'] for sample in self._samples]
         return self.images.new_tensor([[w, h, w, h] for h, w, *_ in shapes])
 
@@ -300,8 +234,7 @@ def _forward_arguments(head: nn.Module, given: Dict[str, Any]) -> dict:
     """The arguments of a head's ``forward``, from those of its ``loss``.
 
     The first is the first, the others are found by name among the arguments
-    or else the attributes of the head (SAN's ``deep_supervision_idxs``).
-    """
+    or else the attributes of the head (SAN's ``deep_supervision_idxs``)."""
     parameters = list(inspect.signature(head.forward).parameters.values())
     arguments = {parameters[0].name: next(iter(given.values()))}
     for parameter in parameters[1:]:
@@ -326,12 +259,3 @@ def _copies(samples: Any) -> Any:
         if isinstance(value, BaseDataElement):
             setattr(copy, name, value.new())
     return copy
-
-
-def _shapes(samples: Any, num_images: int) -> Shapes:
-    """Height and width of each picture without its padding, if known."""
-    if not isinstance(samples, (list, tuple)) or len(samples) != num_images:
-        return None
-    return [
-        getattr(sample, 'metainfo', {}).get('img_shape') for sample in samples
-    ]

@@ -1,0 +1,329 @@
+"""Teachers of another family: a row is a box, whoever predicted it."""
+from contextlib import contextmanager
+from functools import partial
+from typing import (TYPE_CHECKING, Any, Dict, Iterator, List, NamedTuple,
+                    Optional, Sequence, Tuple)
+
+import torch
+from torch import Tensor, nn
+
+from mmdist.errors import ConfigError
+from .base import LogitPair, LogitTap, find_tap, pair_of
+from .columns import ClassLogits, Columns, class_probabilities
+from .dense import ClassMaps, DenseTap, class_maps
+from .labels import labels_of_boxes, object_labels
+from .matching import Queries, match_queries
+from .probe import eval_mode
+from .query import QueryTap, are_boxes, student_queries, teacher_queries
+from .roi import RoITap, roi_logits, score_rois, stage_weight
+from .watch import Call
+
+if TYPE_CHECKING:
+    from ..teacher.batch import TeacherBatch
+
+
+class Boxes(NamedTuple):
+    """Boxes of a student and the class logits that belong to them.
+
+    Attributes:
+        boxes (list[Tensor]): ``(R, 4)`` for each image, corners in pixels of
+            the input, without gradient.
+        logits (list[Tensor]): ``(R, C)`` for each image.
+        columns (Columns): Meaning of ``C``.
+        weight (float): The weight that the student gives the loss.
+        one_to_one (bool): Whether each box is an object of its own.
+    """
+    boxes: List[Tensor]
+    logits: List[Tensor]
+    columns: Columns
+    weight: float = 1.
+    one_to_one: bool = False
+
+
+# Indices of the boxes with an answer and the logits of these, ``(R, C)``, for
+# each image, and the meaning of the columns.
+Answer = Tuple[List[Tensor], List[Tensor], Columns]
+
+
+class BoxTap(LogitTap):
+    """Asks both models for the classes of the student's own boxes.
+
+    They are the RoIs that a two-stage student sampled, the ``num_boxes`` boxes
+    of an image that a dense student scores highest, with the logits of their
+    locations, or the boxes of a student's queries. The teacher answers by its
+    kind: a RoI head scores the boxes, of a cascade in its first stage; a
+    dense head answers with the location whose decoded box overlaps most; of
+    queries, each box gets one by the cheapest assignment.
+
+    Args:
+        student (nn.Module): The student.
+        num_boxes (int): Boxes of an image of a dense student.
+    """
+    rows = 'boxes'
+
+    def __init__(self, student: nn.Module, num_boxes: int = 256) -> None:
+        if type(num_boxes) is not int or num_boxes < 1:
+            raise ConfigError(
+                'model.tap.num_boxes', 'it must be a whole number of at least '
+                f'1, but is {num_boxes!r}')
+        super().__init__(student)
+        self.num_boxes = num_boxes
+        # The tap that would read the student without align='boxes'.
+        self._own = find_tap(student)(student)
+        self.reads = self._own.reads
+        self._asks: Any = None
+        self._answers: Any = None
+
+    @classmethod
+    def find(cls, model: nn.Module) -> List[str]:
+        """The heads that the model's own kind of tap reads."""
+        tap = find_tap(model)
+        return tap.find(model) if tap else []
+
+    def _match(self, student: nn.Module, teacher: nn.Module,
+               found: List[str]) -> Dict[str, str]:
+        own = list(self.heads)
+        self._asks = _source(student, own, 'model.student')
+        self._answers = _source(teacher, found, 'model.teacher.config')
+        if self._asks is QueryBoxes:  # of the last layer
+            own = own[-1:]
+        twin = found[-1 if self._answers is QueryBoxes else 0]
+        return dict.fromkeys(own, twin)
+
+    def _check_images(self, calls: List[Call], batch: 'TeacherBatch') -> None:
+        if not isinstance(self._own, RoITap):
+            super()._check_images(calls, batch)
+
+    def pairs(self, call: Call, batch: 'TeacherBatch') -> List[LogitPair]:
+        """One pair of ``(boxes, C)`` logits."""
+        twin = self.heads[call.path]
+        own = self._asks.own(call, self.num_boxes, batch)
+        kept, answer, columns = self._answers.answer(batch, twin, own, call,
+                                                     self.class_map)
+        boxes = [b[i] for b, i in zip(own.boxes, kept)]
+        return [
+            pair_of(
+                self,
+                call,
+                batch,
+                ClassLogits(
+                    torch.cat([t[i] for t, i in zip(own.logits, kept)]),
+                    own.columns),
+                ClassLogits(torch.cat(answer), columns),
+                weight=own.weight,
+                name=f'boxes of {call.path}',
+                num_classes=call.head.num_classes,
+                **object_labels(batch, len(boxes),
+                                partial(labels_of_boxes, boxes=boxes)))
+        ]
+
+    def is_classification_loss(self, name: str) -> bool:
+        """As the student's own tap."""
+        return self._own.is_classification_loss(name)
+
+
+class RoIBoxes:
+    """Boxes of RoI heads."""
+
+    predicts_boxes = staticmethod(lambda head: True)
+
+    @staticmethod
+    def own(call: Call, num_boxes: int, batch: 'TeacherBatch') -> Boxes:
+        """The sampled RoIs."""
+        rois = call.arguments['rois'].detach()
+        table, columns = roi_logits(call.arguments['cls_score'], call.head)
+        num_images = len(call.images)
+        images = [rois[:, 0] % num_images == i for i in range(num_images)]
+        return Boxes([rois[i, 1:] for i in images], [table[i] for i in images],
+                     columns, stage_weight(call))
+
+    @staticmethod
+    def answer(batch: 'TeacherBatch', path: str, own: Boxes, call: Call,
+               class_map: Optional[List[int]]) -> Answer:
+        """The scores of the boxes as RoIs."""
+        from mmdet.structures.bbox import bbox2roi
+
+        # An untrained student may predict boxes inside out.
+        rois = bbox2roi([
+            torch.cat([b[:, :2], b[:, 2:].maximum(b[:, :2])], dim=1)
+            for b in own.boxes
+        ])
+        table, columns = score_rois(batch, path, call.images, rois)
+        return (_all_of(own.boxes),
+                list(table.split([len(b) for b in own.boxes])), columns)
+
+
+class DenseBoxes:
+    """Boxes that dense heads decode at every location."""
+
+    @staticmethod
+    def predicts_boxes(head: nn.Module) -> bool:
+        """Whether the first prediction is of classes, and boxes are next."""
+        maps = class_maps(head)
+        return [m.name
+                for m in maps] == ['cls_scores'] and maps[0].position == 0
+
+    @staticmethod
+    def own(call: Call, num_boxes: int, batch: 'TeacherBatch') -> Boxes:
+        """The highest-scoring decoded boxes; their logits have a gradient."""
+        head = call.head
+        maps, = class_maps(head)
+        with torch.no_grad(), eval_mode(head), _decoding(head):
+            # Some decode what they predict in training otherwise (FCOS).
+            boxes = decoded_boxes(maps, head(**call.given),
+                                  call.arguments['batch_img_metas'])
+        rows = maps.rows(list(call.arguments.values()))
+        best = [
+            class_probabilities(table.detach(), maps.columns).amax(1).topk(
+                min(num_boxes, len(table))).indices for table in rows
+        ]
+        return Boxes([b[i] for b, i in zip(boxes, best)],
+                     [t[i] for t, i in zip(rows, best)], maps.columns)
+
+    @staticmethod
+    def answer(batch: 'TeacherBatch', path: str, own: Boxes, call: Call,
+               class_map: Optional[List[int]]) -> Answer:
+        """The location whose decoded box overlaps most with each box."""
+        from mmdet.structures.bbox import bbox_overlaps
+        head = batch.model.get_submodule(path)
+        maps, = class_maps(head)
+        with _decoding(head):
+            outputs = batch.head_outputs([path])[path]
+            metas = [sample.metainfo for sample in batch.samples]
+            decoded = decoded_boxes(maps, outputs, metas)
+        logits = []
+        for boxes, theirs, table in zip(own.boxes, decoded,
+                                        maps.rows(outputs)):
+            # An image may have 200,000 locations.
+            best = [
+                bbox_overlaps(b, theirs).argmax(1) for b in boxes.split(32)
+            ]
+            logits.append(table[torch.cat(best)] if best else table[:0])
+        return _all_of(own.boxes), logits, maps.columns
+
+
+class QueryBoxes:
+    """Boxes of queries."""
+
+    predicts_boxes = staticmethod(are_boxes)
+
+    @staticmethod
+    def own(call: Call, num_boxes: int, batch: 'TeacherBatch') -> Boxes:
+        """The boxes of all queries."""
+        from mmdet.structures.bbox import bbox_cxcywh_to_xyxy
+        queries, columns = student_queries(call)
+        boxes = bbox_cxcywh_to_xyxy(
+            queries.boxes.detach()) * batch.image_sizes()[:, None]
+        return Boxes(
+            list(boxes), list(queries.logits), columns, one_to_one=True)
+
+    @staticmethod
+    def answer(batch: 'TeacherBatch', path: str, own: Boxes, call: Call,
+               class_map: Optional[List[int]]) -> Answer:
+        """The query of the least cost for each box.
+
+        They are assigned one to one where the boxes are a student's queries;
+        of RoIs and locations many are of one object.
+        """
+        from mmdet.structures.bbox import bbox_xyxy_to_cxcywh
+        queries, columns = teacher_queries(batch, path)
+        kept, logits = [], []
+        for i, size in enumerate(batch.image_sizes()):
+            ours = Queries(own.logits[i][None],
+                           bbox_xyxy_to_cxcywh(own.boxes[i] / size)[None])
+            theirs = Queries(queries.logits[i:i + 1], queries.boxes[i:i + 1])
+            (match_s, match_t), = match_queries(ours, own.columns, theirs,
+                                                columns, class_map,
+                                                own.one_to_one)
+            kept.append(match_s)
+            logits.append(queries.logits[i][match_t])
+        return kept, logits, columns
+
+
+SOURCES = {RoITap: RoIBoxes, DenseTap: DenseBoxes, QueryTap: QueryBoxes}
+
+
+def _source(model: nn.Module, heads: Sequence[str], field: str) -> Any:
+    """The class that reads a model's boxes, by the tap that reads its
+    heads."""
+    kind = find_tap(model)
+    source = next((s for tap, s in SOURCES.items() if issubclass(kind, tap)),
+                  None)
+    if source and source.predicts_boxes(model.get_submodule(heads[-1])):
+        return source
+    raise ConfigError(
+        field, f"it is a {type(model).__name__}, which predicts no boxes, but "
+        "model.tap has align='boxes'", 'choose a detector')
+
+
+def _all_of(boxes: List[Tensor]) -> List[Tensor]:
+    return [torch.arange(len(b), device=b.device) for b in boxes]
+
+
+@torch.no_grad()
+def decoded_boxes(maps: ClassMaps, outputs: Sequence[Any],
+                  metas: Sequence[dict]) -> List[Tensor]:
+    """The box of every anchor of every location, as the head predicts them.
+
+    Predictions keep the classes above a threshold, highest first. So the head
+    is given made-up scores in which the first class of each anchor is above
+    it, and decreases from anchor to anchor.
+
+    Args:
+        maps (ClassMaps): The class logits of a head.
+        outputs (Sequence): The result of its ``forward`` in eval mode.
+        metas (Sequence[dict]): Of the images.
+
+    Returns:
+        list[Tensor]: ``(L, 4)`` for each image, as ``ClassMaps.rows``.
+    """
+    from mmengine.config import ConfigDict
+    head, columns = maps.head, maps.columns
+    levels, number_of_boxes = [], 0
+    for scores in outputs[maps.position]:
+        num_images, channels, height, width = scores.shape
+        number = channels * height * width // columns.number
+        table = scores.new_full((number, columns.number), -1e4).float()
+        table[:, 0] = torch.linspace(3, -3, number, device=scores.device)
+        if columns.background:
+            table[:, -1] = 0
+        if getattr(getattr(head, 'loss_cls', None), 'activated', False):
+            table = table.sigmoid()
+        levels.append(
+            table.view(height, width,
+                       channels).permute(2, 0,
+                                         1).expand(num_images, -1, -1, -1))
+        number_of_boxes += number
+    keep_all = dict(score_thr=0., min_bbox_size=-1, nms_pre=10**9)
+    results = head.predict_by_feat(
+        levels,
+        *outputs[1:],
+        batch_img_metas=metas,
+        cfg=ConfigDict({
+            **(head.test_cfg or {}),
+            **keep_all
+        }),
+        rescale=False,
+        with_nms=False)
+    boxes = [result.bboxes for result in results]
+    if any(len(b) != number_of_boxes for b in boxes):
+        raise ConfigError(
+            'model.tap.align', f"'boxes' needs a box at every location, which "
+            f'a {type(head).__name__} does not predict',
+            'choose another model')
+    return boxes
+
+
+@contextmanager
+def _decoding(head: nn.Module) -> Iterator[None]:
+    """Say so if a head predicts its boxes in a way of its own."""
+    try:
+        yield
+    except (ConfigError, torch.cuda.OutOfMemoryError):
+        raise
+    except Exception as error:
+        raise ConfigError(
+            'model.tap.align', f'the boxes of a {type(head).__name__} cannot '
+            f'be decoded location by location ({type(error).__name__}: '
+            f'{error})',
+            "choose another model, or leave out align='boxes'") from error

@@ -1,0 +1,96 @@
+"""Matches of queries, which have no order, by the assignment of least cost."""
+from typing import List, NamedTuple, Optional, Sequence, Tuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from .columns import Columns, class_probabilities
+
+# Weights of the costs of a match, those of Deformable DETR and Mask2Former.
+CLASS_COST, L1_COST, GIOU_COST, DICE_COST = 2., 5., 2., 5.
+
+
+class Queries(NamedTuple):
+    """Predictions of a model for its queries, in its last decoder layer.
+
+    Attributes:
+        logits (Tensor): Class logits, ``(N, Q, C)``.
+        boxes (Tensor, optional): ``(N, Q, 4)``, (cx, cy, w, h) as parts of
+            the image.
+        masks (Tensor, optional): Mask logits, ``(N, Q, T, H, W)``; of images
+            ``T`` is 1.
+    """
+    logits: Tensor
+    boxes: Optional[Tensor] = None
+    masks: Optional[Tensor] = None
+
+    def of_image(self, index: int) -> 'Queries':
+        """The queries of one image, without the first dimension."""
+        return Queries(*(part if part is None else part[index]
+                         for part in self))
+
+
+@torch.no_grad()
+def match_queries(student: Queries,
+                  columns_s: Columns,
+                  teacher: Queries,
+                  columns_t: Columns,
+                  class_map: Optional[Sequence[int]] = None,
+                  one_to_one: bool = True) -> List[Tuple[Tensor, Tensor]]:
+    """Match the queries of each image by the least cost.
+
+    Without `one_to_one`, several of the student's may have one of the
+    teacher's.
+
+    Returns:
+        list[tuple[Tensor, Tensor]]: For each image the indices of matched
+        queries of the student and of the teacher, int64.
+    """
+    from scipy.optimize import linear_sum_assignment
+    matches = []
+    for i in range(len(student.logits)):
+        own, theirs = student.of_image(i), teacher.of_image(i)
+        p_s = class_probabilities(own.logits, columns_s)
+        p_t = class_probabilities(theirs.logits, columns_t)
+        if class_map is not None:
+            p_t = p_t[:, list(class_map)]
+        # half the absolute difference
+        cost = CLASS_COST * torch.cdist(p_s, p_t, p=1) / 2
+        # Predictions that overflowed match nothing in particular.
+        cost = (cost + place_cost(own, theirs)).nan_to_num(1e6, 1e6, 1e6)
+        if one_to_one:
+            match = linear_sum_assignment(cost.cpu())
+        else:
+            match = range(len(cost)), cost.argmin(dim=1)
+        matches.append(
+            tuple(torch.as_tensor(x, device=cost.device) for x in match))
+    return matches
+
+
+def place_cost(student: Queries, teacher: Queries) -> Tensor:
+    """Cost ``(S, T)`` of the places of two sets of queries of one image.
+
+    L1 and GIoU of boxes, and the Dice distance of masks at the smaller size.
+    """
+    from mmdet.structures.bbox import bbox_cxcywh_to_xyxy, bbox_overlaps
+    cost = teacher.logits.new_zeros(())
+    # A mask of ones overflows in half precision.
+    with torch.autocast(cost.device.type, enabled=False):
+        if student.boxes is not None and teacher.boxes is not None:
+            a, b = student.boxes.float(), teacher.boxes.float()
+            overlaps = bbox_overlaps(
+                bbox_cxcywh_to_xyxy(a), bbox_cxcywh_to_xyxy(b), 'giou')
+            cost = cost + (
+                L1_COST * torch.cdist(a, b, p=1) + GIOU_COST * (1 - overlaps))
+        if student.masks is not None and teacher.masks is not None:
+            size = min(student.masks.shape[-2:], teacher.masks.shape[-2:])
+            a, b = (
+                F.interpolate(
+                    masks.float(), size, mode='bilinear',
+                    align_corners=False).sigmoid().flatten(1)
+                for masks in (student.masks, teacher.masks))
+            squares = a.square().sum(1)[:, None] + b.square().sum(1)
+            cost = cost + DICE_COST * (1 -
+                                       2 * a @ b.T / squares.clamp(min=1e-6))
+    return cost
