@@ -108,9 +108,7 @@ def draw_scene(pool: DigitPool,
             continue
         x, y, width, height = box
         window = np.s_[y:y + height, x:x + width]
-        patch = canvas[window]
-        colour = np.clip(patch.mean((0, 1)) + _contrast(rng), 0, 255)
-        patch += ink[..., None] * (colour - patch)
+        _paint_ink(canvas[window], ink, _contrast(rng))
         mask[window][ink > 0] = int(pool.labels[index]) + 1
         placed.append(box)
         drawn.append(index)
@@ -267,6 +265,13 @@ def _find_place(shape: Tuple[int, int], placed: List[Tuple[int, ...]],
                     for i in (0, 1)) for other in placed):
             return box
     return None
+
+
+def _paint_ink(patch: np.ndarray, ink: np.ndarray,
+               contrast: np.ndarray) -> None:
+    """Mix ink (h, w) into a patch (h, w, 3), in place."""
+    colour = np.clip(patch.mean((0, 1)) + contrast, 0, 255)
+    patch += ink[..., None] * (colour - patch)
 
 
 def _write_split(root: Path, split: str, scenes: Iterator[Scene]) -> None:

@@ -90,7 +90,7 @@ def test_boxes_are_tight_around_the_mask(split):
         assert not rest.any()
 
 
-def test_mask_is_where_the_picture_changes(monkeypatch):
+def test_mask_is_where_the_image_changes(monkeypatch):
     """Draw the same scenes with invisible ink: the rest stays as it was."""
     pool = digit_pools(0)['train']
     for index in range(10):
