@@ -1,5 +1,4 @@
 """Distilled models: a student whose class also learns from a teacher."""
-import inspect
 import warnings
 from abc import ABCMeta
 from functools import lru_cache
@@ -10,15 +9,14 @@ from mmengine.logging import print_log
 from torch import Tensor, nn
 
 from mmdist.errors import ConfigError
-from mmdist.registry import MODELS
 from mmdist.utils import running_config
 from ..class_mapping import check_all_named, class_map_to_build
 from ..losses.base import LogitLoss, check_weight
 from ..taps import LogitPair, build_tap
-from ..taps.probe import check_image_channels, neck_channels
-from ..teacher import Teacher, build_model, preserve_rng
+from ..taps.probe import check_image_channels
+from ..teacher import Teacher, build_model
+from .builders import build_features, build_loss, build_mimic
 from .distillation import Distillation
-from .features import build_feature_distillation, split_fields
 
 
 class DistillerMeta(ABCMeta):
@@ -56,7 +54,7 @@ class BaseDistiller(metaclass=DistillerMeta):
             ``mmdist.DISTLoss`` or ``mmdist.MimicLoss``; ``where`` ('neck',
             'backbone' or 'head'), ``layers`` and ``project`` stand beside
             the loss's own fields, see
-            :func:`.features.build_feature_distillation`.
+            :class:`.features.FeatureDistillation`.
         alpha (float): Multiplies the student's classification losses; 0 is
             the paper's "without classification loss". Box, mask and proposal
             losses are left alone.
@@ -244,22 +242,18 @@ def distil(wrapper: Type[BaseDistiller],
         head = built.model.get_submodule(twins[-1])
         check_all_named(built.class_map, built.class_names,
                         getattr(head, 'num_classes', None))
-        loss = _build_loss(distill_loss, 'model.distill_loss', LogitLoss)
+        loss = build_loss(distill_loss, 'model.distill_loss', LogitLoss)
     elif tap or alpha != 1:
         raise ConfigError('model.tap' if tap else 'model.alpha',
                           'without distill_loss no class logits are read',
                           'leave it out')
     trained = {}
     if feature_loss is not None:
-        fields, cfg = split_fields(feature_loss)
-        with preserve_rng():  # the student of a seed stays the same
-            features = build_feature_distillation(
-                fields, _build_loss(cfg, 'model.feature_loss'), model,
-                built.model)
+        features = build_features(feature_loss, model, built.model)
         if list(features.parameters()):
             trained['feature'] = features
     if mimic_loss is not None:
-        trained['mimic'] = _build_mimic(mimic_loss, model, built.model)
+        trained['mimic'] = build_mimic(mimic_loss, model, built.model)
     if loss and (list(loss.parameters()) or list(loss.buffers())):
         trained['logits'] = loss  # moved, optimised and resumed with the model
     if trained:
@@ -285,46 +279,3 @@ def _check_kind(wrapper: Type[BaseDistiller], model: nn.Module,
         raise ConfigError(
             field, f'it is a {type(model).__name__}, but {wrapper.__name__} '
             f'distils {package} models that inherit {" or ".join(kinds)}')
-
-
-def _build_mimic(cfg: dict, student: nn.Module,
-                 teacher: nn.Module) -> nn.Module:
-    """Build ``model.mimic_loss`` for the necks of two models."""
-    field = 'model.mimic_loss'
-    for model, owner in ((student, 'model.student'), (teacher,
-                                                      'model.teacher.config')):
-        if not getattr(model, 'with_neck', False):
-            raise ConfigError(
-                field,
-                f'it compares the outputs of necks, but {owner} has no neck')
-    names = 'student_channels', 'teacher_channels'
-    if isinstance(cfg, dict) and not set(names) <= cfg.keys():
-        cfg = {**dict(zip(names, neck_channels(student, teacher))), **cfg}
-    with preserve_rng():  # the student of a seed stays the same
-        return _build_loss(cfg, field)
-
-
-def _build_loss(cfg: dict, field: str, base: type = nn.Module) -> nn.Module:
-    """Build a loss, of mmdist or the user's own, which must be a ``base``."""
-    if not isinstance(cfg, dict) or not cfg.get('type'):
-        raise ConfigError(field,
-                          f'it must be a dict with a `type`, but is {cfg!r}')
-    kind = cfg['type']
-    name = kind if isinstance(kind, str) else getattr(kind, '__name__', '')
-    kind = own = MODELS.module_dict.get(name.rpartition('.')[2])
-    if own is None or issubclass(own, base):
-        try:
-            loss = MODELS.build(cfg)
-        except (KeyError, TypeError) as error:
-            remedy = ''
-            if own and isinstance(error, KeyError):
-                remedy = f'write mmdist.{own.__name__}'
-            elif own:
-                known = ', '.join(inspect.signature(own).parameters)
-                remedy = f'{own.__name__} takes {known}'
-            raise ConfigError(field, str(error), remedy) from error
-        if isinstance(loss, base):
-            return loss
-        kind = type(loss)
-    raise ConfigError(field, f'{kind.__name__} is no loss on logits',
-                      'choose mmdist.DISTLoss or mmdist.KDLoss')

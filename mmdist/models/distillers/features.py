@@ -187,40 +187,29 @@ class FeatureReader:
         return known[0]
 
 
-def split_fields(cfg: Any) -> Tuple[dict, Any]:
-    """The fields of ``feature_loss`` that are not the loss's, and the rest."""
-    if not isinstance(cfg, dict):
-        return {}, cfg
-    names = {'where', 'layers', 'project'} & cfg.keys()
-    return {
-        name: cfg[name]
-        for name in names
-    }, {
-        name: v
-        for name, v in cfg.items() if name not in names
-    }
-
-
-def build_feature_distillation(cfg: dict, loss: nn.Module, student: nn.Module,
-                               teacher: nn.Module) -> FeatureDistillation:
-    """Build ``model.feature_loss``.
+def distil_features(loss: nn.Module,
+                    student: nn.Module,
+                    teacher: nn.Module,
+                    where: Optional[str] = None,
+                    layers: Optional[Sequence[int]] = None,
+                    project: Optional[bool] = None) -> FeatureDistillation:
+    """Pair the feature maps of two models.
 
     Args:
-        cfg (dict): The fields of :data:`FIELD` beside those of the loss:
-            ``where`` ('neck', which is the default where both models have
-            one, 'backbone', or 'head', the map before a decode head's last
-            convolution), ``layers`` (indices of the student's levels; None
-            is all that the teacher has, too) and ``project`` (True, False,
-            or None: 1x1 convolutions where channels differ).
-        loss (nn.Module): The loss.
+        loss (nn.Module): Has ``terms(student_map, teacher_map, 'none')``.
         student (nn.Module): The student.
         teacher (nn.Module): The teacher's model.
+        where (str, optional): 'neck', which is the default where both models
+            have one, 'backbone', or 'head', the map before a decode head's
+            last convolution.
+        layers (Sequence[int], optional): The student's levels. None takes all
+            that pair.
+        project (bool, optional): Whether the student's maps go through 1x1
+            convolutions. None lets those whose channels differ.
 
     Raises:
         ConfigError: If the maps of the two models cannot be compared.
     """
-    where, layers, project = (
-        cfg.get(name) for name in ('where', 'layers', 'project'))
     _check_loss(loss)
     models = dict(student=student, teacher=teacher)
     inner = {}
