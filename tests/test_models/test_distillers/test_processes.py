@@ -550,7 +550,7 @@ def test_a_rank_that_dies_ends_the_job(kind, tmp_path):
     if kind == 'kill':
         assert re.search(r'exitcode +: -9 .*SIGKILL', err), err
     else:
-        sentence = f'^ValueError: .*{SENTENCE}$'
+        sentence = rf'^\[rank1\]: ValueError: .*{SENTENCE}$'
         assert re.search(sentence, err, re.MULTILINE), err
     assert not left
 
