@@ -27,15 +27,15 @@ model = dict(
     teacher=dict(
         config={teacher!r},
         checkpoint={checkpoint!r}{class_map}),
-    distill_loss=dict(
-        type='mmdist.DISTLoss', beta={weight}, gamma={weight}, tau=1.0){tap})
-'''
+    distill_loss=dict(type='mmdist.DISTLoss', {weights}, tau=1.0){tap})
+{hooks}'''
 # for a student whose config is written with Python imports
 NEW_STYLE = '''from mmengine.config import read_base
 
 with read_base():
     from {base} import *
 
+from mmdist.engine import SeedHook
 from mmdist.models.distillers import {wrapper}
 from mmdist.models.losses import DISTLoss
 
@@ -45,9 +45,8 @@ model = dict(
     teacher=dict(
         config={teacher!r},
         checkpoint={checkpoint!r}{class_map}),
-    distill_loss=dict(
-        type=DISTLoss, beta={weight}, gamma={weight}, tau=1.0){tap})
-'''
+    distill_loss=dict(type=DISTLoss, {weights}, tau=1.0){tap})
+{hooks}'''
 
 
 def parse_args():
@@ -76,6 +75,24 @@ def imports_of(cfg):
     imports = (cfg.get('custom_imports') or {}).get('imports') or []
     imports = [imports] if isinstance(imports, str) else [*imports]
     return [*imports, *(['mmdist'] if 'mmdist' not in imports else [])]
+
+
+def resuming_hooks(cfg, new_style):
+    """Lines with which a killed run resumes exactly, where CFG lacks them."""
+    lines, own = [], cfg.get('custom_hooks') or []
+    if not any('SeedHook' in str(hook['type']) for hook in own):
+        kept = '*custom_hooks, ' if new_style else '*_base_.custom_hooks, '
+        seed = 'SeedHook' if new_style else "'mmdist.SeedHook'"
+        lines.append(
+            f'custom_hooks = [{kept if own else ""}dict(type={seed})]\n')
+    hook = (cfg.get('default_hooks') or {}).get('checkpoint')
+    # FlexibleRunner, which is a runner_type, writes without a backend.
+    if hook and not hook.get('backend_args') and 'runner_type' not in cfg:
+        whole = "backend_args=dict(backend='mmdist.whole')"
+        lines.append(
+            f"default_hooks['checkpoint'].update({whole})\n" if new_style else
+            f'default_hooks = dict(checkpoint=dict({whole}))\n')
+    return ''.join(lines)
 
 
 def place_of(path):
@@ -127,18 +144,20 @@ def main():
         raise FileExistsError(f'{out} exists; --force overwrites it')
     cfg = load_config(args.student, 'STUDENT')
     wrapper = wrapper_for(cfg, args.student)
+    path = find_config(args.student, 'STUDENT')
+    new_style = Config._is_lazy_import(path)
     # the paper's beta and gamma
     weight = 2.0 if wrapper == 'mmdist.DistillClassifier' else 1.0
     fields = dict(
-        weight=weight,
+        weights=f'beta={weight}, gamma={weight}',
+        hooks=resuming_hooks(cfg, new_style),
         teacher=place_of(args.teacher),
         checkpoint=place_of(args.checkpoint),
         class_map=f',\n        class_map={args.class_map!r}'
         if args.class_map else '',
         tap=f',\n    tap=dict(align={args.align!r})' if args.align else '')
-    path = find_config(args.student, 'STUDENT')
     # MMEngine does not let one style inherit from the other
-    if Config._is_lazy_import(path):
+    if new_style:
         text = NEW_STYLE.format(
             base=module_of(path, out.parent, library_of(cfg)),
             wrapper=wrapper.partition('.')[2],

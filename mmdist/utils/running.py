@@ -7,12 +7,10 @@ import torch
 from mmengine.config import Config
 from mmengine.device import get_device
 from mmengine.dist import is_main_process
-from mmengine.hooks import CheckpointHook, Hook
+from mmengine.hooks import Hook
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 from torch.utils.data import DataLoader
-
-from mmdist.engine import SeedHook
 
 LOOK_AT = ('see whether data_root, ann_file and data_prefix name the right '
            'files, metainfo.classes the right classes, and whether '
@@ -55,7 +53,6 @@ def run(cfg: Config, loop: str) -> None:
         runner = _build_runner(cfg)
         runner.register_hook(started)
         if loop == 'train':
-            _make_resumable(runner)
             _refuse_empty_data(runner)
         getattr(runner, loop)()
     if torch.distributed.is_initialized():
@@ -92,19 +89,6 @@ def _config_kept(cfg: Config) -> Iterator[_Started]:
             with open(path, 'wb') as file:
                 file.write(before)
         raise
-
-
-def _make_resumable(runner: Runner) -> None:
-    """Write whole checkpoints, and seed what a resumed run draws."""
-    runner.register_hook(SeedHook(), priority='HIGHEST')
-    if not isinstance(runner, Runner):  # FlexibleRunner asks no backend
-        return
-    for hook in runner.hooks:
-        given = getattr(hook, 'backend_args', True) or getattr(
-            hook, 'file_client_args', None)
-        here = '://' not in str(getattr(hook, 'out_dir', ''))
-        if isinstance(hook, CheckpointHook) and here and not given:
-            hook.backend_args = dict(backend='mmdist.whole')
 
 
 def _refuse_resumed_fsdp(cfg: Config) -> None:

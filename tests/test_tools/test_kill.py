@@ -69,7 +69,9 @@ def run(request, tmp_path_factory):
     root = tmp_path_factory.mktemp(request.param)
     cfg = TASKS[request.param](root)
     cfg.train_dataloader.num_workers = 1
-    cfg.default_hooks.checkpoint.max_keep_ckpts = 1
+    cfg.default_hooks.checkpoint.update(
+        max_keep_ckpts=1, backend_args=dict(backend='mmdist.whole'))
+    cfg.custom_hooks = [dict(type='mmdist.SeedHook')]
     for key in ('work_dir', 'experiment_name'):
         cfg.pop(key)
     config = str(root / 'toy.py')

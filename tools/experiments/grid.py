@@ -31,6 +31,8 @@ from .steps import (ROOT, Metric, Run, Step, digest, read_config, read_json,
 RUN_FIELDS = {'config', 'options', 'seeds', 'teacher', 'best_of', 'baseline'}
 RESULTS = ('run', 'seed', 'metric', 'test', 'minutes', 'options', 'key',
            'commit', 'versions')
+NOT_HASHED = ('randomness', 'default_hooks', 'custom_imports', 'log_level',
+              'log_processor', 'vis_backends', 'visualizer')
 DISCREPANCIES = ('student', 'teacher', 'group', 'rows', 'kl', 'inter', 'intra',
                  'spearman', 'kendall', 'top-1 agreement', 'key')
 
@@ -88,10 +90,11 @@ class GridRun(Run):
 
     @functools.cached_property
     def key(self) -> str:
-        """A hash of the training without its seed, the place of the data and
-        the versions of packages."""
+        """A hash of what is trained: not of the seed, the place of the data,
+        the versions of packages, or what only logs and writes."""
         cfg = self.cfg.to_dict()
-        cfg.pop('randomness')
+        for field in NOT_HASHED:
+            cfg.pop(field, None)
         if self.teacher:
             cfg['model']['teacher'].update(config=None, checkpoint=None)
         text = json.dumps(cfg, default=str, sort_keys=True)
