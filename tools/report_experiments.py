@@ -9,13 +9,14 @@ import argparse
 import os
 import re
 from pathlib import Path
-from typing import Any, Dict, Iterable, Iterator, List
+from typing import Dict, Iterable, Iterator, List
 
 import pandas as pd
 from experiments.grid import DISCREPANCIES, RESULTS, Grid, Table, describe
-from experiments.steps import ROOT
+from experiments.runs import ROOT
 from matplotlib.figure import Figure
 
+from mmdist.errors import ConfigError
 from mmdist.utils import run_tool
 
 # What is shown of the discrepancy, of labelled rows.
@@ -55,15 +56,18 @@ class Report:
         self.grid = grid = Grid(path, ROOT / 'work_dirs')
         self.folder, self.links = folder, os.path.relpath(folder, page.parent)
         self.results = Table(folder / f'{grid.name}.csv', RESULTS)
-        self.field = 'test' if grid.test else 'metric'
+        self.field, self.split = 'metric', ''
+        if grid.test:
+            self.field, self.split = 'test', ', test split'
         rows = pd.concat([
             self.results.of(*grid.of(name, self.results)).assign(run=name)
             for name in grid.entries
         ])
         if len(self.results.rows) and not len(rows):
-            raise ValueError(
+            raise ConfigError(
+                '--results',
                 f'{self.results.path} has no result of a run that {grid.name} '
-                'declares now; train them again, or take back what was '
+                'declares now', 'train them again, or take back what was '
                 'changed in the grid or its configs')
         # by run and seed
         rows = rows.astype(dict(metric=float, test=float, minutes=float))
@@ -76,13 +80,13 @@ class Report:
             [rows.run.map(self.baseline), rows.seed])
         rows['gain'] = rows[self.field] - rows[self.field].reindex(
             base).to_numpy()
-        taught = [
+        elsewhere = grid.teachers + [
             pattern.format(teacher) for teacher in grid.teachers
             for pattern in grid.taught.values()
         ]
         self.main_runs = [
             name for name in grid.runs
-            if name in rows.index and name not in [*taught, *grid.teachers]
+            if name in rows.index and name not in elsewhere
         ]
         known = Table(folder / f'{grid.name}_discrepancy.csv', DISCREPANCIES)
         names = {m.key: m.teacher.name for m in grid.measures()}
@@ -105,26 +109,26 @@ class Report:
 
     def main_table(self) -> pd.DataFrame:
         """The runs that are not in the table of teachers."""
-        names, table = self.main_runs, pd.DataFrame(dict(run=self.main_runs))
-        table[self.grid.metric.title] = self.means('metric', names)
-        split = ', test split' if self.grid.test else ''
-        if self.grid.test:
+        names, grid = self.main_runs, self.grid
+        table = {'run': names, grid.metric.title: self.means('metric', names)}
+        if grid.test:
             table['test split'] = self.means('test', names)
         if set(self.baseline) & set(names):
-            table[f'gain{split}'] = self.means('gain', names)
+            table[f'gain{self.split}'] = self.means('gain', names)
         minutes = self.rows.minutes.groupby(level='run').mean()
         table['minutes'] = [f'{minutes[name]:.1f}' for name in names]
         table['options'] = [
-            describe(self.grid.of(name, self.results)[0].declared)
-            for name in names
+            describe(grid.of(name, self.results)[0].declared) for name in names
         ]
-        return table
+        return pd.DataFrame(table)
 
     def teacher_table(self) -> pd.DataFrame:
         """The metric of each teacher, the discrepancy, and its students."""
-        teachers = self.grid.teachers
-        table = pd.DataFrame(dict(teacher=teachers))
-        table[f'its {self.grid.metric.title}'] = self.means('metric', teachers)
+        teachers, title = self.grid.teachers, self.grid.metric.title
+        table = pd.DataFrame({
+            'teacher': teachers,
+            f'its {title}': self.means('metric', teachers)
+        })
         measured = self.measured.reindex(teachers)
         for name in MEASURES:
             table[name] = measured[name].map('{:.3f}'.format, 'ignore').values
@@ -132,8 +136,7 @@ class Report:
             names = [pattern.format(teacher) for teacher in teachers]
             table[title] = self.means(self.field, names)
             if set(self.baseline) & set(names):
-                split = ', test split' if self.grid.test else ''
-                table[f'{title}, gain{split}'] = self.means('gain', names)
+                table[f'{title}, gain{self.split}'] = self.means('gain', names)
         return table
 
     def sweep_table(self, sweep: str) -> pd.DataFrame:
@@ -186,21 +189,24 @@ class Report:
 
     def draw_runs(self, path: Path) -> None:
         """A point a seed and a line for the mean, a row a run."""
-        figure, axes = new_figure(7, 1 + 0.35 * len(self.main_runs))
+        figure = Figure((7, 1 + 0.35 * len(self.main_runs)),
+                        layout='constrained')
+        axes = figure.subplots()
         for i, name in enumerate(self.main_runs):
             values = self.rows[self.field][name].dropna()
             axes.plot(values, [i] * len(values), 'o', color=f'C{i}', alpha=0.6)
             axes.plot(values.mean(), i, '|', color=f'C{i}', markersize=18)
         axes.set_yticks(range(len(self.main_runs)), self.main_runs)
         axes.invert_yaxis()
-        split = ', test split' if self.grid.test else ''
-        axes.set(xlabel=f'{self.grid.metric.title}, {self.grid.title}{split}')
+        axes.set(xlabel=f'{self.grid.metric.title}, {self.grid.title}'
+                 f'{self.split}')
         axes.grid(axis='x', alpha=0.3)
         figure.savefig(path, dpi=110)
 
     def draw_teachers(self, path: Path) -> None:
         """The students' metric by the discrepancy of their teachers."""
-        figure, panels = new_figure(12, 4, len(MEASURES))
+        figure = Figure((12, 4), layout='constrained')
+        panels = figure.subplots(1, len(MEASURES), sharey=True)
         metric = self.rows.metric.groupby(level='run').agg(['mean', 'std'])
         for axes, measure in zip(panels, MEASURES):
             for title, pattern in self.grid.taught.items():
@@ -214,12 +220,6 @@ class Report:
         panels[0].set(ylabel=self.grid.metric.title)
         panels[0].legend()
         figure.savefig(path, dpi=110)
-
-
-def new_figure(width: float, height: float, panels: int = 1) -> Any:
-    """A figure and its axes."""
-    figure = Figure(figsize=(width, height), layout='constrained')
-    return figure, figure.subplots(1, panels, sharey=True)
 
 
 def markdown(table: pd.DataFrame) -> str:
