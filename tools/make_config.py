@@ -12,6 +12,7 @@ from pathlib import Path
 
 from mmengine.config import Config
 
+from mmdist.errors import ConfigError
 from mmdist.models.teacher import build_model
 from mmdist.utils import (add_class_map, data_classes_of, find_config,
                           library_of, load_config, run_tool, wrapper_for)
@@ -127,10 +128,11 @@ def module_of(path, folder, library):
     parts = [*folders[up:], name]
     for part in parts:
         if not part.isidentifier() or keyword.iskeyword(part):
-            raise ValueError(
-                f'STUDENT={path!r} is a new-style config, which MMEngine '
-                f'imports by the names of its file and folders; rename '
-                f'{part!r}, which is no Python name, or choose another --out')
+            raise ConfigError(
+                'STUDENT', f'{path!r} is a new-style config, which MMEngine '
+                'imports by the names of its file and folders',
+                f'rename {part!r}, which is no Python name, or choose another '
+                '--out')
     return start + '.' * up + '.'.join(parts)
 
 
@@ -139,9 +141,9 @@ def main():
     name = os.path.basename(args.student.partition('::')[2] or args.student)
     out = args.out or Path(f'dist_{name}')
     if out.suffix != '.py':
-        raise ValueError(f'--out {out} must end with .py')
+        raise ConfigError('--out', f'{out} must end with .py')
     if out.exists() and not args.force:
-        raise FileExistsError(f'{out} exists; --force overwrites it')
+        raise ConfigError('--out', f'{out} exists', '--force overwrites it')
     cfg = load_config(args.student, 'STUDENT')
     wrapper = wrapper_for(cfg, args.student)
     path = find_config(args.student, 'STUDENT')

@@ -307,15 +307,15 @@ def test_metric_is_that_of_the_last_test(runs):
 
 
 def test_every_epoch_is_told_once(runs, crew):
-    run, told = runs[0], []
+    run, told = runs[0], set()
     # The metric of epoch 1 is lost: it was interrupted while validating.
     for epoch in (2, 3):
         write_scalars(run.folder, f'2026010{epoch}', [{
             run.metric.key: epoch / 10,
             'step': epoch
         }])
-        run.tell_epochs(crew, told)
-        run.tell_epochs(crew, told)
+        run.tell_epoch(crew, told)
+        run.tell_epoch(crew, told)
     assert lines_of(crew) == [
         'train teacher: epoch 2/5, mAP 0.200',
         'train teacher: epoch 3/5, mAP 0.300'

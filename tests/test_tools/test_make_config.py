@@ -8,6 +8,7 @@ import pytest
 import torch
 from mmengine.config import Config
 
+from mmdist.errors import ConfigError
 from tests import helpers, segmentors
 
 ROOT = osp.dirname(osp.dirname(osp.dirname(osp.abspath(__file__))))
@@ -197,7 +198,7 @@ def test_what_does_not_fit_is_not_written(tmp_path, monkeypatch):
             run(TOOL, monkeypatch, student, teacher, weights, '--out', out)
     assert not list(tmp_path.glob('*mine.py'))
     out.write_text('mine')
-    with pytest.raises(FileExistsError, match='--force'):
+    with pytest.raises(ConfigError, match='--force'):
         run(TOOL, monkeypatch, student, student, weights, '--out', out)
     assert out.read_text() == 'mine'
     (tmp_path / 'other.py').write_text("model = dict(type='ResNet18')\n"

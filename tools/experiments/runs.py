@@ -19,6 +19,7 @@ import sys
 import time
 import zipfile
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
+from dataclasses import dataclass
 from pathlib import Path
 from threading import Event
 from typing import Any, Callable, Dict, Iterator, List, NamedTuple, Optional
@@ -56,42 +57,29 @@ class StepError(Exception):
     """A command failed, or something waits for one that did."""
 
 
+@dataclass(eq=False)
 class Run:
-    """One model, which is trained and, if wanted, tested.
+    """One model, which is trained and, if wanted, tested."""
+    label: str  # its name in log lines
+    config: Path
+    folder: Path  # its work dir
+    options: Dict[str, Any]  # for --cfg-options
+    metric: Metric
+    manifest: dict  # describes its data
+    teacher: Optional['Run'] = None
+    tests: bool = True  # whether tools/test.py follows
 
-    Args:
-        label (str): Its name in log lines.
-        config (Path): Its config.
-        folder (Path): Its work dir.
-        options (dict): Values for ``--cfg-options``.
-        metric (Metric): The metric by which it is compared.
-        manifest (dict): A description of its data.
-        teacher (Run, optional): Its teacher. Defaults to None.
-        tests (bool): Whether ``tools/test.py`` follows. Defaults to True.
-    """
-
-    def __init__(self,
-                 label: str,
-                 config: Path,
-                 folder: Path,
-                 options: Dict[str, Any],
-                 metric: Metric,
-                 manifest: dict,
-                 teacher: Optional['Run'] = None,
-                 tests: bool = True) -> None:
-        self.label, self.config, self.folder = label, config, folder
-        self.options, self.metric, self.manifest = options, metric, manifest
-        self.teacher, self.tests = teacher, tests
-        self.needs = [teacher] if teacher else []
-        self.record_file = folder / 'train.json'
-        self.cfg = copy.deepcopy(read_config(config))
-        self.cfg.merge_from_dict(options)
+    def __post_init__(self) -> None:
+        self.needs = [self.teacher] if self.teacher else []
+        self.record_file = self.folder / 'train.json'
+        self.cfg = copy.deepcopy(read_config(self.config))
+        self.cfg.merge_from_dict(self.options)
         self.seed = self.cfg.randomness.seed
         loop = self.cfg.train_cfg
         self.unit = 'iter' if loop.get('max_iters') else 'epoch'
         self.length = loop.get('max_iters') or loop.max_epochs
         # The last one; never a picked one.
-        self.checkpoint = folder / f'{self.unit}_{self.length}.pth'
+        self.checkpoint = self.folder / f'{self.unit}_{self.length}.pth'
 
     @functools.cached_property
     def key(self) -> str:
@@ -114,20 +102,27 @@ class Run:
     def seconds(self) -> Optional[float]:
         """Time spent on this very training so far; None if it never began."""
         record = read_json(self.record_file)
-        same = record.get('of') == [self.key, self.seed, versions()]
-        return record['seconds'] if same else None
+        return record['seconds'] if record.get('of') == self._of() else None
 
     def save(self, seconds: float) -> None:
         """Note how long this very training took so far."""
-        record = dict(of=[self.key, self.seed, versions()], seconds=seconds)
         partial = self.record_file.with_suffix('.partial')
-        partial.write_text(json.dumps(record))
+        partial.write_text(json.dumps(dict(of=self._of(), seconds=seconds)))
         partial.replace(self.record_file)
+
+    def _of(self) -> list:
+        return [self.key, self.seed, versions()]
+
+    def validations(self) -> Dict[int, float]:
+        """The metric by epoch, or by iteration."""
+        return {
+            entry['step']: entry[self.metric.key]
+            for entry in read_scalars(self.folder) if self.metric.key in entry
+        }
 
     def validated(self) -> Optional[float]:
         """The metric after the last epoch; None if it is not known."""
-        found = (e for e in read_scalars(self.folder) if self.metric.key in e)
-        return {e['step']: e[self.metric.key] for e in found}.get(self.length)
+        return self.validations().get(self.length)
 
     def tested(self) -> Optional[float]:
         """The metric of the test; None if it is not known."""
@@ -183,12 +178,12 @@ class Run:
         """Do what is left."""
         if not self.trained:
             command = self.prepare()
-            before, told = self.seconds, []
+            before, told = self.seconds, set()
 
             def watch(seconds: float) -> None:
                 self.save(before + seconds)
                 if crew.epochs:
-                    self.tell_epochs(crew, told)
+                    self.tell_epoch(crew, told)
 
             crew.call(f'train {self.label}', command,
                       self.folder / 'train.log', lambda: self.trained, watch)
@@ -197,14 +192,13 @@ class Run:
                       self.folder / 'test.log',
                       lambda: self.tested() is not None)
 
-    def tell_epochs(self, crew: 'Crew', told: List[dict]) -> None:
-        """Say the metric of the last validation, if it is not in `told`."""
-        found = [e for e in read_scalars(self.folder) if self.metric.key in e]
-        if found and found[-1] not in told:
-            told.append(found[-1])
-            crew.say(f'train {self.label}: {self.unit} {told[-1]["step"]}/'
-                     f'{self.length}, {self.metric.title} '
-                     f'{self.metric.show(told[-1][self.metric.key])}')
+    def tell_epoch(self, crew: 'Crew', told: set) -> None:
+        """Say the metric of the last validation, once."""
+        *_, last = [(None, None), *self.validations().items()]
+        if last[0] not in {None, *told}:
+            told.add(last[0])
+            crew.say(f'train {self.label}: {self.unit} {last[0]}/{self.length}'
+                     f', {self.metric.title} {self.metric.show(last[1])}')
 
 
 class Crew:
