@@ -15,7 +15,8 @@ from mkdocs.structure.pages import Page
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = 'docs/en/'
 # what a page may link to, beside the pages
-COPIED = ('configs/**/*.py', 'tools/**/*.py', 'requirements/*.txt', 'LICENSE')
+COPIED = ('configs/**/*.py', 'tools/**/*.py', 'benchmarks/*.py',
+          'requirements/*.txt', 'LICENSE')
 LINK = re.compile(r'(\]\()([^)#\s:]+)((?:#[^)\s]*)?\))')
 
 

@@ -11,9 +11,8 @@ from pathlib import Path
 from typing import Any, Dict, List, Optional
 
 from demo_tasks import TASKS, Task
-from experiments.steps import (ROOT, SIDE_BY_SIDE, Display, Run, carry_out,
-                               end_like_ctrl_c, locked, read_json,
-                               read_scalars, short)
+from experiments.runs import (ROOT, SIDE_BY_SIDE, Crew, Run, end_like_ctrl_c,
+                              read_json, read_scalars, short)
 from mmengine.config import Config
 from rich.console import Console
 
@@ -98,8 +97,8 @@ def make_table(runs: List[DemoRun]) -> str:
     """Metric and minutes of a task's models, as Markdown."""
     task = runs[0].task
     rows = [
-        f'| {TITLES[run.name]:19} | {task.metric.show(run.test.output()):>9} '
-        f'| {run.train.seconds / 60:7.1f} |' for run in runs
+        f'| {TITLES[run.name]:19} | {task.metric.show(run.tested()):>9} '
+        f'| {run.seconds / 60:7.1f} |' for run in runs
     ]
     return '\n'.join([
         f'| {task.title:19} | {task.metric.title:>9} | minutes |',
@@ -158,8 +157,10 @@ def write_report(groups: List[List[DemoRun]], args: argparse.Namespace,
         pictures = Path(task.folder, 'predictions.jpg')
         plot_curves(runs, args.work_dir / curves)
         draw_predictions(runs, args.work_dir / pictures)
-        steps = [step for run in runs for step in (run.train, run.test)]
-        commands = [f'python {shlex.join(step.arguments)}' for step in steps]
+        commands = [
+            f'python {shlex.join(run.command(tool))}' for run in runs
+            for tool in ('train', 'test')
+        ]
         text += '\n'.join([
             f'\n## {task.title.capitalize()}\n',
             make_table(runs), '', f'![curves]({curves})', '',
@@ -188,29 +189,23 @@ def parse_args(argv: Optional[List[str]] = None) -> argparse.Namespace:
     return args
 
 
-def write_scenes(task: Task, args: argparse.Namespace,
-                 display: Display) -> None:
-    """Draw the pictures of a task, if they are not there."""
+def write_scenes(task: Task, args: argparse.Namespace, crew: Crew) -> None:
+    """Draw the images of a task, if they are not there."""
     root = data_root(task, args)
-    display.say(f'Digit scenes for {task.title} in {short(root)}')
+    crew.say(f'Digit scenes for {task.title} in {short(root)}')
     scenes = dict(task.scenes, **(QUICK if args.quick else {}))
     write_digit_scenes(root, **scenes)
 
 
-def demo(args: argparse.Namespace, console: Console) -> None:
+def demo(args: argparse.Namespace, crew: Crew) -> None:
     """Scenes, trainings, tests, table, report."""
-    display = Display(console)
     note = QUICK_NOTE if args.quick else f'Seed {args.seed}.'
-    display.say(note)
-    with locked(args.work_dir, display) as lock:
+    crew.say(note)
+    with crew.locked(args.work_dir):
         for task in TASKS:
-            write_scenes(task, args, display)
+            write_scenes(task, args, crew)
         groups = [make_runs(task, args) for task in TASKS]
-        runs = sum(groups, [])
-        # Trainings first: they take the time.
-        steps = [run.train for run in runs] + [run.test for run in runs]
-        with display.status:
-            failures = carry_out(steps, display, lock)
+        failures = crew.carry_out(sum(groups, []))
         if failures:
             raise SystemExit(f'Stopped because {failures[0]}')
         # Libraries print a lot while a model is loaded.
@@ -219,14 +214,14 @@ def demo(args: argparse.Namespace, console: Console) -> None:
                 contextlib.redirect_stderr(log):
             report = write_report(groups, args, note)
     for runs in groups:
-        display.say(f'\n{make_table(runs)}\n')
-    display.say(f'{note} Curves and predictions: {short(report)}')
+        crew.say(f'\n{make_table(runs)}\n')
+    crew.say(f'{note} Curves and predictions: {short(report)}')
 
 
 def main() -> None:
     end_like_ctrl_c()
     try:
-        demo(parse_args(), Console())
+        demo(parse_args(), Crew(Console()))
     except KeyboardInterrupt:
         raise SystemExit('Interrupted; the same command goes on from here.')
 

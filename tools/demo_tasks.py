@@ -4,7 +4,7 @@ from typing import Callable, Dict, Iterable, Iterator, NamedTuple, Tuple
 
 import cv2
 import numpy as np
-from experiments.steps import Metric, read_json
+from experiments.runs import Metric, read_json
 
 
 class Task(NamedTuple):

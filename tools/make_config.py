@@ -12,6 +12,7 @@ from pathlib import Path
 
 from mmengine.config import Config
 
+from mmdist.errors import ConfigError
 from mmdist.models.teacher import build_model
 from mmdist.utils import (add_class_map, data_classes_of, find_config,
                           library_of, load_config, run_tool, wrapper_for)
@@ -27,15 +28,15 @@ model = dict(
     teacher=dict(
         config={teacher!r},
         checkpoint={checkpoint!r}{class_map}),
-    distill_loss=dict(
-        type='mmdist.DISTLoss', beta={weight}, gamma={weight}, tau=1.0){tap})
-'''
+    distill_loss=dict(type='mmdist.DISTLoss', {weights}, tau=1.0){tap})
+{hooks}'''
 # for a student whose config is written with Python imports
 NEW_STYLE = '''from mmengine.config import read_base
 
 with read_base():
     from {base} import *
 
+from mmdist.engine import SeedHook
 from mmdist.models.distillers import {wrapper}
 from mmdist.models.losses import DISTLoss
 
@@ -45,9 +46,8 @@ model = dict(
     teacher=dict(
         config={teacher!r},
         checkpoint={checkpoint!r}{class_map}),
-    distill_loss=dict(
-        type=DISTLoss, beta={weight}, gamma={weight}, tau=1.0){tap})
-'''
+    distill_loss=dict(type=DISTLoss, {weights}, tau=1.0){tap})
+{hooks}'''
 
 
 def parse_args():
@@ -76,6 +76,24 @@ def imports_of(cfg):
     imports = (cfg.get('custom_imports') or {}).get('imports') or []
     imports = [imports] if isinstance(imports, str) else [*imports]
     return [*imports, *(['mmdist'] if 'mmdist' not in imports else [])]
+
+
+def resuming_hooks(cfg, new_style):
+    """Lines with which a killed run resumes exactly, where CFG lacks them."""
+    lines, own = [], cfg.get('custom_hooks') or []
+    if not any('SeedHook' in str(hook['type']) for hook in own):
+        kept = '*custom_hooks, ' if new_style else '*_base_.custom_hooks, '
+        seed = 'SeedHook' if new_style else "'mmdist.SeedHook'"
+        lines.append(
+            f'custom_hooks = [{kept if own else ""}dict(type={seed})]\n')
+    hook = (cfg.get('default_hooks') or {}).get('checkpoint')
+    # FlexibleRunner, which is a runner_type, writes without a backend.
+    if hook and not hook.get('backend_args') and 'runner_type' not in cfg:
+        whole = "backend_args=dict(backend='mmdist.whole')"
+        lines.append(
+            f"default_hooks['checkpoint'].update({whole})\n" if new_style else
+            f'default_hooks = dict(checkpoint=dict({whole}))\n')
+    return ''.join(lines)
 
 
 def place_of(path):
@@ -110,10 +128,11 @@ def module_of(path, folder, library):
     parts = [*folders[up:], name]
     for part in parts:
         if not part.isidentifier() or keyword.iskeyword(part):
-            raise ValueError(
-                f'STUDENT={path!r} is a new-style config, which MMEngine '
-                f'imports by the names of its file and folders; rename '
-                f'{part!r}, which is no Python name, or choose another --out')
+            raise ConfigError(
+                'STUDENT', f'{path!r} is a new-style config, which MMEngine '
+                'imports by the names of its file and folders',
+                f'rename {part!r}, which is no Python name, or choose another '
+                '--out')
     return start + '.' * up + '.'.join(parts)
 
 
@@ -122,23 +141,25 @@ def main():
     name = os.path.basename(args.student.partition('::')[2] or args.student)
     out = args.out or Path(f'dist_{name}')
     if out.suffix != '.py':
-        raise ValueError(f'--out {out} must end with .py')
+        raise ConfigError('--out', f'{out} must end with .py')
     if out.exists() and not args.force:
-        raise FileExistsError(f'{out} exists; --force overwrites it')
+        raise ConfigError('--out', f'{out} exists', '--force overwrites it')
     cfg = load_config(args.student, 'STUDENT')
     wrapper = wrapper_for(cfg, args.student)
+    path = find_config(args.student, 'STUDENT')
+    new_style = Config._is_lazy_import(path)
     # the paper's beta and gamma
     weight = 2.0 if wrapper == 'mmdist.DistillClassifier' else 1.0
     fields = dict(
-        weight=weight,
+        weights=f'beta={weight}, gamma={weight}',
+        hooks=resuming_hooks(cfg, new_style),
         teacher=place_of(args.teacher),
         checkpoint=place_of(args.checkpoint),
         class_map=f',\n        class_map={args.class_map!r}'
         if args.class_map else '',
         tap=f',\n    tap=dict(align={args.align!r})' if args.align else '')
-    path = find_config(args.student, 'STUDENT')
     # MMEngine does not let one style inherit from the other
-    if Config._is_lazy_import(path):
+    if new_style:
         text = NEW_STYLE.format(
             base=module_of(path, out.parent, library_of(cfg)),
             wrapper=wrapper.partition('.')[2],

@@ -9,14 +9,15 @@ import argparse
 import os
 import re
 from pathlib import Path
-from typing import Any, Dict, Iterable, Iterator, List
+from typing import Dict, Iterable, Iterator, List
 
 import pandas as pd
 from experiments.grid import DISCREPANCIES, RESULTS, Grid, Table, describe
-from experiments.steps import ROOT
+from experiments.runs import ROOT
 from matplotlib.figure import Figure
 
-from mmdist.utils import run_tool
+from mmdist.errors import ConfigError
+from mmdist.utils import markdown_table, run_tool
 
 # What is shown of the discrepancy, of labelled rows.
 MEASURES = ('kl', 'inter', 'intra', 'top-1 agreement')
@@ -54,35 +55,39 @@ class Report:
     def __init__(self, path: Path, folder: Path, page: Path) -> None:
         self.grid = grid = Grid(path, ROOT / 'work_dirs')
         self.folder, self.links = folder, os.path.relpath(folder, page.parent)
-        self.results = Table(folder / f'{grid.name}.csv', RESULTS)
-        self.field = 'test' if grid.test else 'metric'
+        self.results = results = Table(folder / f'{grid.name}.csv', RESULTS)
+        self.field, self.split = 'metric', ''
+        if grid.test:
+            self.field, self.split = 'test', ', test split'
         rows = pd.concat([
-            self.results.of(*grid.of(name, self.results)).assign(run=name)
+            results.of(*grid.of(name, results)).assign(run=name)
             for name in grid.entries
         ])
-        if len(self.results.rows) and not len(rows):
-            raise ValueError(
-                f'{self.results.path} has no result of a run that {grid.name} '
-                'declares now; train them again, or take back what was '
-                'changed in the grid or its configs')
+        if len(results.rows) and not len(rows):
+            raise ConfigError(
+                '--results', f'{results.path} has no result of a run that '
+                f'{grid.name} declares now', 'train them again, or take back '
+                'what was changed in the grid or its configs')
         # by run and seed
         rows = rows.astype(dict(metric=float, test=float, minutes=float))
         self.rows = rows = rows.set_index(['run', 'seed'], drop=False)
-        self.baseline = {
-            name: entry['baseline']
-            for name, entry in grid.runs.items() if entry.get('baseline')
-        }
+        self.baseline = pd.Series(
+            {
+                name: entry['baseline']
+                for name, entry in grid.runs.items() if entry.get('baseline')
+            },
+            dtype=object)
         base = pd.MultiIndex.from_arrays(
             [rows.run.map(self.baseline), rows.seed])
         rows['gain'] = rows[self.field] - rows[self.field].reindex(
             base).to_numpy()
-        taught = [
+        elsewhere = grid.teachers + [
             pattern.format(teacher) for teacher in grid.teachers
             for pattern in grid.taught.values()
         ]
         self.main_runs = [
             name for name in grid.runs
-            if name in rows.index and name not in [*taught, *grid.teachers]
+            if name in rows.index and name not in elsewhere
         ]
         known = Table(folder / f'{grid.name}_discrepancy.csv', DISCREPANCIES)
         names = {m.key: m.teacher.name for m in grid.measures()}
@@ -103,40 +108,45 @@ class Report:
             texts.append(plus + text if len(values) else '')
         return texts
 
-    def main_table(self) -> pd.DataFrame:
+    def gains(self, runs: List[str], title: str) -> Dict[str, List[str]]:
+        """A column of gains, where one of the runs has a baseline."""
+        if self.baseline.index.isin(runs).any():
+            return {f'{title}gain{self.split}': self.means('gain', runs)}
+        return {}
+
+    def main_table(self) -> List[Dict[str, str]]:
         """The runs that are not in the table of teachers."""
-        names, table = self.main_runs, pd.DataFrame(dict(run=self.main_runs))
-        table[self.grid.metric.title] = self.means('metric', names)
-        split = ', test split' if self.grid.test else ''
-        if self.grid.test:
-            table['test split'] = self.means('test', names)
-        if set(self.baseline) & set(names):
-            table[f'gain{split}'] = self.means('gain', names)
+        names, grid = self.main_runs, self.grid
         minutes = self.rows.minutes.groupby(level='run').mean()
+        table = {'run': names, grid.metric.title: self.means('metric', names)}
+        if grid.test:
+            table['test split'] = self.means('test', names)
+        table.update(self.gains(names, ''))
         table['minutes'] = [f'{minutes[name]:.1f}' for name in names]
         table['options'] = [
-            describe(self.grid.of(name, self.results)[0].declared)
-            for name in names
+            describe(grid.of(name, self.results)[0].declared) for name in names
         ]
-        return table
+        return pd.DataFrame(table).to_dict('records')
 
-    def teacher_table(self) -> pd.DataFrame:
-        """The metric of each teacher, the discrepancy, and its students."""
+    def teacher_table(self) -> List[Dict[str, str]]:
+        """Each teacher's metric, discrepancy and students."""
         teachers = self.grid.teachers
-        table = pd.DataFrame(dict(teacher=teachers))
-        table[f'its {self.grid.metric.title}'] = self.means('metric', teachers)
+        table = {
+            'teacher': teachers,
+            f'its {self.grid.metric.title}': self.means('metric', teachers)
+        }
         measured = self.measured.reindex(teachers)
         for name in MEASURES:
-            table[name] = measured[name].map('{:.3f}'.format, 'ignore').values
+            table[name] = [
+                '' if pd.isna(x) else f'{x:.3f}' for x in measured[name]
+            ]
         for title, pattern in self.grid.taught.items():
             names = [pattern.format(teacher) for teacher in teachers]
             table[title] = self.means(self.field, names)
-            if set(self.baseline) & set(names):
-                split = ', test split' if self.grid.test else ''
-                table[f'{title}, gain{split}'] = self.means('gain', names)
-        return table
+            table.update(self.gains(names, f'{title}, '))
+        return pd.DataFrame(table).to_dict('records')
 
-    def sweep_table(self, sweep: str) -> pd.DataFrame:
+    def sweep_table(self, sweep: str) -> List[Dict[str, str]]:
         """The metric of each member, a column a value of the last option."""
         table: Dict[str, Dict[str, str]] = {}
         for name, entry in self.grid.members[sweep]:
@@ -145,11 +155,11 @@ class Report:
                 row, column = describe(dict(others)), describe(dict([last]))
                 table.setdefault(row, {'options': row})[column] = \
                     self.grid.metric.show(self.rows.metric[name].mean())
-        return pd.DataFrame(list(table.values()))
+        return list(table.values())
 
     def baselines(self) -> str:
         """A sentence about what gains are over; of most runs first."""
-        names = pd.Series(self.baseline, dtype=object)
+        names = self.baseline
         most, *others = names.value_counts().index
         return '; '.join([f'Gains are over *{most}*'] + [
             f'those of *{"*, *".join(names.index[names == name])}* over '
@@ -160,8 +170,8 @@ class Report:
         """The paragraphs; figures are drawn as they are mentioned."""
         grid, place = self.grid, f'{self.links}/{self.grid.name}'
         if self.main_runs:
-            yield markdown(self.main_table())
-            if self.baseline:
+            yield markdown_table(self.main_table())
+            if len(self.baseline):
                 yield self.baselines()
         yield f'Every training: [{grid.name}.csv]({place}.csv).'
         if self.main_runs:
@@ -169,38 +179,41 @@ class Report:
             yield f'![runs]({place}.png)'
         for sweep in grid.sweeps:
             table = self.sweep_table(sweep)
-            if len(table):
+            if table:
                 yield f'The sweep of {sweep.upper()}, {grid.metric.title}:'
-                yield markdown(table)
+                yield markdown_table(table, missing='')
         if grid.teachers:
             yield ('Stronger teachers, and how far the student that was '
                    'trained alone (its first seed) is from each on rows with '
                    'a label:')
-            yield markdown(self.teacher_table())
+            yield markdown_table(self.teacher_table())
         if len(self.measured):
             name = f'{grid.name}_discrepancy.csv'
             yield f'By groups of rows: [{name}]({self.links}/{name}).'
-        if len(self.measured) and grid.taught:
-            self.draw_teachers(self.folder / f'{grid.name}_teachers.png')
-            yield f'![teachers]({place}_teachers.png)'
+            if grid.taught:
+                self.draw_teachers(self.folder / f'{grid.name}_teachers.png')
+                yield f'![teachers]({place}_teachers.png)'
 
     def draw_runs(self, path: Path) -> None:
         """A point a seed and a line for the mean, a row a run."""
-        figure, axes = new_figure(7, 1 + 0.35 * len(self.main_runs))
+        figure = Figure((7, 1 + 0.35 * len(self.main_runs)),
+                        layout='constrained')
+        axes = figure.subplots()
         for i, name in enumerate(self.main_runs):
             values = self.rows[self.field][name].dropna()
             axes.plot(values, [i] * len(values), 'o', color=f'C{i}', alpha=0.6)
             axes.plot(values.mean(), i, '|', color=f'C{i}', markersize=18)
         axes.set_yticks(range(len(self.main_runs)), self.main_runs)
         axes.invert_yaxis()
-        split = ', test split' if self.grid.test else ''
-        axes.set(xlabel=f'{self.grid.metric.title}, {self.grid.title}{split}')
+        axes.set(xlabel=f'{self.grid.metric.title}, {self.grid.title}'
+                 f'{self.split}')
         axes.grid(axis='x', alpha=0.3)
         figure.savefig(path, dpi=110)
 
     def draw_teachers(self, path: Path) -> None:
         """The students' metric by the discrepancy of their teachers."""
-        figure, panels = new_figure(12, 4, len(MEASURES))
+        figure = Figure((12, 4), layout='constrained')
+        panels = figure.subplots(1, len(MEASURES), sharey=True)
         metric = self.rows.metric.groupby(level='run').agg(['mean', 'std'])
         for axes, measure in zip(panels, MEASURES):
             for title, pattern in self.grid.taught.items():
@@ -214,19 +227,6 @@ class Report:
         panels[0].set(ylabel=self.grid.metric.title)
         panels[0].legend()
         figure.savefig(path, dpi=110)
-
-
-def new_figure(width: float, height: float, panels: int = 1) -> Any:
-    """A figure and its axes."""
-    figure = Figure(figsize=(width, height), layout='constrained')
-    return figure, figure.subplots(1, panels, sharey=True)
-
-
-def markdown(table: pd.DataFrame) -> str:
-    """A table in Markdown."""
-    cells: List[list] = [list(table), ['---'] * len(table.columns)]
-    cells += table.fillna('').values.tolist()
-    return '\n'.join('| ' + ' | '.join(map(str, row)) + ' |' for row in cells)
 
 
 def put(page: str, report: Report) -> str:

@@ -8,12 +8,11 @@ import argparse
 import json
 import subprocess
 from pathlib import Path
-from typing import List
+from typing import Any, List
 
 from experiments.grid import (DISCREPANCIES, RESULTS, Grid, GridRun, Measure,
                               Table)
-from experiments.steps import (ROOT, Display, Step, carry_out, end_like_ctrl_c,
-                               locked, short, versions)
+from experiments.runs import ROOT, Crew, end_like_ctrl_c, short, versions
 from rich.console import Console
 
 from mmdist.datasets import write_digit_scenes
@@ -44,34 +43,26 @@ def parse_args() -> argparse.Namespace:
     return args
 
 
-class GridDisplay(Display):
-    """Tells of steps that end, and writes their results to files."""
+class Results:
+    """The CSV files of a grid: results of runs, and discrepancies."""
 
-    def __init__(self, console: Console, path: Path) -> None:
-        super().__init__(console, epochs=False)
-        self.results = Table(path, RESULTS)
+    def __init__(self, path: Path) -> None:
+        self.runs = Table(path, RESULTS)
         self.discrepancies = Table(
             path.with_name(f'{path.stem}_discrepancy.csv'), DISCREPANCIES)
 
-    def end(self, step: Step) -> None:
-        """Tell of a step that has ended well, and keep its result."""
-        super().end(step)
-        self.keep(step)
-
-    def keep(self, step: Step) -> None:
-        """Write the result of a measurement, or of a run's last step."""
-        if isinstance(step, Measure):
+    def keep(self, job: Any) -> None:
+        """Write the result of a run or of a measurement that is done."""
+        if isinstance(job, Measure):
             names = dict(
-                student=step.student.name,
-                teacher=step.teacher.name,
-                key=step.key)
+                student=job.student.name,
+                teacher=job.teacher.name,
+                key=job.key)
             self.discrepancies.add(
                 *(dict(names, group=group, **values)
-                  for group, values in step.output().items()))
-        elif step is step.run.steps[-1] and step.run not in self.results:
-            self.results.add(result_of(step.run))
-            self.say(f'{step.run.label}: {step.run.metric.title} '
-                     f'{step.run.metric.show(step.run.validated())}')
+                  for group, values in job.groups().items()))
+        elif job not in self.runs:
+            self.runs.add(result_of(job))
 
 
 def result_of(run: GridRun) -> dict:
@@ -86,79 +77,80 @@ def result_of(run: GridRun) -> dict:
         run=run.name,
         seed=run.seed,
         metric=run.validated(),
-        test=run.test.output() if run.test in run.steps else None,
-        minutes=round(run.train.seconds / 60, 2),
+        test=run.tested() if run.tests else None,
+        minutes=round(run.seconds / 60, 2),
         options=json.dumps(run.declared),
         key=run.key,
         commit=commit.stdout.strip(),
         versions=' '.join(versions()))
 
 
-def steps_left(grid: Grid, display: GridDisplay) -> List[Step]:
+def jobs_left(grid: Grid, results: Results) -> List[Any]:
     """The measurements and runs without a result, after what they need.
 
     Of runs that train the same the first is taken.
     """
     missing = {}
-    for run in grid.all(display.results):
-        if run not in display.results:
+    for run in grid.all(results.runs):
+        if run not in results.runs:
             missing.setdefault((run.key, run.seed), run)
-    measures = [m for m in grid.measures() if m not in display.discrepancies]
-    steps = [need for step in measures for need in step.needs] + measures
-    steps += [run.teacher.train for run in missing.values() if run.teacher]
-    steps += [step for run in missing.values() for step in run.steps]
-    return list(dict.fromkeys(steps))
+    measures = [m for m in grid.measures() if m not in results.discrepancies]
+    jobs = [need for measure in measures for need in measure.needs] + measures
+    jobs += [run.teacher for run in missing.values() if run.teacher]
+    return list(dict.fromkeys([*jobs, *missing.values()]))
 
 
-def tell(grid: Grid, display: GridDisplay) -> None:
+def tell(grid: Grid, results: Results, crew: Crew) -> None:
     """Say what is to be done, and do nothing."""
-    for step in steps_left(grid, display):
-        if not step.done:
-            display.say(step.name)
+    for job in jobs_left(grid, results):
+        if not job.done:
+            crew.say(f'train {job.label}' if isinstance(job, GridRun) else job.
+                     label)
     for name, entry in grid.runs.items():
-        if not grid.of(name, display.results):
-            display.say(f'{name}: once the sweep {entry["best_of"]} is done')
+        if not grid.of(name, results.runs):
+            crew.say(f'{name}: once the sweep {entry["best_of"]} is done')
 
 
-def run_grid(grid: Grid, args: argparse.Namespace, console: Console) -> None:
+def run_grid(grid: Grid, results: Results, crew: Crew) -> None:
     """Do what is not done yet, and then what takes the best of a sweep.
 
     Raises:
         SystemExit: If anything failed, once the rest has ended.
     """
-    failures = {}
-    with locked(args.work_dir, Display(console)) as lock:
-        display = GridDisplay(console, args.results)
+
+    def ended(job: Any) -> None:
+        results.keep(job)
+        if isinstance(job, GridRun):
+            crew.say(f'{job.label}: {job.metric.title} '
+                     f'{job.metric.show(job.validated())}')
+
+    failures = []
+    with crew.locked(grid.work_dir):
         if grid.scenes:
             out_dir = grid.scenes['out_dir']
-            display.say(f'Digit scenes in {out_dir}')
+            crew.say(f'Digit scenes in {out_dir}')
             write_digit_scenes(**{**grid.scenes, 'out_dir': ROOT / out_dir})
         for _ in range(2):
-            steps = steps_left(grid, display)
-            for step in steps:
-                step.run.folder.parent.mkdir(parents=True, exist_ok=True)
-                step.run.cfg.dump(step.run.config)
-                if step.done:
-                    display.keep(step)
-            with display.status:
-                failures.update(
-                    dict.fromkeys(
-                        carry_out(
-                            steps, display, lock, args.jobs, keep_going=True)))
-    display.say(f'{len(display.results.rows)} results in '
-                f'{short(args.results)}')
+            jobs = jobs_left(grid, results)
+            for job in jobs:
+                if job.done:
+                    results.keep(job)
+            failures += crew.carry_out(jobs, keep_going=True, ended=ended)
+    crew.say(f'{len(results.runs.rows)} results in '
+             f'{short(results.runs.path)}')
     if failures:
-        raise SystemExit('\n'.join(failures))
+        raise SystemExit('\n'.join(dict.fromkeys(failures)))
 
 
 def main() -> None:
     args = parse_args()
     end_like_ctrl_c()
-    grid = Grid(args.grid, args.work_dir)
+    grid, results = Grid(args.grid, args.work_dir), Results(args.results)
+    crew = Crew(Console(), args.jobs, epochs=False)
     if args.dry_run:
-        tell(grid, GridDisplay(Console(), args.results))
+        tell(grid, results, crew)
     else:
-        run_grid(grid, args, Console())
+        run_grid(grid, results, crew)
 
 
 if __name__ == '__main__':

@@ -9,6 +9,7 @@ import inspect
 from mmengine.logging import print_log
 from mmengine.registry import METRICS
 
+from mmdist.errors import ConfigError
 from mmdist.utils import (data_sets_in, library_of, load_tool_config, run,
                           run_tool, scope_of, student_of, tool_parser)
 
@@ -38,8 +39,8 @@ def parse_args():
 def enable_visualization(cfg, args):
     """Draw the predictions that `--show` or `--show-dir` asks for."""
     if 'visualization' not in cfg.get('default_hooks', {}):
-        raise ValueError('--show and --show-dir need default_hooks.'
-                         'visualization in the config')
+        raise ConfigError('default_hooks.visualization',
+                          '--show and --show-dir need it')
     hook = cfg.default_hooks.visualization
     # as the hook of each library calls it
     hook.update({'enable' if is_classifier(cfg) else 'draw': True})
@@ -70,7 +71,7 @@ def metrics_of(cfg):
     """The metrics of `test_evaluator`, in a list of the config."""
     evaluator = cfg.get('test_evaluator')
     if not evaluator:
-        raise ValueError('--out needs test_evaluator in the config')
+        raise ConfigError('test_evaluator', '--out needs it')
     if isinstance(evaluator, dict) and 'metrics' in evaluator:
         owner, field = evaluator, 'metrics'
     else:
@@ -97,13 +98,14 @@ def save_predictions(cfg, path):
     if is_segmentor(cfg):
         writers = [metric for metric in metrics if writes_masks(cfg, metric)]
         if not writers:
-            raise ValueError('--out needs a metric in test_evaluator that '
-                             'takes an output_dir, as IoUMetric does')
+            raise ConfigError(
+                'test_evaluator', '--out needs a metric that takes an '
+                'output_dir, as IoUMetric does')
         for metric in writers:
             metric.update(output_dir=path, keep_results=True)
         return
     if not path.endswith(('.pkl', '.pickle')):
-        raise ValueError(f'--out={path} must be a .pkl or .pickle file')
+        raise ConfigError('--out', f'{path} must be a .pkl or .pickle file')
     dump = 'mmdet.DumpDetResults' if is_detector(cfg) else 'DumpResults'
     metrics.append(dict(type=dump, out_file_path=path))
 
@@ -145,8 +147,9 @@ def augment_tests(cfg):
         if field in cfg:
             continue
         if field not in defaults:
-            raise ValueError(f'--tta needs {field} in the config, as those '
-                             "of MMSegmentation's data sets have it")
+            raise ConfigError(
+                field, '--tta needs it; configs of the data sets of '
+                'MMSegmentation have it')
         print_log(f'--tta: the config has no {field}; the default is taken, '
                   'with each image as it is and flipped')
         cfg[field] = defaults[field]

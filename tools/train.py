@@ -1,6 +1,7 @@
 """Train a model, with or without a teacher; the flags are those of MM."""
 import mmdist  # noqa: F401
 from mmdist.engine import is_whole, newest_checkpoint
+from mmdist.errors import ConfigError
 from mmdist.utils import load_tool_config, run, run_tool, tool_parser
 
 
@@ -33,8 +34,9 @@ def enable_amp(cfg):
 def enable_auto_scale_lr(cfg):
     if not {'enable', 'base_batch_size'} <= set(
             cfg.get('auto_scale_lr') or {}):
-        raise ValueError('--auto-scale-lr needs auto_scale_lr=dict('
-                         'enable=..., base_batch_size=...) in the config')
+        raise ConfigError(
+            '--auto-scale-lr', 'the config has no auto_scale_lr=dict('
+            'enable=..., base_batch_size=...)')
     cfg.auto_scale_lr.enable = True
 
 
@@ -47,9 +49,10 @@ def resume(cfg, checkpoint):
         cfg.resume = False
         return
     if '://' not in checkpoint and not is_whole(checkpoint):
-        raise ValueError(
-            f'--resume {checkpoint}: there is no complete checkpoint; without '
-            'a path the newest complete one of the work directory is taken')
+        raise ConfigError(
+            '--resume', f'{checkpoint} is no complete checkpoint',
+            'leave the path out: then the newest complete one of the work '
+            'directory is taken')
     cfg.resume = True
     cfg.load_from = checkpoint
 

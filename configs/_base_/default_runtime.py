@@ -1,12 +1,19 @@
 default_scope = 'mmdet'
+custom_imports = dict(imports=['mmdist'])
 
 default_hooks = dict(
     timer=dict(type='IterTimerHook'),
     logger=dict(type='LoggerHook', interval=50),
     param_scheduler=dict(type='ParamSchedulerHook'),
-    checkpoint=dict(type='CheckpointHook', interval=1),
+    checkpoint=dict(
+        type='CheckpointHook',
+        interval=1,
+        # written whole, and the one before removed only then
+        backend_args=dict(backend='mmdist.whole')),
     sampler_seed=dict(type='DistSamplerSeedHook'),
     visualization=dict(type='DetVisualizationHook'))
+# Seeds each iteration by its number, so that a resumed run draws the same.
+custom_hooks = [dict(type='mmdist.SeedHook')]
 
 env_cfg = dict(
     cudnn_benchmark=False,

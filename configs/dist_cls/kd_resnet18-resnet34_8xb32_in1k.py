@@ -1,5 +1,8 @@
 _base_ = 'mmpretrain::resnet/resnet18_8xb32_in1k.py'
 custom_imports = dict(imports=['mmdist'])
+custom_hooks = [dict(type='mmdist.SeedHook')]
+default_hooks = dict(
+    checkpoint=dict(backend_args=dict(backend='mmdist.whole')))
 model = dict(
     _delete_=True,
     type='mmdist.DistillClassifier',

@@ -5,6 +5,7 @@ _base_ = [
     'mmpretrain::_base_/datasets/imagenet_bs64.py',
     'mmpretrain::_base_/default_runtime.py'
 ]
+custom_imports = dict(imports=['mmdist'])
 model = dict(
     head=dict(
         loss=dict(_delete_=True, type='LabelSmoothLoss',
@@ -54,9 +55,16 @@ param_scheduler = [
         by_epoch=False,
         begin=3 * 1668),
 ]
-custom_hooks = [dict(type='EMAHook', momentum=1e-4, priority='ABOVE_NORMAL')]
+custom_hooks = [
+    dict(type='EMAHook', momentum=1e-4, priority='ABOVE_NORMAL'),
+    dict(type='mmdist.SeedHook')
+]
 train_cfg = dict(by_epoch=True, max_epochs=450, val_interval=1)
 val_cfg = dict()
 test_cfg = dict()
-default_hooks = dict(checkpoint=dict(interval=5, max_keep_ckpts=2))
+default_hooks = dict(
+    checkpoint=dict(
+        interval=5,
+        max_keep_ckpts=2,
+        backend_args=dict(backend='mmdist.whole')))
 auto_scale_lr = dict(base_batch_size=768)

@@ -1,8 +1,7 @@
 _base_ = [
     '../_base_/models/classifier_cifar100.py',
     '../_base_/datasets/cifar100_bs64.py',
-    '../_base_/schedules/cifar100_240e.py',
-    'mmpretrain::_base_/default_runtime.py'
+    '../_base_/schedules/cifar100_240e.py'
 ]
 custom_imports = dict(imports=['mmdist', 'mmdist.models.backbones'])
 model = dict(
@@ -12,4 +11,3 @@ model = dict(
         stem_channels=32,
         base_channels=64),
     head=dict(in_channels=256))
-default_hooks = dict(checkpoint=dict(interval=10, max_keep_ckpts=2))

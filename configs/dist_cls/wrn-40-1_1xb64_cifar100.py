@@ -1,11 +1,9 @@
 _base_ = [
     '../_base_/models/classifier_cifar100.py',
     '../_base_/datasets/cifar100_bs64.py',
-    '../_base_/schedules/cifar100_240e.py',
-    'mmpretrain::_base_/default_runtime.py'
+    '../_base_/schedules/cifar100_240e.py'
 ]
 custom_imports = dict(imports=['mmdist', 'mmdist.models.backbones'])
 model = dict(
     backbone=dict(type='mmdist.WideResNet', depth=40, width=1),
     head=dict(in_channels=64))
-default_hooks = dict(checkpoint=dict(interval=10, max_keep_ckpts=2))

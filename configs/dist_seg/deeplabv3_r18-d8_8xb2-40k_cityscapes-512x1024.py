@@ -1,4 +1,5 @@
 _base_ = 'mmseg::deeplabv3/deeplabv3_r18-d8_4xb2-80k_cityscapes-512x1024.py'
+custom_imports = dict(imports=['mmdist'])
 # The authors' schedule: 40k iterations of 8 GPUs x 2 pictures.
 train_cfg = dict(max_iters=40000, val_interval=4000)
 optim_wrapper = dict(optimizer=dict(lr=0.02))
@@ -11,5 +12,7 @@ param_scheduler = [
         end=40000,
         by_epoch=False)
 ]
-default_hooks = dict(checkpoint=dict(interval=4000))
+default_hooks = dict(
+    checkpoint=dict(interval=4000, backend_args=dict(backend='mmdist.whole')))
+custom_hooks = [dict(type='mmdist.SeedHook')]
 auto_scale_lr = dict(enable=False, base_batch_size=16)

@@ -1,6 +1,9 @@
 _base_ = ('mmseg::ddrnet/'
           'ddrnet_23-slim_in1k-pre_2xb6-120k_cityscapes-1024x1024.py')
 custom_imports = dict(imports=['mmdist'])
+custom_hooks = [dict(type='mmdist.SeedHook')]
+default_hooks = dict(
+    checkpoint=dict(backend_args=dict(backend='mmdist.whole')))
 model = dict(
     _delete_=True,
     type='mmdist.DistillSegmentor',

@@ -1,5 +1,8 @@
 _base_ = 'mmseg::segformer/segformer_mit-b0_8xb2-160k_ade20k-512x512.py'
 custom_imports = dict(imports=['mmdist'])
+custom_hooks = [dict(type='mmdist.SeedHook')]
+default_hooks = dict(
+    checkpoint=dict(backend_args=dict(backend='mmdist.whole')))
 model = dict(
     _delete_=True,
     type='mmdist.DistillSegmentor',

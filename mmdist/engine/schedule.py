@@ -1,4 +1,4 @@
-"""When distillation begins, how it grows, and when it ends."""
+"""A schedule of distillation: where it begins, grows and ends."""
 from typing import Optional
 
 from mmengine.hooks import Hook
@@ -6,16 +6,19 @@ from mmengine.logging import print_log
 from mmengine.model import is_model_wrapper
 from mmengine.runner import EpochBasedTrainLoop, Runner
 
+from mmdist.errors import ConfigError
 from mmdist.registry import HOOKS
+
+FIELD = 'DistillScheduleHook of custom_hooks'
 
 
 @HOOKS.register_module()
 class DistillScheduleHook(Hook):
     """Ramps the terms of distillation up, and ends them.
 
-    What is due follows from the iteration alone, so a resumed run goes on as
-    it would have. While nothing is due the teacher does not compute, and a
-    step costs what the student's costs alone. The log shows ``kd_scale``.
+    The factor follows from the iteration alone, so a resumed run goes on as it
+    would have. While the factor is 0 the teacher does not compute, and a step
+    costs what a step of the student alone costs. The log shows ``kd_scale``.
 
     Args:
         begin (float): Epoch (iteration with ``by_epoch=False``) at which
@@ -27,7 +30,7 @@ class DistillScheduleHook(Hook):
             configs do). Defaults to True.
 
     Raises:
-        ValueError: If the numbers are in no order.
+        ConfigError: If the numbers contradict each other.
     """
     priority = 'NORMAL'
 
@@ -37,10 +40,9 @@ class DistillScheduleHook(Hook):
                  end: Optional[float] = None,
                  by_epoch: bool = True) -> None:
         if begin < 0 or ramp < 0 or (end is not None and end < begin + ramp):
-            raise ValueError(
-                'DistillScheduleHook of custom_hooks: begin and ramp must not '
-                'be negative, and end not before begin + ramp, but they are '
-                f'{begin}, {ramp} and {end}')
+            raise ConfigError(
+                FIELD, 'begin and ramp must not be negative, and end not '
+                f'before begin + ramp, but they are {begin}, {ramp} and {end}')
         self.begin, self.ramp, self.end = begin, ramp, end
         self.by_epoch = by_epoch
         self._due: Optional[bool] = None
@@ -61,22 +63,21 @@ class DistillScheduleHook(Hook):
         """Refuse a model that does not distil, or would learn nothing."""
         model = _unwrapped(runner)
         if not hasattr(model, 'distillation'):
-            raise ValueError(
-                'DistillScheduleHook of custom_hooks is for '
-                'mmdist.DistillDetector and its like, but model is a '
-                f'{type(model).__name__}; take the hook out')
+            raise ConfigError(
+                FIELD, f'model is a {type(model).__name__}, which does not '
+                'distil', 'take the hook out')
         if model.distillation.alpha == 0 and (self.begin
                                               or self.end is not None):
-            raise ValueError(
-                'model.alpha is 0, so nothing would teach classes while '
-                'DistillScheduleHook of custom_hooks has no distillation; '
+            raise ConfigError(
+                'model.alpha', 'it is 0, so nothing would teach classes while '
+                f'the {FIELD} has no distillation',
                 'leave its begin and end out, or set alpha')
         if self.by_epoch and not isinstance(runner.train_loop,
                                             EpochBasedTrainLoop):
-            raise ValueError(
-                'DistillScheduleHook of custom_hooks counts epochs, which '
-                f'train_cfg (a {type(runner.train_loop).__name__}) does not '
-                'have; set its by_epoch=False and give iterations')
+            raise ConfigError(
+                FIELD, 'it counts epochs, which train_cfg (a '
+                f'{type(runner.train_loop).__name__}) does not have',
+                'set its by_epoch=False and give iterations')
 
     def before_train_iter(self, runner: Runner, *args, **kwargs) -> None:
         """Set the factor of all terms of distillation."""

@@ -4,6 +4,7 @@ from .config import (data_sets_in, find_config, library_of, load_config,
 from .data_classes import (DataClasses, class_names_of, classes_in_training,
                            data_classes_of, first_difference, names_in,
                            spelt_alike)
+from .markdown import markdown_table
 from .running import run
 from .setup_env import (allow_mmengine_checkpoints, check_version,
                         find_forks_configs)
@@ -13,6 +14,6 @@ __all__ = [
     'check_version', 'class_names_of', 'classes_in_training',
     'data_classes_of', 'data_sets_in', 'find_config', 'find_forks_configs',
     'first_difference', 'library_of', 'load_config', 'load_tool_config',
-    'names_in', 'run', 'run_tool', 'running_config', 'scope_of', 'spelt_alike',
-    'student_of', 'tool_parser', 'wrapper_for'
+    'markdown_table', 'names_in', 'run', 'run_tool', 'running_config',
+    'scope_of', 'spelt_alike', 'student_of', 'tool_parser', 'wrapper_for'
 ]

@@ -1,4 +1,4 @@
-"""Running what a config says: what is checked before, and kept after."""
+"""Trains or tests what a config says, after checks of its data."""
 import os.path as osp
 from contextlib import contextmanager
 from typing import Iterator, Sized
@@ -7,12 +7,12 @@ import torch
 from mmengine.config import Config
 from mmengine.device import get_device
 from mmengine.dist import is_main_process
-from mmengine.hooks import CheckpointHook, Hook
+from mmengine.hooks import Hook
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 from torch.utils.data import DataLoader
 
-from mmdist.engine import SeedHook
+from mmdist.errors import ConfigError
 
 LOOK_AT = ('see whether data_root, ann_file and data_prefix name the right '
            'files, metainfo.classes the right classes, and whether '
@@ -35,18 +35,18 @@ def _join_cpu_processes(cfg: Config) -> None:
 
 
 def _build_runner(cfg: Config) -> Runner:
-    """The runner that a config names, or MMEngine's default one."""
+    """Build the runner that a config names, or MMEngine's default one."""
     if cfg.launcher == 'pytorch' and get_device() == 'cpu':
         _join_cpu_processes(cfg)
     return RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
 
 
 def run(cfg: Config, loop: str) -> None:
-    """Build the config's runner, let it work, and leave the other processes.
+    """Train or test what a config says.
 
     Args:
-        cfg: What :func:`load_tool_config` gave.
-        loop: The runner's method: ``train`` or ``test``.
+        cfg (Config): The result of :func:`load_tool_config`.
+        loop (str): The runner's method: ``train`` or ``test``.
     """
     if loop == 'train':
         _refuse_resumed_fsdp(cfg)
@@ -55,7 +55,6 @@ def run(cfg: Config, loop: str) -> None:
         runner = _build_runner(cfg)
         runner.register_hook(started)
         if loop == 'train':
-            _make_resumable(runner)
             _refuse_empty_data(runner)
         getattr(runner, loop)()
     if torch.distributed.is_initialized():
@@ -94,42 +93,28 @@ def _config_kept(cfg: Config) -> Iterator[_Started]:
         raise
 
 
-def _make_resumable(runner: Runner) -> None:
-    """Write whole checkpoints, and seed what a resumed run draws."""
-    runner.register_hook(SeedHook(), priority='HIGHEST')
-    if not isinstance(runner, Runner):  # FlexibleRunner asks no backend
-        return
-    for hook in runner.hooks:
-        given = getattr(hook, 'backend_args', True) or getattr(
-            hook, 'file_client_args', None)
-        here = '://' not in str(getattr(hook, 'out_dir', ''))
-        if isinstance(hook, CheckpointHook) and here and not given:
-            hook.backend_args = dict(backend='mmdist.whole')
-
-
 def _refuse_resumed_fsdp(cfg: Config) -> None:
-    """MMEngine hands PyTorch's loader of the optimizer's state its arguments
-    in another order, and PyTorch reads no shards without running code."""
+    """Refuse to resume FSDP: MMEngine gives PyTorch's loader of the optimizer
+    its arguments in another order, and shards would run code."""
     strategy = cfg.get('strategy') or {}
     if cfg.get('resume') and strategy.get('type') == 'FSDPStrategy':
-        raise ValueError(
-            'FSDPStrategy cannot resume a run with this PyTorch; train on '
-            'from the weights alone: load_from=<checkpoint> without resume, '
-            "with the strategy's state_dict_type='FULL_STATE_DICT'")
+        raise ConfigError(
+            'resume', 'FSDPStrategy cannot resume a run with this PyTorch',
+            'train on from the weights alone: load_from=<checkpoint> without '
+            "resume, with the strategy's state_dict_type='FULL_STATE_DICT'")
 
 
 def _refuse_no_file(cfg: Config) -> None:
-    """Before models are built and data is read, which takes its time."""
+    """Refuse a missing checkpoint before models are built, which is slow."""
     path = cfg.get('load_from')
     if path and '://' not in path and not osp.exists(osp.expanduser(path)):
-        raise FileNotFoundError(
-            f'load_from={path!r}: there is no such checkpoint')
+        raise ConfigError('load_from', f'there is no checkpoint {path!r}')
 
 
 def _refuse_empty_data(runner: Runner) -> None:
-    """Build the data of training and validation, which must not be empty.
+    """Build the data of training and validation, and refuse empty data.
 
-    A sampler of an empty data set never returns, or a training ends at once.
+    A sampler of an empty data set never returns, or the training ends at once.
     """
     for part in ('train', 'val'):
         name = f'{part}_dataloader'
@@ -140,11 +125,12 @@ def _refuse_empty_data(runner: Runner) -> None:
         if not isinstance(getattr(loader, 'dataset', None), Sized):
             continue
         if not len(loader.dataset):
-            raise ValueError(f'{name}.dataset has no pictures: {LOOK_AT}')
+            raise ConfigError(f'{name}.dataset', 'there are no images',
+                              LOOK_AT)
         if isinstance(loader.sampler, Sized) and not len(loader):
-            raise ValueError(
-                f'{name} has no batch: drop_last leaves none of '
-                f'{len(loader.dataset)} pictures; lower its batch_size')
+            raise ConfigError(
+                name, 'there is no batch: drop_last leaves none of '
+                f'{len(loader.dataset)} images', 'lower its batch_size')
 
 
 def _build_data(runner: Runner, loader: dict, name: str) -> DataLoader:
@@ -153,6 +139,6 @@ def _build_data(runner: Runner, loader: dict, name: str) -> DataLoader:
         return runner.build_dataloader(
             loader, seed=runner.seed, diff_rank_seed=ranks_differ)
     except Exception as error:  # MMEngine cannot pack an empty list, either
-        raise ValueError(f'{name}.dataset cannot be read or has no pictures '
-                         f'({type(error).__name__}: {error}): '
-                         f'{LOOK_AT}') from error
+        raise ConfigError(
+            f'{name}.dataset', 'the data cannot be read, or there are no '
+            f'images ({type(error).__name__}: {error})', LOOK_AT) from error

@@ -9,6 +9,7 @@ import yaml
 from mmengine.config import Config
 from mmengine.registry import DefaultScope
 
+from tests.test_configs.test_runtime import assert_resumes_exactly
 from .models import MODELS, batch, build
 
 ROOT = osp.dirname(osp.dirname(osp.dirname(__file__)))
@@ -20,6 +21,12 @@ CIFAR = [pair for pair in PAIRS if 'cifar100' in pair]
 
 def load(name):
     return Config.fromfile(osp.join(CONFIGS, name))
+
+
+@pytest.mark.parametrize(
+    'name', [osp.basename(path) for path in glob(f'{CONFIGS}/*.py')])
+def test_killed_runs_resume_exactly(name):
+    assert_resumes_exactly(osp.join(CONFIGS, name))
 
 
 def test_the_pairs_are_there():

@@ -80,6 +80,9 @@ def test_all_but_the_model_is_the_stock_config(method, pair):
     assert model['type'] == 'mmdist.DistillDetector'
     assert model['student'] == stock.pop('model')
     assert cfg.pop('custom_imports') == dict(imports=['mmdist'])
+    assert cfg.pop('custom_hooks') == [dict(type='mmdist.SeedHook')]
+    assert cfg['default_hooks']['checkpoint'].pop('backend_args') == dict(
+        backend='mmdist.whole')
     assert cfg == stock
 
 

@@ -37,6 +37,7 @@ def load(name):
 def test_distilling_changes_the_model_only(alone, distilled):
     """Vanilla KD and DIST: data, schedule and seed are the student's."""
     alone = load(alone).to_dict()
+    assert alone['custom_imports']['imports'] == ['mmdist']
     student = alone.pop('model')
     losses = []
     for method in ('kd', 'dist'):
@@ -44,7 +45,6 @@ def test_distilling_changes_the_model_only(alone, distilled):
         model = cfg.pop('model')
         losses.append(model.pop('distill_loss'))
         assert model['student'] == student and model['alpha'] == 1
-        assert cfg.pop('custom_imports')['imports'] == ['mmdist']
         assert cfg == alone
     kd, dist = losses
     assert kd == dict(type='mmdist.KDLoss', tau=1.0, loss_weight=1.0)

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from mmdist.engine import DistillScheduleHook
+from mmdist.errors import ConfigError
 from tests.helpers import (batch, build, build_distiller, detector,
                            distiller_cfg, flat, make_runner, prepared,
                            save_teacher, train, write_coco)
@@ -50,8 +51,9 @@ def test_the_scale_by_hand(options, scales):
                 dict(ramp=-2),
                 dict(begin=1, ramp=2, end=2)])
 def test_numbers_in_no_order_are_refused(options):
-    with pytest.raises(ValueError, match='begin and ramp'):
+    with pytest.raises(ConfigError, match='begin and ramp') as info:
         DistillScheduleHook(**options)
+    assert info.value.field == 'DistillScheduleHook of custom_hooks'
 
 
 @pytest.fixture
@@ -148,6 +150,6 @@ def test_models_that_it_does_not_suit_are_refused(kind, teacher, tmp_path):
         epochs=1,
         **more,
         custom_hooks=[dict(type='mmdist.DistillScheduleHook', end=1)])
-    with pytest.raises(ValueError, match=words):
+    with pytest.raises(ConfigError, match=words):
         runner.train()
     assert runner.iter == 0

@@ -3,7 +3,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-TOOLS = Path(__file__).resolve().parents[2] / 'tools' / 'analysis_tools'
+TOOLS = Path(__file__).resolve().parents[2] / 'benchmarks'
 
 
 def run(tool, *arguments):

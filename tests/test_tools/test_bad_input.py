@@ -511,7 +511,7 @@ REFUSED = {
     'annotations truncated': (annotations(lambda c: json.dumps(c)[:400]),
                               DATA),
     'annotations of another format': (annotations(lambda _: '[1, 2]'), DATA),
-    'no pictures': (annotations(no_pictures), DATA, 'no pictures'),
+    'no pictures': (annotations(no_pictures), DATA, 'no images'),
     'no boxes, and a filter': (both(annotations(no_boxes),
                                     FILTER), DATA, 'filter_cfg'),
     'classes of other names, and a filter': (both(
@@ -519,7 +519,7 @@ REFUSED = {
         FILTER), DATA, 'metainfo.classes'),
     'no pictures to validate on': (both(
         validated, annotations(no_pictures, 'val_dataloader')),
-                                   'val_dataloader.dataset', 'no pictures'),
+                                   'val_dataloader.dataset', 'no images'),
     'no batch': (both(
         put('train_dataloader.batch_size', 7),
         put('train_dataloader.drop_last',

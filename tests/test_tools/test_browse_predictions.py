@@ -77,7 +77,7 @@ def test_no_data_is_refused(prepared, tmp_path, monkeypatch):
     cfg = Config.fromfile(config)
     cfg.pop('val_dataloader')
     cfg.dump(str(config))
-    with pytest.raises(ValueError, match='STUDENT has no val_dataloader'):
+    with pytest.raises(ValueError, match='STUDENT: it has no val_dataload'):
         run(monkeypatch, config, own, config, other)
 
 

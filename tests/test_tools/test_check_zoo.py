@@ -35,8 +35,9 @@ def tools(request):
     sys.path.insert(0, str(TOOL.parent))
     request.addfinalizer(lambda: sys.path.remove(str(TOOL.parent)))
     import check_zoo
+    import zoo_checks
     import zoo_models
-    return check_zoo, zoo_models
+    return check_zoo, zoo_models, zoo_checks
 
 
 def run(folder, *arguments):
@@ -90,7 +91,7 @@ def test_models_without_classes_are_listed_as_such(tmp_path):
 @pytest.mark.slow
 def test_what_is_cut_off_is_checked_again_alone(tools, capsys):
     """A check that another left no time or memory gets a second chance."""
-    check_zoo, zoo_models = tools
+    check_zoo, zoo_models, _ = tools
     rpn = [
         config for config in zoo_models.zoo_configs('mmdet')['rpn']
         if config.path.name == 'rpn_r50_fpn_1x_coco.py'
@@ -111,7 +112,7 @@ def test_what_is_cut_off_is_checked_again_alone(tools, capsys):
 def test_a_family_is_judged_by_a_config_that_ends(tools, reports, verdict,
                                                   monkeypatch):
     """One that took too much memory says nothing of the others."""
-    check_zoo, _ = tools
+    check_zoo = tools[0]
     left = [
         dict(status=status, reason=text[len(status):].strip())
         for text in reports
@@ -153,7 +154,7 @@ def test_an_unknown_config_is_refused():
 
 def test_a_difference_is_seen(tools):
     """The comparison of losses and of weights is exact."""
-    equal = tools[0]._equal
+    equal = tools[2].equal
     one, other = dict(a=torch.ones(2)), dict(a=torch.ones(2))
     assert equal(one, other)
     other['a'][1] += 2e-7
@@ -175,6 +176,6 @@ def test_errors_show_no_folders(tools):
 
 def test_checks_are_described(tools):
     """Each of the five has a sentence for the table."""
-    source = inspect.getsource(tools[0].Check)
-    for name in tools[0].CHECKS:
+    source = inspect.getsource(tools[2].Check)
+    for name in tools[2].CHECKS:
         assert f'{name}=' in source or f"['{name}']" in source

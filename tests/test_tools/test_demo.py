@@ -1,5 +1,6 @@
 """The demo: what it skips, resumes and starts anew, and how it ends."""
 import fcntl
+import functools
 import importlib
 import io
 import json
@@ -9,7 +10,6 @@ import sys
 import time
 import zipfile
 from pathlib import Path
-from types import SimpleNamespace
 
 import cv2
 import pytest
@@ -19,6 +19,8 @@ from mmengine.config import Config
 from mmengine.registry import MODELS, DefaultScope
 from mmseg.utils import register_all_modules
 from rich.console import Console
+
+from mmdist.errors import ConfigError
 
 
 @pytest.fixture(scope='module')
@@ -30,9 +32,9 @@ def demo(repo):
 
 
 @pytest.fixture(scope='module')
-def steps(demo):
+def shared(demo):
     """What the demo shares with the experiments."""
-    return importlib.import_module('experiments.steps')
+    return importlib.import_module('experiments.runs')
 
 
 @pytest.fixture
@@ -58,23 +60,26 @@ def task(demo, request):
 
 
 @pytest.fixture
-def display(demo):
-    return demo.Display(Console(file=io.StringIO()))
+def crew(demo):
+    return demo.Crew(Console(file=io.StringIO()))
+
+
+def lines_of(crew):
+    return crew.console.file.getvalue().splitlines()
 
 
 def finish(run):
     """Leave behind what a training that ended well leaves."""
-    step, checkpoint = run.train, run.checkpoint
-    checkpoint.parent.mkdir(parents=True, exist_ok=True)
-    with zipfile.ZipFile(checkpoint, 'w') as archive:
+    run.folder.mkdir(parents=True, exist_ok=True)
+    with zipfile.ZipFile(run.checkpoint, 'w') as archive:
         archive.writestr('weights', b'0' * 500)
-    if not list(step.folder.glob('*/vis_data')):
-        write_scalars(step.folder, '20260101_000000', [{
+    if not list(run.folder.glob('*/vis_data')):
+        write_scalars(run.folder, '20260101_000000', [{
             run.metric.key: 0.1,
             'step': run.length
         }])
-    step.save(60., ended=True)
-    return step
+    run.save(60.)
+    return run
 
 
 def write_scalars(folder, name, entries):
@@ -84,24 +89,24 @@ def write_scalars(folder, name, entries):
     return path
 
 
-# steps and commands
+# runs and commands
 
 
 def test_default_commands_need_no_options(demo, task):
     """The configs name the default folders."""
-    runs = demo.make_runs(task, demo.parse_args([]))
-    steps = [step for run in runs for step in (run.train, run.test)]
-    assert not any('--cfg-options' in step.arguments for step in steps)
+    for run in demo.make_runs(task, demo.parse_args([])):
+        assert '--cfg-options' not in run.command('train')
+        assert '--cfg-options' not in run.command('test')
 
 
 def test_commands_are_those_of_the_tools(demo):
     runs = demo.make_runs(demo.TASKS[0], demo.parse_args([]))
     config = 'configs/demo/dist_faster-rcnn_r18-w16-w32_fpn_5e_digits.py'
     folder = 'work_dirs/demo/dist'
-    assert runs[3].train.arguments == [
+    assert runs[3].command('train') == [
         'tools/train.py', config, '--work-dir', folder
     ]
-    assert runs[3].test.arguments == [
+    assert runs[3].command('test') == [
         'tools/test.py', config, f'{folder}/epoch_5.pth', '--work-dir',
         f'{folder}/test'
     ]
@@ -127,7 +132,7 @@ def test_second_task_has_folders_of_its_own(demo, make_runs, runs, tmp_path):
         f'{tmp_path}/seg/teacher/epoch_8.pth'
     for part in ('train_dataloader', 'val_dataloader'):
         assert other[2].cfg[part].dataset.data_root == f'{tmp_path}/data_96/'
-    names = {run.train.name for run in runs + other}
+    names = {run.label for run in runs + other}
     assert len(names) == 8
 
 
@@ -153,24 +158,18 @@ def test_quick_full_and_seeds_have_folders_of_their_own(demo):
         demo.parse_args([]).data_root
 
 
-def test_taught_students_wait_for_the_teacher(steps, runs):
-    trainings = [run.train for run in runs]
-    assert [s.name for s in steps.ready_steps(trainings, 9)
-            ] == ['train teacher', 'train alone']
-    finish(runs[0])
-    finish(runs[1])
-    waiting = [step for step in trainings if not step.done]
-    assert [s.name for s in steps.ready_steps(waiting, 2)
-            ] == ['train kd', 'train dist']
+def test_taught_students_need_the_teacher(runs):
+    assert [[need.label for need in run.needs]
+            for run in runs] == [[], [], ['teacher'], ['teacher']]
 
 
 def test_done_training_is_skipped_unless_asked_otherwise(make_runs, runs):
-    assert not runs[2].train.done
-    step = finish(runs[2])
-    assert step.done and step.seconds == 60
+    assert not runs[2].trained
+    run = finish(runs[2])
+    assert run.trained and run.seconds == 60 and not run.done
     for options in (['--seed', '1'], ['--quick']):
-        assert not make_runs(*options)[2].train.done
-    assert make_runs()[2].train.done
+        assert not make_runs(*options)[2].trained
+    assert make_runs()[2].trained
 
 
 @pytest.mark.parametrize(
@@ -179,10 +178,10 @@ def test_nothing_is_done_by_another_version(make_runs, runs, monkeypatch,
                                             package):
     """The forks' results are not the default stack's."""
     finish(runs[0])
-    assert make_runs()[0].train.done
+    assert make_runs()[0].trained
     module = importlib.import_module(package)
     monkeypatch.setattr(module, '__version__', '99.0')
-    assert not make_runs()[0].train.done
+    assert not make_runs()[0].trained
 
 
 def test_nothing_is_done_on_other_scenes(make_runs, runs, tmp_path):
@@ -191,7 +190,7 @@ def test_nothing_is_done_on_other_scenes(make_runs, runs, tmp_path):
                           ('{"seed": 1}', True)):
         (tmp_path / 'data' / 'manifest.json').write_text(content)
         run = make_runs()[0]
-        assert run.train.done == done
+        assert run.trained == done
         finish(run)
 
 
@@ -199,83 +198,81 @@ def test_student_is_not_done_when_its_teacher_changed(make_runs, runs):
     finish(runs[3])
     changed = make_runs()
     changed[0].cfg.optim_wrapper.optimizer.lr *= 2
-    assert not changed[3].train.done
-    assert make_runs()[3].train.done
+    assert not changed[3].trained
+    assert make_runs()[3].trained
 
 
 @pytest.mark.parametrize('harm', ['truncate', 'delete', 'record'])
-def test_incomplete_output_is_not_done(steps, runs, harm):
-    step = finish(runs[0])
-    checkpoint = runs[0].checkpoint
+def test_incomplete_output_is_not_done(runs, harm):
+    run = finish(runs[0])
     if harm == 'truncate':
-        whole = checkpoint.read_bytes()
-        checkpoint.write_bytes(whole[:len(whole) // 2])
+        whole = run.checkpoint.read_bytes()
+        run.checkpoint.write_bytes(whole[:len(whole) // 2])
     elif harm == 'delete':
-        checkpoint.unlink()
+        run.checkpoint.unlink()
     else:
-        step.record_file.write_text(step.record_file.read_text()[:20])
-    assert not step.done
+        run.record_file.write_text(run.record_file.read_text()[:20])
+    assert not run.trained
     if harm == 'delete':  # earlier checkpoints may be there
-        assert step.prepare()[-1] == '--resume'
+        assert run.prepare()[-1] == '--resume'
     else:
-        assert '--resume' not in step.prepare()
-        assert not checkpoint.exists()
+        assert '--resume' not in run.prepare()
+        assert not run.checkpoint.exists()
 
 
 def test_begun_training_is_resumed(runs):
-    step = runs[0].train
-    assert '--resume' not in step.prepare()
-    step.save(60.)
-    (step.folder / 'epoch_1.pth').touch()
-    assert step.prepare()[-1] == '--resume'
-    assert (step.folder / 'epoch_1.pth').is_file() and step.seconds == 60
+    run = runs[0]
+    assert '--resume' not in run.prepare()
+    run.save(60.)
+    (run.folder / 'epoch_1.pth').touch()
+    assert run.prepare()[-1] == '--resume'
+    assert (run.folder / 'epoch_1.pth').is_file() and run.seconds == 60
 
 
 def test_foreign_files_are_left_alone(runs):
-    step = runs[0].train
-    step.folder.mkdir()
-    (step.folder / 'thesis.txt').write_text('mine')
-    with pytest.raises(SystemExit, match='choose another --work-dir'):
-        step.prepare()
-    assert (step.folder / 'thesis.txt').read_text() == 'mine'
+    runs[0].folder.mkdir()
+    (runs[0].folder / 'thesis.txt').write_text('mine')
+    with pytest.raises(ConfigError, match='choose another') as info:
+        runs[0].prepare()
+    assert info.value.field == '--work-dir'
+    assert (runs[0].folder / 'thesis.txt').read_text() == 'mine'
 
 
-def test_interrupted_clearing_goes_on(steps, make_runs, runs, monkeypatch):
+def test_interrupted_clearing_goes_on(shared, make_runs, runs, monkeypatch):
     """The file that marks the folder as the demo's stays."""
     finish(runs[0])
 
     def interrupted(folder):
         raise KeyboardInterrupt
 
-    step = make_runs('--seed', '1')[0].train
+    run = make_runs('--seed', '1')[0]
     with monkeypatch.context() as patch:
-        patch.setattr(steps.shutil, 'rmtree', interrupted)
+        patch.setattr(shared.shutil, 'rmtree', interrupted)
         with pytest.raises(KeyboardInterrupt):
-            step.prepare()
-    assert '--resume' not in step.prepare()
-    assert [path.name for path in step.folder.iterdir()] == ['train.json']
+            run.prepare()
+    assert '--resume' not in run.prepare()
+    assert [path.name for path in run.folder.iterdir()] == ['train.json']
 
 
 def test_interrupted_first_record_is_not_foreign(runs):
-    step = runs[0].train
-    step.folder.mkdir()
-    (step.folder / 'train.partial').write_text('{')
-    assert '--resume' not in step.prepare()
+    runs[0].folder.mkdir()
+    (runs[0].folder / 'train.partial').write_text('{')
+    assert '--resume' not in runs[0].prepare()
 
 
 @pytest.mark.parametrize('cores, threads', [(1, 1), (2, 1), (6, 3), (64, 4)])
-def test_threads_are_shared_and_few(steps, monkeypatch, cores, threads):
+def test_threads_are_shared_and_few(shared, monkeypatch, cores, threads):
     monkeypatch.setattr(
-        steps.os, 'sched_getaffinity', lambda _: range(cores), raising=False)
-    assert steps.environment(2)['OMP_NUM_THREADS'] == str(threads)
+        shared.os, 'sched_getaffinity', lambda _: range(cores), raising=False)
+    assert shared.environment(2)['OMP_NUM_THREADS'] == str(threads)
 
 
 # logs
 
 
-def test_scalars_of_a_resumed_training_are_joined(steps, runs, tmp_path):
+def test_scalars_of_a_resumed_training_are_joined(shared, runs, tmp_path):
     """What the interrupted attempt logged after its checkpoint is replaced."""
-    key = runs[0].task.metric.key
+    key = runs[0].metric.key
     tested = [{key: .1, 'step': 1}, {key: .2, 'step': 2}]
     write_scalars(tmp_path, '20260101_000000', [
         dict(loss=9, step=10),
@@ -288,52 +285,38 @@ def test_scalars_of_a_resumed_training_are_joined(steps, runs, tmp_path):
          dict(loss=4, step=40), tested[1]])
     with open(path, 'a') as file:
         file.write('\n{"loss": 4, "st')  # still being written
-    scalars = steps.read_scalars(tmp_path)
+    scalars = shared.read_scalars(tmp_path)
     assert [(e['step'], e['loss']) for e in scalars
             if 'loss' in e] == [(10, 9), (20, 8), (30, 5), (40, 4)]
     assert [e for e in scalars if key in e] == tested
 
 
-def test_missing_logs_are_no_scalars(steps, runs, tmp_path):
-    assert steps.read_scalars(tmp_path) == []
-    assert runs[0].test.output() is None
+def test_missing_logs_are_no_scalars(shared, runs, tmp_path):
+    assert shared.read_scalars(tmp_path) == []
+    assert runs[0].tested() is None
 
 
 def test_metric_is_that_of_the_last_test(runs):
-    test = runs[0].test
+    run = runs[0]
     for name, value in (('20260101_000000', 0.1), ('20260101_000100', 0.2)):
-        (test.folder / name).mkdir(parents=True)
-        (test.folder / name / f'{name}.json').write_text(
-            json.dumps({test.run.task.metric.key: value}))
-    assert test.output() == 0.2
+        folder = run.folder / 'test' / name
+        folder.mkdir(parents=True)
+        (folder / f'{name}.json').write_text(
+            json.dumps({run.metric.key: value}))
+    assert run.tested() == 0.2
 
 
-def test_progress_is_that_of_the_last_line(steps, tmp_path):
-    log = tmp_path / 'train.log'
-    log.write_text('$ python\n')
-    assert steps.last_progress(log) == ''
-    lines = [
-        f'2026/11/24 03:36:30 - mmengine - INFO - Epoch(train)  [2]'
-        f'[{i:3d}/125]  lr: 2.8453e-06  eta: 0:0{3 - i // 40}:20  loss: 0.1\n'
-        for i in (40, 80)
-    ]
-    log.write_text(''.join(lines))
-    assert steps.last_progress(log) == '[2][ 80/125], 0:01:20 left'
-
-
-def test_every_epoch_is_told_once(runs, display):
-    step, key = runs[0].train, runs[0].task.metric.key
-    step.folder.mkdir()
-    step.log.touch()
+def test_every_epoch_is_told_once(runs, crew):
+    run, told = runs[0], set()
     # The metric of epoch 1 is lost: it was interrupted while validating.
     for epoch in (2, 3):
-        write_scalars(step.folder, f'2026010{epoch}', [{
-            key: epoch / 10,
+        write_scalars(run.folder, f'2026010{epoch}', [{
+            run.metric.key: epoch / 10,
             'step': epoch
         }])
-        display.update([step])
-        display.update([step])
-    assert display.console.file.getvalue().splitlines() == [
+        run.tell_epoch(crew, told)
+        run.tell_epoch(crew, told)
+    assert lines_of(crew) == [
         'train teacher: epoch 2/5, mAP 0.200',
         'train teacher: epoch 3/5, mAP 0.300'
     ]
@@ -347,16 +330,16 @@ def test_table_shows_metric_and_minutes(demo, make_runs, number, metric,
     task = demo.TASKS[number]
     runs = make_runs(task=task)
     for run in runs:
-        run.train.folder.mkdir(parents=True)
-        run.train.save(90.)
-        run.test.output = lambda: (0.1234, 12.34)[number]
+        run.folder.mkdir(parents=True)
+        run.save(90.)
+        run.tested = lambda: (0.1234, 12.34)[number]
     table = demo.make_table(runs).splitlines()
     assert all(word in table[0] for word in (task.title, metric, 'minutes'))
     assert len(table) == 6 and 'student, DIST' in table[5]
     assert all(shown in row and '1.5' in row for row in table[2:])
 
 
-def test_truth_and_predictions_are_drawn(steps, demo, task, tmp_path):
+def test_truth_and_predictions_are_drawn(shared, demo, task, tmp_path):
     """The boxes or masks of the scenes, and what a checkpoint predicts."""
     data = tmp_path / 'data'
     demo.write_digit_scenes(data, **dict(task.scenes, num_train=1, num_val=2))
@@ -373,7 +356,7 @@ def test_truth_and_predictions_are_drawn(steps, demo, task, tmp_path):
         task.draw_predictions(data, predicted, config, tmp_path / 'a.pth')
     assert all(len(axis.images) >= 1 for axis in (*truth, *predicted))
     if task.title == 'detection':
-        coco = steps.read_json(data / 'annotations' / 'instances_val.json')
+        coco = shared.read_json(data / 'annotations' / 'instances_val.json')
         tags = sum((axis.texts for axis in truth), [])
         assert [tag.get_text() for tag in tags] == [
             str(note['category_id'] - 1) for note in coco['annotations']
@@ -390,99 +373,85 @@ def test_truth_and_predictions_are_drawn(steps, demo, task, tmp_path):
 
 
 class Script:
-    """Makes steps of real processes that run a few lines of Python."""
+    """A few lines of Python in a process of their own, as a run."""
 
-    def __init__(self, demo, steps, folder):
-        self.demo, self.steps = demo, steps
-        self.folder = folder
+    def __init__(self, folder, label, code, needs=()):
+        self.label, self.code, self.needs = label, code, needs
+        self.folder, self.written = folder, folder / f'{label}.txt'
 
-    def __call__(self, name, code, needs=()):
-        run = SimpleNamespace(
-            label=name,
-            folder=self.folder / name,
-            checkpoint=self.folder / name / 'out.pth',
-            fingerprint=name,
-            unit='epoch',
-            length=1,
-            metric=self.demo.TASKS[0].metric,
-            validated=lambda: 0.1)
-        words = ['-c', code.format(out=run.checkpoint)]
-        step_type = type('Script', (self.steps.Step, ), dict(arguments=words))
-        return step_type(run, 'train', needs)
+    @property
+    def done(self):
+        return self.written.exists()
+
+    trained = done
+
+    def carry_out(self, crew):
+        crew.call(self.label, ['-c', self.code.format(out=self.written)],
+                  self.folder / f'{self.label}.log', lambda: self.done)
 
 
-WRITE = ('import zipfile, time; time.sleep(1); '
-         'zipfile.ZipFile("{out}", "w").writestr("a", "b")')
+WRITE = 'import time; time.sleep(1); open("{out}", "w").close()'
 
 
 @pytest.fixture
-def script(demo, steps, tmp_path, monkeypatch):
-    monkeypatch.setattr(steps, 'POLL_SECONDS', 0.05)
-    return Script(demo, steps, tmp_path)
+def script(shared, tmp_path, monkeypatch):
+    monkeypatch.setattr(shared, 'POLL_SECONDS', 0.05)
+    return functools.partial(Script, tmp_path)
 
 
-@pytest.fixture
-def lock(tmp_path):
-    with open(tmp_path / '.lock', 'w') as file:
-        yield file.fileno()
-
-
-def test_steps_run_side_by_side_and_in_order(steps, script, display, lock):
+def test_runs_are_side_by_side_and_in_order(script, crew):
     first, other = script('first', WRITE), script('other', WRITE)
-    last = script('last', WRITE, (first, ))
-    steps.carry_out([first, last, other], display, lock)
-    assert all(step.done for step in (first, other, last))
-    lines = display.console.file.getvalue().splitlines()
-    events = [line.split(',')[0] for line in lines]
+    last = script('last', WRITE, [first])
+    ended = []
+    assert crew.carry_out([first, last, other], ended=ended.append) == []
+    assert all(run.done for run in (first, other, last))
+    assert ended[-1] is last and len(ended) == 3
+    events = [line.split(',')[0] for line in lines_of(crew)]
     assert len(events) == 6
-    assert events[:2] == ['train first: begins', 'train other: begins']
-    assert events.index('train first: done') < events.index(
-        'train last: begins')
-    assert first.seconds >= 1
-    steps.carry_out([first, last, other], display, lock)
-    assert display.console.file.getvalue().splitlines() == lines
+    assert sorted(events[:2]) == ['first: begins', 'other: begins']
+    assert events.index('first: done') < events.index('last: begins')
+    crew.carry_out([first, last, other])
+    assert len(lines_of(crew)) == 6
 
 
 @pytest.mark.parametrize('code', ['raise SystemExit(3)', 'pass'])
-def test_failure_names_the_log_and_stops_the_others(steps, script, display,
-                                                    lock, code):
+def test_failure_names_the_log_and_stops_the_others(script, crew, code,
+                                                    tmp_path):
     bad = script('bad', code)
-    slow = script('slow', 'import time; time.sleep(600)')
-    failures = steps.carry_out([bad, slow], display, lock)
+    name = tmp_path / 'pid'
+    slow = script(
+        'slow', f'import os, time; open("{name}", "w").write(str(os.getpid()))'
+        '; time.sleep(600)')
+    failures = crew.carry_out([bad, slow])
     assert len(failures) == 1
-    assert failures[0].startswith('"train bad" failed')
-    assert failures[0].endswith('bad/train.log')
-    assert all(step.process.poll() is not None for step in (bad, slow))
+    assert failures[0].startswith('"bad" failed')
+    assert failures[0].endswith('bad.log')
     assert not bad.done and not slow.done
+    if name.exists():
+        assert not Path('/proc', name.read_text()).exists()
 
 
-def test_failure_may_stop_only_what_needs_it(steps, script, display, lock):
+def test_failure_may_stop_only_what_needs_it(script, crew):
     bad, other = script('bad', 'raise SystemExit(3)'), script('other', WRITE)
-    last = script('last', WRITE, (bad, ))
-    failures = steps.carry_out([bad, last, other],
-                               display,
-                               lock,
-                               keep_going=True)
+    last = script('last', WRITE, [bad])
+    failures = crew.carry_out([bad, last, other], keep_going=True)
     assert len(failures) == 2 and 'exit code 3' in failures[0]
-    assert failures[1] == '"train last" waits for what failed'
+    assert failures[1] == '"last" waits for what failed'
     assert other.done
 
 
-def test_second_demo_waits_for_the_first(steps, display, tmp_path):
+def test_second_demo_waits_for_the_first(crew, tmp_path):
     """And for the orphans of a killed one, which inherit its lock."""
-    with steps.locked(tmp_path, display) as lock:
+    with crew.locked(tmp_path):
         child = subprocess.Popen(
             [sys.executable, '-c', 'import time; time.sleep(2)'],
-            pass_fds=[lock])
+            pass_fds=crew.inherited)
     began = time.time()
-    with steps.locked(tmp_path, display) as again:
+    with crew.locked(tmp_path):
         assert time.time() - began > 0.5
         assert child.wait() == 0
-        with pytest.raises(BlockingIOError), \
-                open(tmp_path / '.lock', 'w') as file:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        assert again
-    assert 'waiting' in display.console.file.getvalue()
+        assert not is_free(tmp_path / '.lock')
+    assert 'waiting' in lines_of(crew)[0]
 
 
 # all of it, as small as possible

@@ -12,6 +12,8 @@ import pandas as pd
 import pytest
 from rich.console import Console
 
+from mmdist.errors import ConfigError
+
 GRID = '''
 title = 'A toy'
 metric = dict(key='mIoU', title='mIoU (%)', format='.1f')
@@ -42,7 +44,7 @@ def tools(repo):
         patch.syspath_prepend(f'{repo}/tools')
         yield {
             name: importlib.import_module(name)
-            for name in ('experiments.grid', 'experiments.steps',
+            for name in ('experiments.grid', 'experiments.runs',
                          'run_experiments', 'report_experiments')
         }
 
@@ -62,18 +64,19 @@ def grid(tools, tmp_path):
 @pytest.fixture
 def results(tools, tmp_path):
     """The tables of results, which the tool keeps."""
-    return tools['run_experiments'].GridDisplay(
-        Console(file=io.StringIO()), tmp_path / 'toy.csv')
+    return tools['run_experiments'].Results(tmp_path / 'toy.csv')
 
 
-def finish(display, run, value):
+def finish(results, run, value):
     """Put a result in the file, as if the run had been trained."""
     run.validated = lambda: value
-    display.keep(run.steps[-1])
+    run.folder.mkdir(parents=True, exist_ok=True)
+    run.save(60.)
+    results.keep(run)
 
 
-def by_name(grid, display=None):
-    runs = grid.all(display and display.results)
+def by_name(grid, results=None):
+    runs = grid.all(results and results.runs)
     return {(run.name, run.seed): run for run in runs}
 
 
@@ -99,7 +102,7 @@ def test_students_have_the_first_teacher(grid, tmp_path):
     folder = tmp_path / 'runs' / 'teacher' / 'seed_3'
     assert teacher.checkpoint == str(folder / 'epoch_5.pth')
     assert teacher.config == f'{folder}.py'
-    assert runs['teacher', 3].train.arguments == [
+    assert runs['teacher', 3].command('train') == [
         'tools/train.py', f'{folder}.py', '--work-dir',
         str(folder)
     ]
@@ -140,14 +143,14 @@ runs = dict(alone=dict(
 
 
 def test_what_trains_the_same_is_trained_once(tools, grid, results):
-    steps = tools['run_experiments'].steps_left(grid(), results)
+    jobs = tools['run_experiments'].jobs_left(grid(), results)
     measured = [
-        'train alone, seed 0', 'train teacher, seed 3',
+        'alone, seed 0', 'teacher, seed 3',
         'discrepancy of alone, seed 0 from teacher, seed 3'
     ]
-    assert [step.name for step in steps[:3]] == measured
+    assert [job.label for job in jobs[:3]] == measured
     # alone and KD twice, the teacher, four of the sweep, what is measured
-    assert len(steps) == 2 + 2 + 1 + 4 + 1
+    assert len(jobs) == 2 + 2 + 1 + 4 + 1
 
 
 def test_known_results_are_not_trained_again(tools, grid, results):
@@ -156,14 +159,13 @@ def test_known_results_are_not_trained_again(tools, grid, results):
     for run in by_name(read).values():
         finish(results, run, 50.)
     measure, = read.measures()
-    measure.output = lambda: dict(all=dict(rows=1, kl=0.5))
+    measure.groups = lambda: dict(all=dict(rows=1, kl=0.5))
     results.keep(measure)
-    again = tools['run_experiments'].GridDisplay(results.console,
-                                                 results.results.path)
-    assert len(again.results.rows) == len(results.results.rows) == 9
+    again = tools['run_experiments'].Results(results.runs.path)
+    assert len(again.runs.rows) == len(results.runs.rows) == 9
     # the best of the sweep, the first of equals, trains what KD does
     assert ('best KD', 1) in by_name(grid(), again)
-    assert tools['run_experiments'].steps_left(grid(), again) == []
+    assert tools['run_experiments'].jobs_left(grid(), again) == []
 
 
 def test_the_best_of_a_sweep_is_taken(grid, results):
@@ -195,26 +197,25 @@ def test_the_best_of_a_sweep_is_taken(grid, results):
 def test_what_does_not_fit_is_refused(grid, old, new, message):
     """Unknown fields and names, and runs that would take each other's place.
     """
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ConfigError, match=message):
         grid(GRID.replace(old, new))
 
 
 def test_another_file_is_no_file_of_results(tools, tmp_path):
     (tmp_path / 'toy.csv').write_text('a,b\n1,2\n')
-    with pytest.raises(ValueError, match='--results'):
-        tools['run_experiments'].GridDisplay(Console(), tmp_path / 'toy.csv')
+    with pytest.raises(ConfigError, match='--results'):
+        tools['run_experiments'].Results(tmp_path / 'toy.csv')
     assert (tmp_path / 'toy.csv').read_text() == 'a,b\n1,2\n'
 
 
 def test_two_calls_may_write_to_a_file(tools, grid, results):
     """Neither loses what the other has added."""
-    path = results.results.path
-    make = tools['run_experiments'].GridDisplay
-    other = make(results.console, path)
+    path, make = results.runs.path, tools['run_experiments'].Results
+    other = make(path)
     runs = by_name(grid())
     finish(results, runs['alone', 0], 1.)
     finish(other, runs['alone', 1], 0.1 + 0.2)
-    again = make(results.console, path).results
+    again = make(path).runs
     assert runs['alone', 0] in again and runs['alone', 1] in again
     assert again.rows.metric.tolist() == [1., 0.1 + 0.2]
 
@@ -228,7 +229,7 @@ def trained(run, metric=None):
     scalars.parent.mkdir(parents=True)
     entry = dict(step=run.length, **({} if metric is None else metric))
     scalars.write_text(json.dumps(entry))
-    run.train.save(60., ended=True)
+    run.save(60.)
 
 
 def test_what_is_done_but_not_written_down_is(tools, tmp_path, monkeypatch):
@@ -241,7 +242,7 @@ runs = dict(alone=dict(
     (tmp_path / 'one.py').write_text(text)
     tool = tools['run_experiments']
     trained(
-        tool.Grid(tmp_path / 'one.py', tmp_path / 'runs').first('alone'),
+        tool.Grid(tmp_path / 'one.py', tmp_path / 'runs').of('alone')[0],
         dict(mIoU=12.5))
     words = ['one.py', '--work-dir', 'runs', '--results', 'one.csv']
     monkeypatch.chdir(tmp_path)
@@ -255,12 +256,12 @@ def test_a_training_without_its_metric_begins_anew(grid):
     """It was killed while it validated, and would not do so again."""
     run = by_name(grid())['alone', 0]
     trained(run)
-    assert not run.train.done
+    assert not run.trained
     run.checkpoint.rename(run.folder / 'epoch_4.pth')
-    assert run.train.prepare()[-1] == '--resume'
+    assert run.prepare()[-1] == '--resume'
     (run.folder / 'epoch_4.pth').rename(run.checkpoint)
-    assert run.train.prepare()[-1] != '--resume'
-    assert not run.checkpoint.exists() and run.train.seconds == 60
+    assert run.prepare()[-1] != '--resume'
+    assert not run.checkpoint.exists() and run.seconds == 60
 
 
 def test_results_of_another_grid_are_not_reported(tools, grid, results,
@@ -333,7 +334,7 @@ def get(cfg, name):
 def test_grids_of_the_repository_are_whole(tools, repo):
     """Configs exist and have what options change; runs have a folder each."""
     Grid = tools['experiments.grid'].Grid
-    read = tools['experiments.steps'].read_config
+    read = tools['experiments.runs'].read_config
     grids = sorted(Path(repo, 'tools', 'experiments', 'grids').glob('*.py'))
     assert len(grids) >= 4
     for path in grids:

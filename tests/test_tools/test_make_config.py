@@ -8,6 +8,7 @@ import pytest
 import torch
 from mmengine.config import Config
 
+from mmdist.errors import ConfigError
 from tests import helpers, segmentors
 
 ROOT = osp.dirname(osp.dirname(osp.dirname(osp.abspath(__file__))))
@@ -52,9 +53,31 @@ def test_it_writes_a_config_that_trains(scope, wrapper, tmp_path, monkeypatch):
     cfg = Config.fromfile(str(out))
     assert cfg.model.type == wrapper
     assert cfg.model.student == Config.fromfile(str(student)).model
+    assert cfg.custom_hooks == [dict(type='mmdist.SeedHook')]
+    assert cfg.default_hooks.checkpoint.backend_args.backend == 'mmdist.whole'
     run(TRAIN, monkeypatch, out, '--work-dir', tmp_path / 'run')
     log, = (tmp_path / 'run').glob('*/vis_data/scalars.json')
     assert 'loss_kd_inter' in log.read_text()
+
+
+@pytest.mark.parametrize('new_style', [False, True])
+def test_hooks_of_the_student_are_kept(new_style, tmp_path, monkeypatch):
+    """Beside what lets a killed run resume exactly; nothing is added twice."""
+    student, weights = prepare('mmdet', tmp_path)
+    cfg = Config.fromfile(str(student))
+    cfg.custom_hooks = [dict(type='EMAHook')]
+    if new_style:
+        helpers.write_new_style(cfg, student)
+    else:
+        cfg.dump(str(student))
+    for base, out in ((student, 'a.py'), (tmp_path / 'a.py', 'b.py')):
+        run(TOOL, monkeypatch, base, student, weights, '--out', tmp_path / out)
+        made = Config.fromfile(str(tmp_path / out))
+        ema, seed = made.custom_hooks
+        assert 'EMAHook' in str(ema.type) and 'SeedHook' in str(seed.type)
+        hooks = made.default_hooks
+        assert hooks.checkpoint.backend_args.backend == 'mmdist.whole'
+        assert hooks.checkpoint.interval == hooks.logger.interval == 1
 
 
 def test_paths_hold_wherever_it_was_written(tmp_path, monkeypatch):
@@ -175,7 +198,7 @@ def test_what_does_not_fit_is_not_written(tmp_path, monkeypatch):
             run(TOOL, monkeypatch, student, teacher, weights, '--out', out)
     assert not list(tmp_path.glob('*mine.py'))
     out.write_text('mine')
-    with pytest.raises(FileExistsError, match='--force'):
+    with pytest.raises(ConfigError, match='--force'):
         run(TOOL, monkeypatch, student, student, weights, '--out', out)
     assert out.read_text() == 'mine'
     (tmp_path / 'other.py').write_text("model = dict(type='ResNet18')\n"
@@ -209,6 +232,8 @@ def test_a_new_style_student_gets_a_new_style_config(scope, tmp_path,
     wrapper = dict(mmdet='DistillDetector', mmseg='DistillSegmentor')[scope]
     assert cfg.model.type.__name__ == wrapper
     assert cfg.model.student == Config.fromfile(str(student)).model
+    assert [hook.type.__name__ for hook in cfg.custom_hooks] == ['SeedHook']
+    assert cfg.default_hooks.checkpoint.backend_args.backend == 'mmdist.whole'
     run(TRAIN, monkeypatch, out, '--work-dir', tmp_path / 'run')
     log, = (tmp_path / 'run').glob('*/vis_data/scalars.json')
     assert 'loss_kd_inter' in log.read_text()

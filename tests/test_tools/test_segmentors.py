@@ -11,6 +11,7 @@ import pytest
 import torch
 from mmengine.config import Config
 
+from mmdist.errors import ConfigError
 from tests.helpers import checkpoint, quick, write_new_style
 from tests.segmentors import (NUM_CLASSES, batch, build, distiller_cfg,
                               prepared, run_cfg, save_teacher, segmentor,
@@ -130,7 +131,7 @@ def test_a_new_style_config(case, run, tmp_path):
 def test_tta_merges_what_the_student_predicts(case, run, tmp_path):
     """--tta, as in MMSegmentation: with a mirrored copy of every picture."""
     cfg = Config.fromfile(case[0])
-    with pytest.raises(ValueError, match='--tta needs tta_model'):
+    with pytest.raises(ConfigError, match='tta_model: --tta needs'):
         run(TEST, *case, '--tta')
     cfg.tta_model = dict(type='SegTTAModel')
     cfg.tta_pipeline = [

@@ -13,6 +13,7 @@ import pytest
 import torch
 from mmengine.config import Config
 
+from mmdist.errors import ConfigError
 from tests.helpers import (build, detector, distiller_cfg, make_runner, quick,
                            run_cfg, write_coco, write_new_style)
 
@@ -110,7 +111,7 @@ def test_default_work_dir_and_cfg_options(run, tmp_path):
 
 def test_out_must_be_a_pickle(run, tmp_path):
     """Said before anything is loaded."""
-    with pytest.raises(ValueError, match='--out=.*out.json must be a .pkl'):
+    with pytest.raises(ConfigError, match='--out: .*json must be a .pkl'):
         run('--out', tmp_path / 'out.json')
 
 
@@ -173,7 +174,7 @@ def test_out_goes_with_any_evaluator(change, case, run_on, tmp_path):
 
 def test_out_needs_an_evaluator(case, run_on, tmp_path):
     """Which the sentence names."""
-    with pytest.raises(ValueError, match='--out needs test_evaluator'):
+    with pytest.raises(ConfigError, match='test_evaluator: --out needs'):
         run_on(
             changed(case, tmp_path / 'toy.py',
                     lambda cfg: cfg.pop('test_evaluator')), '--out', 'a.pkl')

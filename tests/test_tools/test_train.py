@@ -1,4 +1,5 @@
 """tools/train.py: MMDetection's flags, on a toy data set."""
+import importlib.util
 import json
 import os.path as osp
 import runpy
@@ -11,6 +12,7 @@ from mmengine.config import Config
 from tensorboard.backend.event_processing.event_accumulator import \
     EventAccumulator
 
+from tests import helpers, segmentors
 from tests.helpers import (build, checkpoint, detector, distiller_cfg, quick,
                            run_cfg, save_teacher, write_coco)
 
@@ -76,6 +78,61 @@ def test_command_line(config, tmp_path):
             sum(line[part] for part in parts), rel=1e-3)
     build(detector('retina')).load_state_dict(
         checkpoint(tmp_path, 1)['state_dict'], strict=True)
+
+
+TASKS = dict(
+    detection=(('mmdet', ), helpers, lambda: detector('faster'), write_coco),
+    segmentation=(('mmdet', 'mmseg'), segmentors,
+                  lambda: segmentors.segmentor('pspnet'),
+                  segmentors.write_masks))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('task, hooks',
+                         [('detection', []),
+                          ('segmentation', [dict(type='mmdist.SeedHook')])])
+def test_the_tools_of_the_libraries_train_the_same(task, hooks, tmp_path):
+    """Ours adds nothing to a config: losses and weights are bit-equal.
+
+    RoIs are sampled and activations dropped at random.
+    """
+    libraries, kit, model, write = TASKS[task]
+    cfg = kit.run_cfg(
+        kit.distiller_cfg(model(), kit.save_teacher(model(), tmp_path)),
+        write(tmp_path / 'data'),
+        tmp_path,
+        train_cfg=dict(type='IterBasedTrainLoop', max_iters=20),
+        custom_hooks=hooks)
+    cfg.pop('work_dir')
+    cfg.train_dataloader.sampler = dict(type='InfiniteSampler', shuffle=True)
+    cfg.default_hooks.checkpoint.update(by_epoch=False, interval=20)
+    cfg.param_scheduler.by_epoch = False
+    cfg.dump(str(tmp_path / 'toy.py'))
+    tools = dict(ours=TRAIN)
+    for name in libraries:
+        folder = osp.dirname(importlib.util.find_spec(name).origin)
+        tools[name] = osp.join(folder, '.mim', 'tools', 'train.py')
+    runs = [
+        subprocess.Popen([sys.executable, tool, 'toy.py', '--work-dir', name],
+                         cwd=tmp_path) for name, tool in tools.items()
+    ]
+    assert [run.wait() for run in runs] == [0] * len(runs)
+    found = {}
+    for name in tools:
+        log, = (tmp_path / name).glob('*/vis_data/scalars.json')
+        lines = [json.loads(line) for line in log.read_text().splitlines()]
+        losses = [{
+            k: v
+            for k, v in line.items() if 'loss' in k
+        } for line in lines]
+        assert len(losses) == 20 and 'loss_kd_inter' in losses[0]
+        found[name] = losses, torch.load(
+            tmp_path / name / 'iter_20.pth', weights_only=False)['state_dict']
+    losses, weights = found.pop('ours')
+    for other_losses, other_weights in found.values():
+        assert losses == other_losses
+        assert weights.keys() == other_weights.keys()
+        assert all(torch.equal(weights[k], other_weights[k]) for k in weights)
 
 
 def test_tensorboard_shows_each_term(config, run, tmp_path):

@@ -21,9 +21,11 @@ from student_teachers import (add_models, is_annotated, load_student,
 
 from mmdist import ConfigError
 from mmdist.analysis import Discrepancy
+from mmdist.errors import ConfigError
 from mmdist.models.distillers import BaseDistiller
 from mmdist.utils import (class_names_of, data_classes_of, data_sets_in,
-                          load_config, run_tool, scope_of, wrapper_for)
+                          load_config, markdown_table, run_tool, scope_of,
+                          wrapper_for)
 
 # More classes than a figure can name.
 MOST_NAMES = 40
@@ -64,8 +66,8 @@ def loader_of(cfg: Config, split: str, seed: int) -> Any:
     if split != 'train':
         part = cfg.get(f'{split}_dataloader')
         if part is None:
-            raise ValueError(f'STUDENT has no {split}_dataloader; choose '
-                             'another --split')
+            raise ConfigError('STUDENT', f'it has no {split}_dataloader',
+                              'choose another --split')
         own = innermost(loader['dataset'])
         other = copy.deepcopy(part['dataset'])
         pipeline = data_sets_in(own)[0].get('pipeline')
@@ -77,9 +79,9 @@ def loader_of(cfg: Config, split: str, seed: int) -> Any:
     loader.pop('batch_sampler', None)
     built = Runner.build_dataloader(loader, seed=seed)
     if not is_annotated(built.dataset):
-        raise ValueError(
-            f'{split}_dataloader.dataset of STUDENT has no annotations, which '
-            'its losses need; choose another --split')
+        raise ConfigError(
+            'STUDENT', f'its {split}_dataloader.dataset has no annotations, '
+            'which its losses need', 'choose another --split')
     return built
 
 
@@ -130,7 +132,7 @@ def measure(args: argparse.Namespace, cfg: Config, config: str,
 
 def table_of(results: Dict[str, Dict[str, Any]]) -> str:
     """A row a teacher and group of rows."""
-    return _markdown([
+    return markdown_table([
         dict(teacher=name, group=group, **values)
         for name, found in results.items()
         for group, values in found['groups'].items()
@@ -146,7 +148,7 @@ def report(results: Dict[str, Dict[str, Any]], names: List[str]) -> str:
                 'class': name,
                 **row
             } for name, row in zip(names_of(found, names), found['classes'])]
-            parts += ['', f'## Classes, {teacher}', '', _markdown(rows)]
+            parts += ['', f'## Classes, {teacher}', '', markdown_table(rows)]
         if 'reliability' in found:
             errors = ', '.join(
                 f'{side} {found["reliability"][side]["error"]:.3f}'
@@ -173,16 +175,6 @@ def names_of(found: Dict[str, Any], names: List[str]) -> List[str]:
     if len(found['correlation']) == 1:
         return [*(names[-1:] or ['0']), 'background'][:number]
     return names or [str(i) for i in range(number)]
-
-
-def _markdown(table: List[Dict[str, Any]]) -> str:
-    columns = list(dict.fromkeys(key for row in table for key in row))
-    cells = [[
-        f'{row[key]:.4f}' if isinstance(row.get(key), float) else str(
-            row.get(key, '-')) for key in columns
-    ] for row in table]
-    head = [columns, ['---'] * len(columns)]
-    return '\n'.join('| ' + ' | '.join(row) + ' |' for row in head + cells)
 
 
 def plot_classes(axes: Any, results: Dict[str, Dict[str, Any]],

@@ -21,6 +21,7 @@ from rich.progress import track
 from student_teachers import is_annotated, load_student
 from torch import nn
 
+from mmdist.errors import ConfigError
 from mmdist.models.teacher import Teacher, build_model
 from mmdist.utils import (data_sets_in, library_of, load_config, run_tool,
                           scope_of, wrapper_for)
@@ -142,10 +143,10 @@ def part_of(cfg: Config, field: str) -> Any:
     """A field of the student's config.
 
     Raises:
-        ValueError: If there is none.
+        ConfigError: If there is none.
     """
     if not cfg.get(field):
-        raise ValueError(f'STUDENT has no {field}')
+        raise ConfigError('STUDENT', f'it has no {field}')
     return cfg[field]
 
 

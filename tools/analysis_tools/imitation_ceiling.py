@@ -20,6 +20,7 @@ from student_teachers import (add_models, load_student, named_teachers,
                               parse_models)
 from torch import Tensor, nn
 
+from mmdist.errors import ConfigError
 from mmdist.models.class_mapping import (check_class_names, check_numbers,
                                          class_map_of)
 from mmdist.models.taps.columns import Columns, activation_of, as_columns_of
@@ -46,7 +47,7 @@ def runner_of(args: argparse.Namespace, cfg: Config) -> Runner:
     cfg = copy.deepcopy(cfg)  # as a dict, classes would become names
     for field in ('dataloader', 'evaluator'):
         if cfg.get(f'{args.split}_{field}') is None:
-            raise ValueError(f'STUDENT has no {args.split}_{field}')
+            raise ConfigError('STUDENT', f'it has no {args.split}_{field}')
         cfg[f'test_{field}'] = cfg[f'{args.split}_{field}']
     cfg.test_cfg = dict(type='TestLoop')
     for split in ('train', 'val'):
@@ -125,9 +126,9 @@ class Borrowed:
             features = self.batch.features(self.batch.images)
             theirs = self.teacher.model.bbox_head(features)[0]
             if len(theirs) != len(scores):
-                raise ValueError(
-                    f'STUDENT predicts on {len(scores)} levels, but TEACHER '
-                    f'on {len(theirs)}')
+                raise ConfigError(
+                    'TEACHERS', f'STUDENT predicts on {len(scores)} levels, '
+                    f'but the teacher on {len(theirs)}')
             return (tuple(map(self._like, scores, theirs)), *others)
 
         return wrapper
@@ -137,9 +138,9 @@ class Borrowed:
         if self.class_map is not None:
             theirs = self._chosen(theirs)
         if own.shape != theirs.shape:
-            raise ValueError(
-                'STUDENT and TEACHER must predict class logits of one shape, '
-                f'but theirs are {tuple(own.shape)} and '
+            raise ConfigError(
+                'TEACHERS', 'STUDENT and teacher must predict class logits of '
+                f'one shape, but theirs are {tuple(own.shape)} and '
                 f'{tuple(theirs.shape)}')
         return theirs
 
@@ -167,10 +168,10 @@ def _refuse_other(student: nn.Module, teacher: nn.Module) -> None:
     kinds = [[hasattr(model, name) for name in ('roi_head', 'bbox_head')]
              for model in (student, teacher)]
     if kinds[0] != kinds[1] or not any(kinds[0]):
-        raise ValueError(
-            'STUDENT and TEACHER must both be detectors with a roi_head or '
-            f'both with a bbox_head, but they are {type(student).__name__} '
-            f'and {type(teacher).__name__}')
+        raise ConfigError(
+            'TEACHERS', 'STUDENT and teacher must both be detectors with a '
+            'roi_head or both with a bbox_head, but they are '
+            f'{type(student).__name__} and {type(teacher).__name__}')
 
 
 def map_of(teacher: Teacher, spec: Any,

@@ -15,8 +15,6 @@ A grid is an MMEngine config with these fields:
 - ``discrepancy=dict(student=..., teachers=..., taught=...)``: how far a run is
   from others, and the names of the runs that these taught, by title.
 """
-import functools
-import json
 import re
 from pathlib import Path
 from typing import Any, Dict, List, Optional
@@ -25,8 +23,8 @@ import pandas as pd
 from mmengine.config import Config
 
 from mmdist.datasets import scenes_manifest
-from .steps import (ROOT, Metric, Run, Step, digest, read_config, read_json,
-                    short)
+from mmdist.errors import ConfigError
+from .runs import ROOT, Crew, Metric, Run, read_config, read_json, short
 
 RUN_FIELDS = {'config', 'options', 'seeds', 'teacher', 'best_of', 'baseline'}
 RESULTS = ('run', 'seed', 'metric', 'test', 'minutes', 'options', 'key',
@@ -44,8 +42,9 @@ class Table:
             self.rows = pd.read_csv(
                 path, dtype=dict(key=str), float_precision='round_trip')
         if tuple(self.rows) != columns:
-            raise ValueError(f'{path} has other columns than results of '
-                             'experiments; choose another --results')
+            raise ConfigError(
+                '--results', f'{path} has other columns than results of '
+                'experiments', 'choose another file')
 
     def add(self, *rows: Dict[str, Any]) -> None:
         """Append rows; those that other calls have added stay."""
@@ -72,64 +71,59 @@ class GridRun(Run):
 
     def __init__(self, grid: 'Grid', name: str, seed: int,
                  entry: Dict[str, Any]) -> None:
-        self.name, self.seed = name, seed
-        self.declared = dict(entry.get('options') or {})
+        self.name, self.declared = name, dict(entry.get('options') or {})
         options = {**self.declared, 'randomness.seed': seed}
-        teacher = grid.first(entry['teacher']) if entry.get('teacher') \
-            else None
-        if teacher:
+        teacher = None
+        if entry.get('teacher'):
+            teacher = grid.of(entry['teacher'])[0]
             options['model.teacher.config'] = short(teacher.config)
             options['model.teacher.checkpoint'] = short(teacher.checkpoint)
         folder = grid.work_dir / folder_name(name) / f'seed_{seed}'
         super().__init__(f'{name}, seed {seed}', ROOT / entry['config'],
-                         folder, options, grid.metric, grid.manifest, teacher)
+                         folder, options, grid.metric, grid.manifest, teacher,
+                         grid.test)
         self.config, self.options = folder.with_suffix('.py'), {}
-        self.steps = [self.train, self.test] if grid.test else [self.train]
 
-    @functools.cached_property
-    def key(self) -> str:
-        """A hash of the training without its seed, the place of the data and
-        the versions of packages."""
-        cfg = self.cfg.to_dict()
-        cfg.pop('randomness')
-        if self.teacher:
-            cfg['model']['teacher'].update(config=None, checkpoint=None)
-        text = json.dumps(cfg, default=str, sort_keys=True)
-        if cfg.get('data_root'):
-            root = cfg['data_root'].rstrip('/')
-            text = re.sub(rf'"{re.escape(root)}(?=["/])', '"', text)
-        teacher = self.teacher and (self.teacher.key, self.teacher.seed)
-        return digest([text, self.manifest, teacher])[:12]
+    def carry_out(self, crew: Crew) -> None:
+        """Write the config, and do what is left."""
+        self.folder.parent.mkdir(parents=True, exist_ok=True)
+        self.cfg.dump(self.config)
+        super().carry_out(crew)
 
 
-class Measure(Step):
+class Measure:
     """One call of ``analyze_discrepancy.py`` for two runs."""
     seed = None  # the key holds the seeds of both
 
     def __init__(self, student: GridRun, teacher: GridRun) -> None:
-        super().__init__(teacher, f'discrepancy_{student.key}.{student.seed}',
-                         [student.train, teacher.train])
-        self.name = f'discrepancy of {student.label} from {teacher.label}'
         self.student, self.teacher = student, teacher
-        self.key = '-'.join(f'{run.key}.{run.seed}'
-                            for run in (student, teacher))
+        self.needs = [student, teacher]
+        self.label = f'discrepancy of {student.label} from {teacher.label}'
+        self.key = '-'.join(f'{run.key}.{run.seed}' for run in self.needs)
+        self.folder = teacher.folder / f'from_{student.key}.{student.seed}'
 
-    @property
-    def arguments(self) -> List[str]:
-        """The command after ``python``."""
-        models = (
-            path for run in (self.student, self.teacher)
-            for path in (run.config, run.checkpoint))
-        return [
-            'tools/analysis_tools/analyze_discrepancy.py', *map(short, models),
-            '--out-dir',
-            short(self.folder)
-        ]
-
-    def output(self) -> Optional[dict]:
+    def groups(self) -> Optional[dict]:
         """The measures of each group of rows; None if they are missing."""
         found = read_json(self.folder / 'discrepancy.json')
         return next(iter(found.values()))['groups'] if found else None
+
+    @property
+    def done(self) -> bool:
+        """Whether both models are trained and were compared."""
+        return (all(run.trained for run in self.needs)
+                and self.groups() is not None)
+
+    def carry_out(self, crew: Crew) -> None:
+        """Compare the models."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        models = [
+            short(path) for run in self.needs
+            for path in (run.config, run.checkpoint)
+        ]
+        tool = 'tools/analysis_tools/analyze_discrepancy.py'
+        crew.call(self.label, [tool, *models, '--out-dir',
+                               short(self.folder)],
+                  self.folder / 'measure.log', lambda: self.done)
 
 
 class Grid:
@@ -140,7 +134,7 @@ class Grid:
         work_dir (Path): The folder of all trainings.
 
     Raises:
-        ValueError: If a field is missing or unknown, or names a run or a
+        ConfigError: If a field is missing or unknown, or names a run or a
             sweep that is not there, or if runs take each other's place.
     """
 
@@ -150,7 +144,7 @@ class Grid:
         cfg = Config.fromfile(path, lazy_import=False).to_dict()
         for field in ('title', 'metric', 'runs'):
             if field not in cfg:
-                raise ValueError(f'{path} has no {field!r}')
+                raise ConfigError(field, f'{path} has no {field!r}')
         self.title, self.metric = cfg['title'], Metric(**cfg['metric'])
         self.scenes, self.test = cfg.get('scenes'), cfg.get('test', False)
         self.seeds, self.sweeps = cfg.get('seeds', [0]), cfg.get('sweeps', {})
@@ -158,8 +152,10 @@ class Grid:
         self.student = measured.get('student')
         self.teachers = measured.get('teachers', [])
         self.taught = measured.get('taught', {})
-        scenes = dict(self.scenes or {})
-        scenes.pop('out_dir', None)
+        scenes = {
+            k: v
+            for k, v in (self.scenes or {}).items() if k != 'out_dir'
+        }
         self.manifest = scenes_manifest(**scenes) if scenes else {}
         self.runs = cfg['runs']
         self.members = {
@@ -174,29 +170,29 @@ class Grid:
         self._check([folder_name(name) for name, _ in entries])
 
     def _check(self, folders: List[str]) -> None:
-        named = dict(
-            teacher=self.runs, baseline=self.runs, best_of=self.sweeps)
         for name, entry in [*self.sweeps.items(), *self.runs.items()]:
-            wrong = [f'no {x!r}' for x in {'config'} - set(entry)]
-            wrong += [f'the unknown {x!r}' for x in set(entry) - RUN_FIELDS]
-            wrong += [
-                f'{field}={entry[field]!r}, which is none of {list(known)}'
-                for field, known in named.items()
-                if entry.get(field) not in (None, *known)
-            ]
-            if wrong:
-                raise ValueError(f'{self.name}: {name!r} has {wrong[0]}')
+            if 'config' not in entry or set(entry) - RUN_FIELDS:
+                raise ConfigError(
+                    'runs', f'{name!r} has the fields {sorted(entry)}',
+                    f"give it 'config', and of {sorted(RUN_FIELDS)} no other")
+            for field, known in dict(
+                    teacher=self.runs, baseline=self.runs,
+                    best_of=self.sweeps).items():
+                if entry.get(field) not in (None, *known):
+                    raise ConfigError(
+                        'runs', f'{name!r} has {field}={entry[field]!r}',
+                        f'choose one of {list(known)}')
         for folder in folders:
             if folders.count(folder) > 1:
-                raise ValueError(
-                    f'{self.name}: the folder {folder!r} is that of two runs; '
+                raise ConfigError(
+                    'runs', f'two share the folder {folder!r}',
                     'rename one (options count by their last names)')
         taught = [entry.get('teacher') for entry in self.runs.values()]
         for name in filter(None, [*taught, self.student, *self.teachers]):
             if 'best_of' in self.runs.get(name, ['best_of']):
-                raise ValueError(
-                    f'{self.name}: {name!r} is a teacher or in `discrepancy`, '
-                    'and must be one of `runs` without `best_of`')
+                raise ConfigError(
+                    'runs', f'{name!r}, a teacher or in `discrepancy`, must '
+                    'be one of them and have no `best_of`')
 
     def of(self, name: str, results: Optional[Table] = None) -> List[GridRun]:
         """The runs of a name, one for each seed; none if its options are
@@ -212,10 +208,6 @@ class Grid:
             if pair not in self.made:
                 self.made[pair] = GridRun(self, *pair, entry)
         return [self.made[pair] for pair in pairs]
-
-    def first(self, name: str) -> GridRun:
-        """The run of a name with its first seed."""
-        return self.of(name)[0]
 
     def all(self, results: Optional[Table] = None) -> List[GridRun]:
         """All runs whose options are known, seed by seed."""
@@ -233,10 +225,10 @@ class Grid:
         return self.members[sweep][means.index(max(means))][1]['options']
 
     def measures(self) -> List[Measure]:
-        """The measurements of discrepancies."""
+        """The measurements of discrepancies, of first seeds."""
         return [
-            Measure(self.first(self.student), self.first(teacher))
-            for teacher in self.teachers
+            Measure(self.of(self.student)[0],
+                    self.of(teacher)[0]) for teacher in self.teachers
         ]
 
 

@@ -12,6 +12,7 @@ from mmengine.config import Config
 from mmengine.registry import DefaultScope
 from safetensors.torch import save
 
+from mmdist.errors import ConfigError
 from mmdist.models.teacher import build_model, read_checkpoint
 from mmdist.utils import run_tool, scope_of, student_of
 
@@ -38,14 +39,15 @@ def parse_args():
 def weights_of(checkpoint, last):
     """The student's weights, by the names of the plain model."""
     if 'state_dict' not in checkpoint:
-        raise ValueError('the checkpoint has no `state_dict`: it is none of '
-                         "MMEngine's")
+        raise ConfigError('CHECKPOINT', 'it has no `state_dict`',
+                          'name one that MMEngine wrote')
     if not last:
         return checkpoint['state_dict']
     # MMEngine's EMAHook exchanges both when it writes a checkpoint.
     if 'ema_state_dict' not in checkpoint:
-        raise ValueError('--last needs a checkpoint of a run with an EMAHook; '
-                         'this one has the last weights alone')
+        raise ConfigError(
+            '--last', 'the checkpoint has the last weights '
+            'alone: its run had no EMAHook')
     return {
         name.removeprefix('module.'): weight
         for name, weight in checkpoint['ema_state_dict'].items()
@@ -54,7 +56,7 @@ def weights_of(checkpoint, last):
 
 
 def verify(weights, cfg):
-    """Raise ValueError unless the plain student loads the weights."""
+    """Refuse weights that the plain student does not load."""
     with DefaultScope.overwrite_default_scope(scope_of(cfg)):
         model, _ = build_model(
             student_of(cfg.model), 'model.student',
@@ -62,8 +64,9 @@ def verify(weights, cfg):
     try:
         model.load_state_dict(weights, strict=True)
     except RuntimeError as error:
-        raise ValueError('the checkpoint is not of the student of this '
-                         f'config: {error}') from error
+        raise ConfigError(
+            'CHECKPOINT', 'it is not of the student of this config: '
+            f'{error}') from error
 
 
 def write(path, weights, meta):
@@ -82,9 +85,10 @@ def write(path, weights, meta):
 def main():
     args = parse_args()
     if args.out.suffix not in ('.pth', '.safetensors'):
-        raise ValueError(f'{args.out} must end with .pth or .safetensors')
+        raise ConfigError('OUT',
+                          f'{args.out} must end with .pth or .safetensors')
     if args.out.exists() and not args.force:
-        raise FileExistsError(f'{args.out} exists; --force overwrites it')
+        raise ConfigError('OUT', f'{args.out} exists', '--force overwrites it')
     cfg = Config.fromfile(args.config)
     checkpoint = read_checkpoint(args.checkpoint, field='CHECKPOINT')
     weights = {

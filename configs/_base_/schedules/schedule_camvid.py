@@ -21,6 +21,12 @@ default_hooks = dict(
     logger=dict(type='LoggerHook', interval=50, log_metric_by_epoch=False),
     param_scheduler=dict(type='ParamSchedulerHook'),
     checkpoint=dict(
-        type='CheckpointHook', by_epoch=False, interval=200, max_keep_ckpts=1),
+        type='CheckpointHook',
+        by_epoch=False,
+        interval=200,
+        max_keep_ckpts=1,
+        backend_args=dict(backend='mmdist.whole')),
     sampler_seed=dict(type='DistSamplerSeedHook'),
     visualization=dict(type='SegVisualizationHook'))
+custom_hooks = [dict(type='mmdist.SeedHook')]
+custom_imports = dict(imports=['mmdist'])

@@ -10,5 +10,10 @@ train_cfg = dict(by_epoch=True, max_epochs=10, val_interval=2)
 val_cfg = dict()
 test_cfg = dict()
 default_hooks = dict(
-    logger=dict(interval=20), checkpoint=dict(interval=2, max_keep_ckpts=1))
+    logger=dict(interval=20),
+    checkpoint=dict(
+        interval=2,
+        max_keep_ckpts=1,
+        backend_args=dict(backend='mmdist.whole')))
+custom_hooks = [dict(type='mmdist.SeedHook')]
 randomness = dict(seed=0)

@@ -16,6 +16,12 @@ default_hooks = dict(
     timer=dict(type='IterTimerHook'),
     logger=dict(type='LoggerHook', interval=50),
     param_scheduler=dict(type='ParamSchedulerHook'),
-    checkpoint=dict(type='CheckpointHook', interval=2, max_keep_ckpts=1),
+    checkpoint=dict(
+        type='CheckpointHook',
+        interval=2,
+        max_keep_ckpts=1,
+        backend_args=dict(backend='mmdist.whole')),
     sampler_seed=dict(type='DistSamplerSeedHook'),
     visualization=dict(type='SegVisualizationHook'))
+custom_hooks = [dict(type='mmdist.SeedHook')]
+custom_imports = dict(imports=['mmdist'])

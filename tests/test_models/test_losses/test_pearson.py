@@ -12,7 +12,7 @@ from mmdist.models.losses.functional import (dist_terms, kd_terms,
 from mmdist.models.losses.pearson import SMALL_NUMEL, activate
 from tests.test_models.test_losses.conftest import in_chunks
 
-TOOLS = Path(__file__).resolve().parents[3] / 'tools'
+TIMING = str(Path(__file__).resolve().parents[3] / 'benchmarks' / 'timing.py')
 ACTIVATIONS = [('softmax', 'softmax'), ('sigmoid', 'sigmoid'),
                ('softmax', 'sigmoid'), ('sigmoid', 'softmax')]
 SHAPES = [(300, 7), (4, 9, 11, 13), (3, 5, 41), (2, 6, 3, 4, 5), (1, 40),
@@ -231,8 +231,7 @@ def test_a_part_of_the_logits_is_enough_memory(shape, activation, terms, part,
                                                monkeypatch):
     """Beside the logits and the gradient that is returned."""
     monkeypatch.undo()
-    tool = TOOLS / 'analysis_tools' / 'timing.py'
-    peak_memory = runpy.run_path(str(tool))['peak_memory']
+    peak_memory = runpy.run_path(TIMING)['peak_memory']
     student, teacher = logits(shape, torch.float32)
     student.requires_grad_()
 
@@ -252,8 +251,7 @@ def test_a_part_of_the_logits_is_enough_memory(shape, activation, terms, part,
 def test_few_operations_on_few_numbers(shape, activation, monkeypatch):
     """In one chunk, as on a GPU; forward and backward."""
     monkeypatch.undo()
-    count = runpy.run_path(str(TOOLS / 'analysis_tools' /
-                               'timing.py'))['Count']()
+    count = runpy.run_path(TIMING)['Count']()
     # On a device without values none could be read, either.
     student, teacher = torch.empty(2, *shape, device='meta').unbind()
     student.requires_grad_()

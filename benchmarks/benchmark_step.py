@@ -10,6 +10,7 @@ meets all; ratios of medians are what counts. Weights are random.
 """
 import argparse
 import copy
+import sys
 import tempfile
 from pathlib import Path
 from typing import Any, Callable, Dict, List, Tuple
@@ -22,11 +23,14 @@ from rich.console import Console
 from rich.table import Table
 from timing import MIB, add_arguments, in_turns, peak_memory, progress, save
 from torch import Tensor, nn
-from zoo_models import (PACKAGES, ZooConfig, batch_for, build, build_wrapper,
-                        load, tell_progress)
 
 from mmdist.utils import run_tool
 from mmdist.utils.config import find_config
+
+TOOLS = Path(__file__).resolve().parents[1] / 'tools' / 'analysis_tools'
+sys.path.insert(0, str(TOOLS))
+from zoo_models import (PACKAGES, ZooConfig, batch_for, build,  # noqa: E402
+                        build_wrapper, load, tell_progress)
 
 PAIRS = (('mmdet::retinanet/retinanet_r50_fpn_1x_coco.py',
           'mmdet::retinanet/retinanet_r101_fpn_1x_coco.py'),
