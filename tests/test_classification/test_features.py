@@ -2,8 +2,7 @@
 import pytest
 import torch
 
-from .models import (batch, build, build_distiller, models, resnet,
-                     save_teacher)
+from .models import batch, build, build_distiller, models, resnet, save_teacher
 from .test_classifier import pearson
 
 DIST = dict(type='mmdist.DISTLoss')

@@ -19,7 +19,6 @@ from rich.progress import track
 from student_teachers import (add_models, is_annotated, load_student,
                               named_teachers, parse_models)
 
-from mmdist import ConfigError
 from mmdist.analysis import Discrepancy
 from mmdist.errors import ConfigError
 from mmdist.models.distillers import BaseDistiller

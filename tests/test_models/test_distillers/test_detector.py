@@ -95,8 +95,8 @@ def test_resume_needs_the_projections_of_before(data, retina, tmp_path, before,
     train(dict(retina, mimic_loss=before), data, tmp_path / 'run', epochs=1)
     with refused(
             'resume', '(the checkpoint|this config) has projections of '
-            'model.mimic_loss or model.feature_loss but (this config|the checkpoint) has not'
-    ):
+            'model.mimic_loss or model.feature_loss but (this config|'
+            'the checkpoint) has not'):
         train(
             dict(retina, mimic_loss=after),
             data,
