@@ -153,7 +153,7 @@ def test_several_tasks_are_refused(tmp_path):
 
 
 def test_mimic_of_vectors_is_refused(tmp_path):
-    with pytest.raises(ValueError, match='one vector an image'):
+    with pytest.raises(ValueError, match='one vector for an image'):
         build_distiller(
             resnet(),
             save_teacher(resnet(), tmp_path),
@@ -186,8 +186,8 @@ def test_the_teacher_sees_its_own_normalisation(tmp_path):
     wrapper = build_distiller(resnet(), save_teacher(teacher, tmp_path)).eval()
     plain = build(teacher, 1).eval()
     inputs, samples = batch(wrapper)
-    answer = wrapper.distillation.teacher.batch(inputs,
-                                                samples).forward_of('head')
+    ask = wrapper.distillation.teacher.batch(inputs, samples)
+    answer = ask.head_outputs(['head'])['head']
     expected, = outputs_of(plain, batch(plain)[0])
     torch.testing.assert_close(answer, expected, **CLOSE)
 

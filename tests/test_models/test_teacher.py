@@ -575,7 +575,8 @@ def features_alone(model, data):
 
 def features_of(teacher, inputs, data_samples):
     """The teacher's features of a batch of the student's."""
-    return teacher.batch(inputs, data_samples).all_features()
+    batch = teacher.batch(inputs, data_samples)
+    return batch.features(batch.images)
 
 
 def pixel_tolerance(teacher):

@@ -118,7 +118,7 @@ class BoxTap(LogitTap):
         ]
 
     def is_classification_loss(self, name: str) -> bool:
-        """As the student's own tap."""
+        """Whether a loss is on the class logits that the own tap reads."""
         return self._own.is_classification_loss(name)
 
 
