@@ -21,6 +21,9 @@ def build_loss(cfg: dict, field: str, base: type = nn.Module) -> nn.Module:
     if own is None or issubclass(own, base):
         try:
             loss = MODELS.build(cfg)
+        except ConfigError as error:
+            raise ConfigError(f'{field}.{error.field}', error.problem,
+                              error.remedy) from error
         except (KeyError, TypeError) as error:
             remedy = ''
             if own and isinstance(error, KeyError):

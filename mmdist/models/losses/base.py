@@ -1,4 +1,4 @@
-"""Base class and checks of all distillation losses on logits."""
+"""Base class of the distillation losses on logits, and checks of numbers."""
 import math
 import numbers
 from abc import ABCMeta, abstractmethod
@@ -6,32 +6,35 @@ from typing import Any, Dict, Optional
 
 from torch import Tensor, nn
 
+from mmdist.errors import ConfigError
 
-def _number(value: Any) -> float:
-    """A finite number, also of NumPy or without dimensions; else NaN."""
+
+def check_weight(name: str, value: float, owner: str = '') -> float:
+    """Return ``value`` as a float >= 0, or raise ConfigError."""
+    number = _finite(value)
+    if number is None or number < 0:
+        raise ConfigError(
+            f'{owner}.{name}' if owner else name,
+            f'it must be a finite number >= 0, but is {value!r}')
+    return number
+
+
+def check_temperature(tau: float) -> float:
+    """Return ``tau`` as a float > 0, or raise ConfigError."""
+    number = _finite(tau)
+    if not number or number < 0:
+        raise ConfigError('tau',
+                          f'it must be a finite number > 0, but is {tau!r}')
+    return number
+
+
+def _finite(value: Any) -> Optional[float]:
+    """A finite number, also of NumPy or without dimensions; else None."""
     if getattr(value, 'ndim', None) == 0:
         value = value.item()
     if isinstance(value, numbers.Real) and math.isfinite(value):
         return float(value)
-    return math.nan
-
-
-def check_weight(name: str,
-                 value: float,
-                 owner: str = 'distill_loss') -> float:
-    """Return ``value`` if it can be a loss weight, else raise ValueError."""
-    if _number(value) >= 0:
-        return _number(value)
-    raise ValueError(f'{owner}.{name} must be a finite number >= 0, but got '
-                     f'{value!r}')
-
-
-def check_temperature(tau: float) -> float:
-    """Return ``tau`` if it can be a temperature, else raise ValueError."""
-    if _number(tau) > 0:
-        return _number(tau)
-    raise ValueError('distill_loss.tau must be a finite number > 0, but got '
-                     f'{tau!r}')
+    return None
 
 
 def weighted(weight: float, term: Tensor) -> Tensor:
@@ -62,7 +65,7 @@ class LogitLoss(nn.Module, metaclass=ABCMeta):
             teacher_logits (Tensor): The same shape; gets no gradient.
             student_activation (str): 'softmax' or 'sigmoid'; DIST also takes
                 'none', for features.
-            teacher_activation (str, optional): None is the student's.
+            teacher_activation (str, optional): None means the student's.
 
         Returns:
             dict[str, Tensor]: Scalars in float32 (float64 for float64 input).
@@ -73,16 +76,10 @@ class LogitLoss(nn.Module, metaclass=ABCMeta):
         """
 
     def pair_terms(self, pair: Any) -> Dict[str, Tensor]:
-        """The terms of one pair of logits in a training.
+        """The terms of a :class:`mmdist.models.taps.base.LogitPair`.
 
-        A loss that wants labels, areas, names or weights overrides it.
-
-        Args:
-            pair (LogitPair): See :class:`mmdist.models.taps.base.LogitPair`.
-                Its weight is applied afterwards.
-
-        Returns:
-            dict[str, Tensor]: As :meth:`terms`.
+        A loss that wants labels, areas, names or weights overrides it. The
+        weight of the pair is applied afterwards.
         """
         return self.terms(pair.student, pair.teacher, pair.student_activation,
                           pair.teacher_activation)

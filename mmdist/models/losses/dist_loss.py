@@ -31,7 +31,7 @@ class DISTLoss(LogitLoss):
             loss in every process; False is what the authors' code does.
 
     Raises:
-        ValueError: If a weight or the temperature is out of its range.
+        ConfigError: If a weight, eps or the temperature is out of its range.
     """
 
     def __init__(self,

@@ -21,7 +21,7 @@ class KDLoss(LogitLoss):
         loss_weight (float): Weight of the loss.
 
     Raises:
-        ValueError: If the weight or the temperature is out of its range.
+        ConfigError: If the weight or the temperature is out of its range.
     """
 
     def __init__(self, tau: float = 1.0, loss_weight: float = 1.0) -> None:

@@ -3,6 +3,7 @@ from typing import Dict, Sequence, Union
 
 from torch import Tensor, nn
 
+from mmdist.errors import ConfigError
 from mmdist.registry import MODELS
 from .base import check_weight
 from .functional import mimic_terms
@@ -12,7 +13,7 @@ from .functional import mimic_terms
 class MimicLoss(nn.Module):
     """Mean squared error between feature levels, summed over the levels.
 
-    A 1x1 convolution a level takes the student's channels to the teacher's
+    A 1x1 convolution per level takes the student's channels to the teacher's
     (Huang et al., NeurIPS 2022, Section 5.3). The convolutions are trained
     with the student and are no part of it.
 
@@ -25,7 +26,7 @@ class MimicLoss(nn.Module):
         loss_weight (float): Weight of the loss.
 
     Raises:
-        ValueError: If the numbers of levels differ or the weight is out of
+        ConfigError: If the numbers of levels differ or the weight is out of
             its range.
     """
 
@@ -37,11 +38,11 @@ class MimicLoss(nn.Module):
                  loss_weight: float = 1.0) -> None:
         super().__init__()
         if len(student_channels) != len(teacher_channels):
-            raise ValueError(
-                'mimic_loss needs as many student levels as teacher levels, '
-                f'but got {len(student_channels)} and {len(teacher_channels)}')
-        self.loss_weight = check_weight('loss_weight', loss_weight,
-                                        'mimic_loss')
+            raise ConfigError(
+                'teacher_channels',
+                f'it has {len(teacher_channels)} levels, but student_channels '
+                f'has {len(student_channels)}')
+        self.loss_weight = check_weight('loss_weight', loss_weight)
         self.projections = nn.ModuleList(
             nn.Conv2d(c_s, c_t, kernel_size=1)
             for c_s, c_t in zip(student_channels, teacher_channels))
@@ -63,14 +64,16 @@ class MimicLoss(nn.Module):
             dict[str, Tensor]: A scalar in float32.
 
         Raises:
-            ValueError: If the numbers of levels or the sizes differ.
+            ConfigError: If the student has another number of levels.
+            ValueError: If the teacher's levels or sizes differ.
         """
         if isinstance(student_feats, Tensor):
             student_feats, teacher_feats = [student_feats], [teacher_feats]
         if self.projections and len(student_feats) != len(self.projections):
-            raise ValueError(
-                f'mimic_loss was built for {len(self.projections)} feature '
-                f'levels, but the student gives {len(student_feats)}')
+            raise ConfigError(
+                'model.mimic_loss.student_channels',
+                f'it has {len(self.projections)} levels, but the student '
+                f'gives {len(student_feats)}')
         if self.projections:
             student_feats = [
                 project(feat)

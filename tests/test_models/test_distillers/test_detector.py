@@ -538,7 +538,7 @@ def refuse(student, teacher, field, *words, **options):
 
 def do_not_fit(student, teacher, match, **options):
     """Building the model ends with one sentence, which names the field."""
-    with pytest.raises(ValueError, match=match) as info:
+    with pytest.raises(ConfigError, match=match) as info:
         build_distiller(student, teacher, **options)
     assert '\n' not in str(info.value)
 
@@ -680,7 +680,10 @@ def test_a_segmentor_as_student_is_refused(retina_teacher):
 def test_a_segmentor_as_teacher_is_refused(tmp_path):
     """Even with a checkpoint that fits it."""
     pytest.importorskip('mmseg')
-    from mmdist.models.teacher import build_model
+    from mmdist.errors import ConfigError
+
+from mmdist.models.teacher import build_model
+
     path = str(tmp_path / 'segmentor.pth')
     torch.save(build_model(_segmentor(), 'x')[0].state_dict(), path)
     refuse(

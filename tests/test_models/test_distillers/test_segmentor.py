@@ -8,6 +8,7 @@ from mmengine.config import Config
 from mmseg.models.decode_heads import PSPHead
 from torch.autograd.graph import saved_tensors_hooks
 
+from mmdist.errors import ConfigError
 from mmdist.models.distillers import BaseDistiller, DistillSegmentor
 from mmdist.models.taps import pair_logits, watch_heads
 from tests.helpers import (assert_same, checkpoint, detector, flat, gradients,
@@ -401,7 +402,7 @@ def test_other_class_names_than_the_teachers_are_refused(data, tmp_path):
 
 def do_not_fit(student, teacher, match, **options):
     """Building the model ends with one sentence, which names the field."""
-    with pytest.raises(ValueError, match=match) as caught:
+    with pytest.raises(ConfigError, match=match) as caught:
         build_distiller(student, teacher, **options)
     assert '\n' not in str(caught.value)
 

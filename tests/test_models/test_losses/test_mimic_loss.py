@@ -4,6 +4,7 @@ import pytest
 import torch
 from mmengine.registry import MODELS, DefaultScope
 
+from mmdist.errors import ConfigError
 from mmdist.models.losses import MimicLoss
 
 STUDENT, TEACHER = (2, 3), (4, 5)
@@ -91,16 +92,19 @@ def test_half_precision_features_do_not_overflow():
 
 def test_differing_numbers_of_levels_are_refused_when_built():
     """One sentence with both numbers."""
-    with pytest.raises(ValueError, match='mimic_loss .* 1 and 2$'):
+    with pytest.raises(ConfigError, match='has 2 levels.* has 1$') as error:
         MimicLoss([8], [8, 8])
+    assert error.value.field == 'teacher_channels'
 
 
 @pytest.mark.parametrize('levels', [1, 3])
 def test_a_student_with_other_levels_is_refused(levels):
     """No level is dropped in silence."""
     student = pyramid(STUDENT + (3, ))[:levels]
-    with pytest.raises(ValueError, match=f'built for 2 .* gives {levels}$'):
+    with pytest.raises(
+            ConfigError, match=f'has 2 .* gives {levels}$') as error:
         build()(student, pyramid(TEACHER))
+    assert error.value.field == 'model.mimic_loss.student_channels'
 
 
 def test_a_teacher_with_other_levels_or_sizes_is_refused():
@@ -116,8 +120,9 @@ def test_a_teacher_with_other_levels_or_sizes_is_refused():
 @pytest.mark.parametrize('value', [-1., float('nan'), 'a'])
 def test_a_weight_out_of_range_is_refused(value):
     """One sentence that names the field and the value."""
-    with pytest.raises(ValueError, match='mimic_loss.loss_weight must be'):
+    with pytest.raises(ConfigError) as error:
         build(loss_weight=value)
+    assert error.value.field == 'loss_weight'
 
 
 def test_a_weight_of_numpy_is_a_number():
