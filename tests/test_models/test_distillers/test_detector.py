@@ -12,6 +12,7 @@ from mmdet.models import RetinaHead
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
 
+from mmdist.errors import ConfigError
 from tests.helpers import (CLASSES, assert_same, build, build_distiller,
                            checkpoint, detector, distiller_cfg, make_runner,
                            quick, run_cfg, save_teacher, tensors_of, total,
@@ -680,9 +681,7 @@ def test_a_segmentor_as_student_is_refused(retina_teacher):
 def test_a_segmentor_as_teacher_is_refused(tmp_path):
     """Even with a checkpoint that fits it."""
     pytest.importorskip('mmseg')
-    from mmdist.errors import ConfigError
-
-from mmdist.models.teacher import build_model
+    from mmdist.models.teacher import build_model
 
     path = str(tmp_path / 'segmentor.pth')
     torch.save(build_model(_segmentor(), 'x')[0].state_dict(), path)
