@@ -147,7 +147,7 @@ def show(results: List[Dict[str, Any]], title: str) -> None:
 
 
 def growth(results: List[Dict[str, Any]]) -> List[str]:
-    """By which power of the number of logits the times grow."""
+    """Sentences: the times grow with which power of the logits?"""
     lines = []
     for activation in ('softmax', 'sigmoid'):
         of_one = [r for r in results if r['activation'] == activation]

@@ -29,8 +29,7 @@ from mmdist.utils.config import find_config
 
 TOOLS = Path(__file__).resolve().parents[1] / 'tools' / 'analysis_tools'
 sys.path.insert(0, str(TOOLS))
-from zoo_models import (PACKAGES, ZooConfig, batch_for, build,  # noqa: E402
-                        build_wrapper, load, tell_progress)
+import zoo_models as zoo  # noqa: E402
 
 PAIRS = (('mmdet::retinanet/retinanet_r50_fpn_1x_coco.py',
           'mmdet::retinanet/retinanet_r101_fpn_1x_coco.py'),
@@ -47,7 +46,7 @@ class Pair:
     Args:
         student (str): A config, e.g. ``mmdet::retinanet/….py``.
         teacher (str): The same.
-        size (int): Height and width of the two pictures in pixels.
+        size (int): Height and width of the two images in pixels.
         device (str): E.g. 'cpu' or 'cuda'.
         **options: Further fields of ``model.teacher``.
     """
@@ -57,17 +56,18 @@ class Pair:
         self.name, self.device, self.options = student, device, options
         self.package = student.partition('::')[0]
         cfg, cfg_t = (_load(name) for name in (student, teacher))
-        self.plain = build(cfg.model, self.package, seed=0).to(device).train()
-        self.teacher = build(cfg_t.model, self.package, seed=1).to(device)
+        self.plain = zoo.build(
+            cfg.model, self.package, seed=0).to(device).train()
+        self.teacher = zoo.build(cfg_t.model, self.package, seed=1).to(device)
         self.teacher.eval()
         self.wrapper = self._wrap(cfg, cfg_t).to(device).train()
-        batch = batch_for(self.plain, cfg, self.package, size)
+        batch = zoo.batch_for(self.plain, cfg, self.package, size)
         data = self.plain.data_preprocessor(batch, True)
         self.inputs, self.samples = data['inputs'], data['data_samples']
 
     def _wrap(self, student: Config, teacher: Config) -> nn.Module:
         with tempfile.TemporaryDirectory() as folder:
-            return build_wrapper(
+            return zoo.build_wrapper(
                 student.model,
                 teacher.model,
                 self.teacher.state_dict(),
@@ -76,7 +76,7 @@ class Pair:
                 options=self.options)
 
     def ways(self) -> Dict[str, Callable]:
-        """What is measured, each a function without arguments."""
+        """Functions without arguments, each of which is measured."""
         plain, distilled = (
             self._training_step(model) for model in (self.plain, self.wrapper))
 
@@ -132,7 +132,8 @@ class Pair:
 def _load(name: str) -> Config:
     package, _, path = name.partition('::')
     family = path.partition('/')[0]
-    return load(ZooConfig(package, family, find_config(name, 'the argument')))
+    return zoo.load(
+        zoo.ZooConfig(package, family, find_config(name, 'the argument')))
 
 
 def _class_prediction(model: nn.Module, inputs: Tensor) -> Callable:
@@ -231,7 +232,7 @@ def parse_pair(text: str) -> Tuple[str, str]:
     """``'STUDENT,TEACHER'`` -> both configs."""
     student, _, teacher = text.partition(',')
     for name in (student, teacher):
-        if name.partition('::')[0] not in PACKAGES:
+        if name.partition('::')[0] not in zoo.PACKAGES:
             raise argparse.ArgumentTypeError(
                 f'{text!r} must be two configs such as mmdet::retinanet/….py '
                 'or mmseg::pspnet/….py, with a comma between')
@@ -249,7 +250,7 @@ def parse_args() -> argparse.Namespace:
         help='configs, e.g. mmdet::atss/….py,mmdet::atss/….py')
     parser.add_argument(
         '--teacher-dtype', choices=['float32', 'float16', 'bfloat16'])
-    parser.add_argument('--size', type=int, default=320, help='of pictures')
+    parser.add_argument('--size', type=int, default=320, help='of images')
     add_arguments(parser, repeats=10)
     return parser.parse_args()
 
@@ -258,14 +259,14 @@ def main() -> None:
     args = parse_args()
     torch.set_num_threads(args.threads)
     MMLogger.get_current_instance().setLevel('ERROR')
-    tell_progress()
+    zoo.tell_progress()
     options = dict(dtype=args.teacher_dtype)
     results = [
         measure(Pair(*pair, args.size, args.device, **options), args.repeats)
         for pair in progress(args.pairs)
     ]
     show(
-        results, f'Two pictures of {args.size} pixels, {args.device}, '
+        results, f'Two images of {args.size} pixels, {args.device}, '
         f'{args.threads} threads, torch {torch.__version__}')
     save(results, args, plot)
 

@@ -1,4 +1,4 @@
-"""What the benchmarks have in common: time, memory, and where figures go."""
+"""Helpers of the benchmarks: time, memory, and where figures go."""
 import argparse
 import json
 import time

@@ -28,7 +28,7 @@ TITLES = dict(
 QUICK = dict(num_train=96, num_val=24)
 QUICK_EPOCHS = 2
 QUICK_NOTE = 'A quick run shows the path only: its numbers mean nothing.'
-NUM_PICTURES = 3
+NUM_IMAGES = 3
 
 
 class DemoRun(Run):
@@ -63,7 +63,7 @@ def data_root(task: Task, args: argparse.Namespace) -> Path:
 
 def config_options(cfg: Config, task: Task, args: argparse.Namespace,
                    teacher: Optional[DemoRun]) -> Dict[str, Any]:
-    """What the user asked for, where the config says something else."""
+    """Options for what the user asked, where the config differs."""
     options = {}
     if args.seed:
         options['randomness.seed'] = args.seed
@@ -126,11 +126,11 @@ def plot_curves(runs: List[DemoRun], path: Path) -> None:
 
 
 def draw_predictions(runs: List[DemoRun], path: Path) -> None:
-    """Draw a column of pictures per model, beside the truth."""
+    """Draw a column of images per model, beside the truth."""
     from matplotlib.figure import Figure
     task, data_root = runs[0].task, runs[0].data_root
-    figure = Figure(figsize=(16, 3.4 * NUM_PICTURES), layout='constrained')
-    axes = figure.subplots(NUM_PICTURES, len(runs) + 1)
+    figure = Figure(figsize=(16, 3.4 * NUM_IMAGES), layout='constrained')
+    axes = figure.subplots(NUM_IMAGES, len(runs) + 1)
     for run, column in zip([None, *runs], axes.T):
         if run:
             # The checkpoint is a plain student's, and so is its config.
@@ -147,16 +147,16 @@ def draw_predictions(runs: List[DemoRun], path: Path) -> None:
 
 def write_report(groups: List[List[DemoRun]], args: argparse.Namespace,
                  note: str) -> Path:
-    """Write ``report.md`` and two pictures for the runs of each task."""
+    """Write ``report.md`` and two images for the runs of each task."""
     text = (f'# Digit scenes: a small model, three ways\n\n{note} Minutes '
             f'are of training, {SIDE_BY_SIDE} models side by side.\n')
     for runs in groups:
         task = runs[0].task
         (args.work_dir / task.folder).mkdir(exist_ok=True)
         curves = Path(task.folder, 'curves.png')
-        pictures = Path(task.folder, 'predictions.jpg')
+        images = Path(task.folder, 'predictions.jpg')
         plot_curves(runs, args.work_dir / curves)
-        draw_predictions(runs, args.work_dir / pictures)
+        draw_predictions(runs, args.work_dir / images)
         commands = [
             f'python {shlex.join(run.command(tool))}' for run in runs
             for tool in ('train', 'test')
@@ -164,7 +164,7 @@ def write_report(groups: List[List[DemoRun]], args: argparse.Namespace,
         text += '\n'.join([
             f'\n## {task.title.capitalize()}\n',
             make_table(runs), '', f'![curves]({curves})', '',
-            f'![predictions]({pictures})', '', '```shell', *commands, '```', ''
+            f'![predictions]({images})', '', '```shell', *commands, '```', ''
         ])
     report = args.work_dir / 'report.md'
     report.write_text(text)
@@ -198,7 +198,7 @@ def write_scenes(task: Task, args: argparse.Namespace, crew: Crew) -> None:
 
 
 def demo(args: argparse.Namespace, crew: Crew) -> None:
-    """Scenes, trainings, tests, table, report."""
+    """Draw scenes, train, test and report."""
     note = QUICK_NOTE if args.quick else f'Seed {args.seed}.'
     crew.say(note)
     with crew.locked(args.work_dir):

@@ -1,4 +1,4 @@
-"""What the demo's models learn, and pictures of what they predict."""
+"""Tasks of the demo: data, configs, and drawings of predictions."""
 from pathlib import Path
 from typing import Callable, Dict, Iterable, Iterator, NamedTuple, Tuple
 
@@ -8,7 +8,7 @@ from experiments.runs import Metric, read_json
 
 
 class Task(NamedTuple):
-    """What a teacher and its students learn."""
+    """A task that a teacher and its students learn."""
     title: str
     folder: str  # of its models, in the demo's work dir; may be ''
     data: str  # how the name of its data folder ends; may be ''
@@ -21,7 +21,7 @@ class Task(NamedTuple):
     draw_predictions: Callable[[Path, Iterable, Path, Path], None]
 
 
-def pictures(data_root: Path, axes: Iterable) -> Iterator[Tuple]:
+def images(data_root: Path, axes: Iterable) -> Iterator[Tuple]:
     """Show the first validation scenes; yield the axes and file of each."""
     files = sorted((data_root / 'images' / 'val').iterdir())
     for axis, file in zip(axes, files):
@@ -34,7 +34,7 @@ def draw_true_boxes(data_root: Path, axes: Iterable) -> None:
     """Show the boxes of the COCO file."""
     truth = read_json(data_root / 'annotations' / 'instances_val.json')
     ids = {entry['file_name']: entry['id'] for entry in truth['images']}
-    for axis, file in pictures(data_root, axes):
+    for axis, file in images(data_root, axes):
         for note in truth['annotations']:
             if note['image_id'] == ids[file.name]:
                 x, y, width, height = note['bbox']
@@ -48,7 +48,7 @@ def draw_found_boxes(data_root: Path, axes: Iterable, config: Path,
     from mmdet.apis import DetInferencer
     detect = DetInferencer(
         str(config), str(checkpoint), device='cpu', show_progress=False)
-    for axis, file in pictures(data_root, axes):
+    for axis, file in images(data_root, axes):
         found = detect(str(file))['predictions'][0]
         boxes = zip(found['labels'], found['bboxes'], found['scores'])
         for label, box, score in boxes:
@@ -67,7 +67,7 @@ def draw_box(axis, label: int, box: Tuple[float, ...]) -> None:
 
 def draw_true_masks(data_root: Path, axes: Iterable) -> None:
     """Show the semantic masks."""
-    for axis, file in pictures(data_root, axes):
+    for axis, file in images(data_root, axes):
         mask = data_root / 'masks' / 'val' / file.name
         draw_mask(axis, cv2.imread(str(mask), cv2.IMREAD_GRAYSCALE))
 
@@ -77,7 +77,7 @@ def draw_found_masks(data_root: Path, axes: Iterable, config: Path,
     """Show the predicted classes."""
     from mmseg.apis import inference_model, init_model
     model = init_model(str(config), str(checkpoint), device='cpu')
-    for axis, file in pictures(data_root, axes):
+    for axis, file in images(data_root, axes):
         found = inference_model(model, str(file))
         draw_mask(axis, found.pred_sem_seg.data[0].numpy())
 

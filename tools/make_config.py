@@ -72,7 +72,8 @@ def parse_args():
 
 
 def imports_of(cfg):
-    """Those of the student's config, which ours would replace, and mmdist."""
+    """The imports of the student's config, which ours would replace, and
+    mmdist."""
     imports = (cfg.get('custom_imports') or {}).get('imports') or []
     imports = [imports] if isinstance(imports, str) else [*imports]
     return [*imports, *(['mmdist'] if 'mmdist' not in imports else [])]
@@ -97,8 +98,8 @@ def resuming_hooks(cfg, new_style):
 
 
 def place_of(path):
-    """What the config says of a teacher's file: trainings start in the
-    checkout, so that a path from elsewhere must be whole."""
+    """A teacher's file as the config names it. Trainings start in the
+    checkout, so a path from elsewhere must be absolute."""
     here = Path.cwd().resolve() == ROOT
     return path if here or not os.path.exists(path) else os.path.abspath(path)
 

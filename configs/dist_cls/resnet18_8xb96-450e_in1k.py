@@ -1,5 +1,5 @@
 # The paper's strategy for students of strong teachers (B2): 450 epochs of 768
-# pictures with RandAugment and erased rectangles.
+# images with RandAugment and erased rectangles.
 _base_ = [
     'mmpretrain::_base_/models/resnet18.py',
     'mmpretrain::_base_/datasets/imagenet_bs64.py',

@@ -1,6 +1,6 @@
 _base_ = 'mmseg::pspnet/pspnet_r18-d8_4xb2-80k_cityscapes-512x1024.py'
 custom_imports = dict(imports=['mmdist'])
-# The authors' schedule: 40k iterations of 8 GPUs x 2 pictures.
+# The authors' schedule: 40k iterations of 8 GPUs x 2 images.
 train_cfg = dict(max_iters=40000, val_interval=4000)
 optim_wrapper = dict(optimizer=dict(lr=0.02))
 param_scheduler = [

@@ -1,4 +1,4 @@
-"""What lets a run that was killed go on as if it had not been."""
+"""Exact resumption of killed runs: whole checkpoints and seeded iterations."""
 import os
 import os.path as osp
 import re
@@ -22,11 +22,10 @@ PARTIAL = '.partial'
 class WholeFiles(LocalBackend):
     """Files that are whole or not there, for ``CheckpointHook.backend_args``.
 
-    MMEngine writes into the file itself, and removes the checkpoint that is
-    one too many before it writes the next: a run that is killed, or a disk
-    that is full, leaves half a file, and with ``max_keep_ckpts=1`` no other.
-    Here a file appears under its name when it is complete, and what was to be
-    removed stays until then.
+    MMEngine writes into the file itself, and removes an outdated checkpoint
+    before it writes the next. So a killed run or a full disk leaves half a
+    file, and with ``max_keep_ckpts=1`` no other. Here a file appears under its
+    name when it is complete, and outdated files stay until then.
     """
     # MMEngine builds one backend to remove and another to write.
     _outdated: List[str] = []
@@ -80,19 +79,18 @@ class SeedHook(Hook):
     priority = 'HIGHEST'
 
     def before_train_epoch(self, runner) -> None:
-        """The order and the workers of a data loader draw from it."""
+        """Seed the order and the workers of the data loader."""
         self._seed(runner)
 
     def before_train_iter(self,
                           runner,
                           batch_idx: int,
                           data_batch: Optional[dict] = None) -> None:
-        """Whatever was drawn since the last iteration is forgotten."""
+        """Seed the iteration, whatever was drawn before."""
         self._seed(runner)
 
     def _seed(self, runner) -> None:
-        # All ranks drop other activations, as they do once they have drawn
-        # other numbers of RoIs.
+        # Each rank has random numbers of its own.
         numbers = runner.seed, runner.iter, get_rank()
         seed, = SeedSequence(numbers).generate_state(1)
         set_random_seed(int(seed))
@@ -102,11 +100,11 @@ def newest_checkpoint(work_dir: str,
                       names: Optional[str] = None) -> Optional[str]:
     """The newest checkpoint of a run that can be read.
 
-    It is the one that MMEngine has noted as the last, unless that is not
-    complete or a later one is: a run may be killed before it takes note.
+    MMEngine notes the last checkpoint. It is taken unless it is incomplete or
+    a later one is complete: a run may be killed before the note.
 
     Args:
-        work_dir (str): The run's.
+        work_dir (str): The work directory of the run.
         names (str, optional): ``filename_tmpl`` of its checkpoint hook.
 
     Returns:
@@ -151,10 +149,10 @@ def _noted(work_dir: str) -> str:
 
 def _checkpoints(folders: Iterable[str],
                  names: Optional[str]) -> Dict[str, int]:
-    """The checkpoints that a hook wrote, and their epochs or iterations."""
+    """Checkpoints that a hook wrote, and their epochs or iterations."""
     found = {}
     for template in [names] if names else ['epoch_{}.pth', 'iter_{}.pth']:
-        # Not what was published or exported of them: epoch_12-1a2b3c4d.pth
+        # not files made of them later, e.g. epoch_12-1a2b3c4d.pth
         name = re.compile(r'(\d+)'.join(
             re.escape(part) for part in re.split(r'{[^}]*}', template)))
         for folder in filter(osp.isdir, folders):

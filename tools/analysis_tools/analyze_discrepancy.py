@@ -1,6 +1,6 @@
 """Measure how far a student's class predictions are from those of teachers.
 
-Both models see the pictures of a data set as a training would, and the taps
+Both models see the images of a data set as a training would, and the taps
 of mmdist compare their class logits for the same instances.
 """
 import argparse
@@ -37,7 +37,7 @@ def parse_args() -> argparse.Namespace:
         '--split',
         choices=['train', 'val', 'test'],
         default='val',
-        help='of the data of the student (default: %(default)s); pictures go '
+        help='of the data of the student (default: %(default)s); images go '
         'through the training pipeline, which loads annotations')
     parser.add_argument(
         '--batches', type=int, default=50, help='how many (default: 50)')
@@ -111,7 +111,7 @@ def distiller_of(args: argparse.Namespace, cfg: Config, config: str,
 
 def measure(args: argparse.Namespace, cfg: Config, config: str,
             checkpoint: str) -> Dict[str, Any]:
-    """What :class:`Discrepancy` finds of one teacher."""
+    """Measure the :class:`Discrepancy` of one teacher."""
     wrapper = distiller_of(args, cfg, config, checkpoint)
     found = Discrepancy(args.tau, seed=args.seed)
     set_random_seed(args.seed)
@@ -195,8 +195,8 @@ def plot_classes(axes: Any, results: Dict[str, Dict[str, Any]],
 def plot_correlation(axes: Any, found: Dict[str, Any],
                      names: List[str]) -> None:
     """The student's classes down, the teacher's across."""
-    picture = axes.imshow(found['correlation'], vmin=-1, vmax=1, cmap='RdBu_r')
-    axes.figure.colorbar(picture, label='Pearson correlation')
+    image = axes.imshow(found['correlation'], vmin=-1, vmax=1, cmap='RdBu_r')
+    axes.figure.colorbar(image, label='Pearson correlation')
     axes.set(xlabel='class of the teacher', ylabel='class of the student')
     if len(names) <= MOST_NAMES:
         axes.set_xticks(range(len(names)), names, rotation=90)

@@ -1,4 +1,4 @@
-"""Show what a student and its teacher predict for the same pictures.
+"""Show what a student and its teacher predict for the same images.
 
 A row of three: the ground truth, the student and the teacher, drawn by the
 visualizer of the student's config.
@@ -38,7 +38,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         '--split', choices=['val', 'test'], default='val', help='of the data')
     parser.add_argument(
-        '--number', type=int, default=8, help='of pictures (default: 8)')
+        '--number', type=int, default=8, help='of images (default: 8)')
     parser.add_argument(
         '--score-thr',
         type=float,
@@ -63,30 +63,30 @@ def models_of(
     return (*models, teacher.class_names)
 
 
-def draw_boxes(visualizer: Visualizer, picture: np.ndarray,
+def draw_boxes(visualizer: Visualizer, image: np.ndarray,
                sample: BaseDataElement, truth: bool, score_thr: float) -> None:
-    """By the visualizer of a detector."""
+    """Draw boxes with the visualizer of a detector."""
     visualizer.add_datasample(
         '',
-        picture,
+        image,
         sample,
         draw_gt=truth,
         draw_pred=not truth,
         pred_score_thr=score_thr)
 
 
-def draw_pixels(visualizer: Visualizer, picture: np.ndarray,
+def draw_pixels(visualizer: Visualizer, image: np.ndarray,
                 sample: BaseDataElement, truth: bool, *_: Any) -> None:
-    """By the visualizer of a segmentor."""
+    """Draw masks with the visualizer of a segmentor."""
     visualizer.add_datasample(
-        '', picture, sample, draw_gt=truth, draw_pred=not truth)
+        '', image, sample, draw_gt=truth, draw_pred=not truth)
 
 
-def draw_class(visualizer: Visualizer, picture: np.ndarray,
+def draw_class(visualizer: Visualizer, image: np.ndarray,
                sample: BaseDataElement, truth: bool, *_: Any) -> None:
-    """By the visualizer of a classifier."""
+    """Draw a class with the visualizer of a classifier."""
     visualizer.visualize_cls(
-        picture,
+        image,
         sample,
         classes=visualizer.dataset_meta['classes'],
         draw_gt=truth,
@@ -112,14 +112,14 @@ def visualizer_of(cfg: Config, name: str, metainfo: dict,
     return visualizer
 
 
-def save_row(pictures: List[np.ndarray], path: Path) -> None:
-    """Write the pictures of a row beside each other."""
+def save_row(images: List[np.ndarray], path: Path) -> None:
+    """Write the images of a row beside each other."""
     from matplotlib.figure import Figure
-    height, width = pictures[0].shape[:2]
+    height, width = images[0].shape[:2]
     figure = Figure(
         figsize=(15, 5 * height / width + 0.4), layout='constrained')
-    for axes, picture, title in zip(figure.subplots(1, 3), pictures, TITLES):
-        axes.imshow(picture)
+    for axes, image, title in zip(figure.subplots(1, 3), images, TITLES):
+        axes.imshow(image)
         axes.set_title(title)
         axes.axis('off')
     figure.savefig(path, dpi=100)
@@ -128,7 +128,7 @@ def save_row(pictures: List[np.ndarray], path: Path) -> None:
 @torch.no_grad()
 def predictions(loader: Any, models: List[nn.Module],
                 number: int) -> Iterator[List[BaseDataElement]]:
-    """What each model says of the first pictures."""
+    """Predictions of each model for the first images."""
     for data in loader:
         # models write what they predict into the samples
         both = [model.test_step(copy.deepcopy(data)) for model in models]
@@ -191,16 +191,16 @@ def main() -> None:
     args.out_dir.mkdir(parents=True, exist_ok=True)
     found = predictions(loader, [student, teacher], args.number)
     total = min(args.number, len(loader.dataset))
-    for i, (ours, theirs) in enumerate(track(found, 'Pictures', total)):
-        picture = mmcv.imread(ours.img_path, channel_order='rgb')
+    for i, (ours, theirs) in enumerate(track(found, 'Images', total)):
+        image = mmcv.imread(ours.img_path, channel_order='rgb')
         row = []
         for side, sample, truth in zip(sides, (ours, ours, theirs),
                                        (True, False, False)):
-            side.set_image(picture)  # nothing is drawn without a truth
-            DRAW[library_of(cfg)](side, picture, sample, truth, args.score_thr)
+            side.set_image(image)  # nothing is drawn without a truth
+            DRAW[library_of(cfg)](side, image, sample, truth, args.score_thr)
             row.append(side.get_image())
         save_row(row, args.out_dir / f'{i:03d}_{Path(ours.img_path).stem}.png')
-    print(f'{total} pictures are in {args.out_dir}')
+    print(f'{total} images are in {args.out_dir}')
 
 
 if __name__ == '__main__':

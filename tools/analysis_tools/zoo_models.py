@@ -21,7 +21,7 @@ from torch import nn
 
 PACKAGES = dict(mmdet='MMDetection', mmseg='MMSegmentation')
 WRAPPERS = dict(mmdet='DistillDetector', mmseg='DistillSegmentor')
-# Sides of square pictures, from the smallest; some models need larger ones.
+# Sides of square images, from the smallest; some models need larger ones.
 SIZES = (128, 256, 512)
 NUM_PROPOSALS = 20
 TEXT = tuple('person dog cat car bus bird boat bottle chair sofa'.split())
@@ -43,7 +43,7 @@ class ZooConfig(NamedTuple):
 
     @property
     def name(self) -> str:
-        """As it is written in a config, e.g. ``mmdet::atss/…``."""
+        """The name in other configs, e.g. ``mmdet::atss/…``."""
         return f'{self.package}::{self.family}/{self.path.name}'
 
 
@@ -95,7 +95,7 @@ def load(config: ZooConfig) -> Config:
 
 
 def _keep_size(preprocessor: Dict[str, Any]) -> None:
-    """Do not pad small pictures to the size of the zoo's crops."""
+    """Do not pad small images to the size of the zoo's crops."""
     divisor = preprocessor.get('size_divisor') or 1
     if 'size' in preprocessor or divisor > SIZES[0]:
         preprocessor.update(size=None, size_divisor=1)
@@ -224,7 +224,7 @@ def batch_for(model: nn.Module, cfg: Config, package: str,
         model (nn.Module): The model.
         cfg (Config): Its config; its pipeline says what it learns from.
         package (str): 'mmdet' or 'mmseg'.
-        size (int): Height and width of the pictures in pixels.
+        size (int): Height and width of the images in pixels.
     """
     num_classes = _num_classes(model)
     if package == 'mmseg':
@@ -244,9 +244,9 @@ def batch_for(model: nn.Module, cfg: Config, package: str,
 
 def _takes_videos(model: nn.Module) -> bool:
     from mmdet.models.mot import BaseMOTModel
-    trains_on_pictures = getattr(model.data_preprocessor, 'use_det_processor',
-                                 False)
-    return isinstance(model, BaseMOTModel) and not trains_on_pictures
+    trains_on_images = getattr(model.data_preprocessor, 'use_det_processor',
+                               False)
+    return isinstance(model, BaseMOTModel) and not trains_on_images
 
 
 def _num_classes(model: nn.Module) -> int:

@@ -26,7 +26,7 @@ train_pipeline = [
 test_pipeline = [
     dict(type='LoadImageFromFile'),
     dict(type='Resize', scale=(240, 180), keep_ratio=True),
-    # After the picture is resized: predictions are judged at full size.
+    # After the image is resized: predictions are judged at full size.
     dict(type='LoadAnnotations'),
     dict(type='PackSegInputs')
 ]

@@ -1,4 +1,4 @@
-# Faster R-CNN for 160x160 pictures, trained from scratch: ResNet-18 at a
+# Faster R-CNN for 160x160 images, trained from scratch: ResNet-18 at a
 # quarter of its width, narrow FPN and heads, and fewer proposals.
 _base_ = 'mmdet::_base_/models/faster-rcnn_r50_fpn.py'
 model = dict(

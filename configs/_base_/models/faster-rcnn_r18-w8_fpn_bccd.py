@@ -1,4 +1,4 @@
-# Faster R-CNN for 320x240 pictures, trained from scratch: ResNet-18 at an
+# Faster R-CNN for 320x240 images, trained from scratch: ResNet-18 at an
 # eighth of its width and a narrow FPN without the finest level, since the
 # smallest cells are 20 pixels wide.
 _base_ = 'mmdet::_base_/models/faster-rcnn_r50_fpn.py'

@@ -1,4 +1,4 @@
-# Semantic FPN for small pictures, trained from scratch: ResNet-18 at a fifth
+# Semantic FPN for small images, trained from scratch: ResNet-18 at a fifth
 # of its width.
 _base_ = 'mmseg::_base_/models/fpn_r50.py'
 norm_cfg = dict(type='BN', requires_grad=True)

@@ -1,4 +1,4 @@
-# RetinaNet for 320x240 pictures, trained from scratch: ResNet-18 at a quarter
+# RetinaNet for 320x240 images, trained from scratch: ResNet-18 at a quarter
 # of its width, narrow FPN and heads. Anchors begin at 3 strides, because the
 # smallest cells are 20 pixels wide.
 _base_ = 'mmdet::_base_/models/retinanet_r50_fpn.py'

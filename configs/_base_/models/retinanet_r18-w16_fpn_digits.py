@@ -1,4 +1,4 @@
-# RetinaNet for 160x160 pictures, trained from scratch: ResNet-18 at a quarter
+# RetinaNet for 160x160 images, trained from scratch: ResNet-18 at a quarter
 # of its width, the levels of the demo's Faster R-CNN and a short head.
 _base_ = 'mmdet::_base_/models/retinanet_r50_fpn.py'
 model = dict(

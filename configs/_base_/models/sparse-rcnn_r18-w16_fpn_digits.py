@@ -1,4 +1,4 @@
-# Sparse R-CNN for 160x160 pictures, trained from scratch: ResNet-18 at a
+# Sparse R-CNN for 160x160 images, trained from scratch: ResNet-18 at a
 # quarter of its width, a narrow FPN, three stages and 50 proposals.
 dims, num_stages, num_proposals = 64, 3, 50
 bbox_head = dict(
