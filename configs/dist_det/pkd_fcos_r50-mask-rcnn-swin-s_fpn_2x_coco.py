@@ -1,5 +1,8 @@
 _base_ = 'mmdet::fcos/fcos_r50-caffe_fpn_gn-head-center-normbbox-centeronreg-giou_1x_coco.py'  # noqa: E501
 custom_imports = dict(imports=['mmdist'])
+custom_hooks = [dict(type='mmdist.SeedHook')]
+default_hooks = dict(
+    checkpoint=dict(backend_args=dict(backend='mmdist.whole')))
 # PKD: intra of the FPN's levels of strides 8 to 64, and no class logits
 model = dict(
     _delete_=True,

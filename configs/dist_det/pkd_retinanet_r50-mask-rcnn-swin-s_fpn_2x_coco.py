@@ -1,5 +1,8 @@
 _base_ = 'mmdet::retinanet/retinanet_r50_fpn_2x_coco.py'
 custom_imports = dict(imports=['mmdist'])
+custom_hooks = [dict(type='mmdist.SeedHook')]
+default_hooks = dict(
+    checkpoint=dict(backend_args=dict(backend='mmdist.whole')))
 # PKD: intra of the FPN's levels of strides 8 to 64, and no class logits
 model = dict(
     _delete_=True,

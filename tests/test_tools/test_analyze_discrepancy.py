@@ -10,6 +10,7 @@ import torch
 from mmengine.config import Config
 from mmengine.dataset import BaseDataset, RepeatDataset
 
+from mmdist.errors import ConfigError
 from tests import helpers, segmentors
 from tests.refusals import refused
 from tests.test_tools.conftest import (TASKS, teacher_of_more_classes,
@@ -216,9 +217,8 @@ def test_data_without_annotations_are_refused(name, prepared, tmp_path,
     config, own, other = prepared(name)
     without_annotations(config)
     with pytest.raises(
-            ValueError,
-            match='test_dataloader.dataset of STUDENT '
-            'has no annotations'):
+            ConfigError,
+            match='STUDENT: its test_dataloader.dataset has no annotations'):
         run(monkeypatch, config, own, config, other, '--split', 'test',
             '--out-dir', tmp_path / 'out')
     assert not (tmp_path / 'out').exists()

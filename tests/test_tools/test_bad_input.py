@@ -521,8 +521,9 @@ REFUSED = {
         put(f'{DATA}.metainfo.classes', ('a', 'b', 'c')),
         FILTER), DATA, 'metainfo.classes'),
     'no pictures to validate on': (both(
-        validated, annotations(no_pictures, 'val_dataloader')),
-                                   'val_dataloader.dataset', 'no images'),
+        validated,
+        annotations(no_pictures,
+                    'val_dataloader')), 'val_dataloader.dataset', 'no images'),
     'no batch': (both(
         put('train_dataloader.batch_size', 7),
         put('train_dataloader.drop_last',

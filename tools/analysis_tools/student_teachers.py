@@ -1,4 +1,4 @@
-"""What tools that look at a student and at teachers have in common."""
+"""Arguments and checkpoints of tools that compare students with teachers."""
 import argparse
 from pathlib import Path
 from typing import Any, Iterator, Tuple

@@ -229,5 +229,6 @@ class Distillation:
         terms = dict.fromkeys(self._logged, zero)
         if hasattr(student, 'distiller'):
             parts = [p.sum() * 0 for p in student.distiller.parameters()]
-            terms[min(terms, default='loss_kd_idle')] = sum(parts, zero)
+            name = next(iter(student.distiller))
+            terms[min(terms, default=f'loss_kd_{name}')] = sum(parts, zero)
         return terms
