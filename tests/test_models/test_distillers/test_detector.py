@@ -778,4 +778,8 @@ def test_mimic_of_differing_levels_is_refused(tmp_path):
     model = detector('faster', neck=dict(num_outs=4))
     model['rpn_head']['anchor_generator']['strides'] = [4, 8, 16, 32]
     teacher = save_teacher(detector('faster'), tmp_path)
-    do_not_fit(model, teacher, 'mimic_loss.teacher_channels: it has 5 levels, but .* has 4', mimic_loss=MIMIC)
+    do_not_fit(
+        model,
+        teacher,
+        'mimic_loss.teacher_channels: it has 5 levels, but .* has 4',
+        mimic_loss=MIMIC)
