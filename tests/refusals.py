@@ -1,4 +1,4 @@
-"""What tests of refused input look at."""
+"""Assertions about refused input."""
 import re
 from contextlib import contextmanager
 

@@ -1,4 +1,4 @@
-"""What every config that trains here says about killed runs."""
+"""Lines of all configs that let killed runs resume exactly."""
 from pathlib import Path
 
 import pytest

@@ -1,4 +1,4 @@
-"""What the tools show of an error."""
+"""Errors in the terminal of a tool."""
 import argparse
 
 import pytest

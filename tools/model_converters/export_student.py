@@ -94,7 +94,7 @@ def main():
     weights = {
         name: weight
         for name, weight in weights_of(checkpoint, args.last).items()
-        if not name.startswith('distiller.')  # projections of mimic
+        if not name.startswith('distiller.')  # trained projections
     }
     verify(weights, cfg)
     meta = checkpoint.get('meta', {})
