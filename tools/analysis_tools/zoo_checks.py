@@ -23,7 +23,7 @@ CHECKS = dict(
     c='an identical student in eval mode has a KL divergence of 0',
     d="the student's own losses equal the plain model's bit for bit",
     e="the wrapper's weights load strictly in the plain model")
-# Of float32: sums of some million products of probabilities.
+# The rounding of float32 in sums of a million products of probabilities.
 KL_TOLERANCE = 1e-6
 
 

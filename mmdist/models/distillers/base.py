@@ -12,7 +12,7 @@ from mmdist.errors import ConfigError
 from mmdist.utils import running_config
 from ..class_mapping import check_all_named, class_map_to_build
 from ..losses.base import LogitLoss, check_weight
-from ..taps import LogitPair, build_tap
+from ..taps import LogitPair, LogitTap, build_tap
 from ..taps.probe import check_image_channels
 from ..teacher import Teacher, build_model
 from .builders import build_features, build_loss, build_mimic
@@ -231,17 +231,7 @@ def distil(wrapper: Type[BaseDistiller],
     check_image_channels(model, built.model)
     reader = loss = features = None
     if distill_loss:
-        reader = build_tap(model, **(tap or {}))
-        head = model.get_submodule(next(iter(reader.heads)))
-        # A head without layers (MMPretrain's ClsHead) has no num_classes.
-        reader.connect(
-            model, built.model,
-            class_map_to_build(built.class_map, built.class_names,
-                               getattr(head, 'num_classes', None)))
-        twins = [twin for twin in reader.heads.values() if twin is not None]
-        head = built.model.get_submodule(twins[-1])
-        check_all_named(built.class_map, built.class_names,
-                        getattr(head, 'num_classes', None))
+        reader = _connected_tap(model, built, tap or {})
         loss = build_loss(distill_loss, 'model.distill_loss', LogitLoss)
     elif tap or alpha != 1:
         raise ConfigError('model.tap' if tap else 'model.alpha',
@@ -268,6 +258,21 @@ def distil(wrapper: Type[BaseDistiller],
         f'{built.checkpoint}; {pairs or "feature maps alone"}',
         logger='current')
     return model
+
+
+def _connected_tap(model: nn.Module, teacher: Teacher,
+                   options: dict) -> LogitTap:
+    """The tap of a student, connected to the teacher's heads and classes."""
+    tap = build_tap(model, **options)
+    spec, names = teacher.class_map, teacher.class_names
+    head = model.get_submodule(next(iter(tap.heads)))
+    # A head without layers (MMPretrain's ClsHead) has no num_classes.
+    number = getattr(head, 'num_classes', None)
+    tap.connect(model, teacher.model, class_map_to_build(spec, names, number))
+    twins = [twin for twin in tap.heads.values() if twin is not None]
+    head = teacher.model.get_submodule(twins[-1])
+    check_all_named(spec, names, getattr(head, 'num_classes', None))
+    return tap
 
 
 def _check_kind(wrapper: Type[BaseDistiller], model: nn.Module,

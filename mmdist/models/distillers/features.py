@@ -171,7 +171,14 @@ class FeatureReader:
 
         Args:
             batch (TeacherBatch): The teacher's batch of the step.
+
+        Raises:
+            ConfigError: If the student extracted none.
         """
+        if not self._own:
+            raise ConfigError(
+                FIELD, 'model.student computes its losses without the maps of '
+                f'its {self.where}', f'set {FIELD}.where, or leave it out')
         return [(own, self._answer(images, batch))
                 for images, own in list(self._own)]
 
@@ -300,13 +307,18 @@ def _map_shapes(student: nn.Module, teacher: nn.Module,
                 if where == 'head':
                     with torch.no_grad():
                         classifying_head(model)(features)
-            shapes.append([level.shape for level in seen[-1].maps])
+            shapes.append(
+                [level.shape for call in seen[-1:] for level in call.maps])
     except CannotSay as error:
         raise ConfigError(
             FIELD, 'no random image shows the feature maps of the models '
             f'({str(error.__cause__).splitlines()[0]})',
             'leave feature_loss out') from error
     for name, levels in zip(('student', 'teacher'), shapes):
+        if not levels:
+            raise ConfigError(f'{FIELD}.where',
+                              f'model.{name} computes no map of its {where}',
+                              f'choose another of {", ".join(PLACES)}')
         if any(len(shape) not in (2, 4) for shape in levels):
             raise ConfigError(
                 f'{FIELD}.where', f'model.{name} gives tokens there, not maps '

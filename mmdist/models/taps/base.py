@@ -143,7 +143,7 @@ class LogitTap(metaclass=ABCMeta):
         """
         check_texts(student, teacher, class_map)
         self.class_map = class_map
-        # Of a model of several models, the heads of one.
+        # A teacher that holds several models answers with one of them.
         owners = {path: owner_of(teacher, path) for path in self.find(teacher)}
         own = owner_of(student, next(iter(self.heads)))
         chosen = own if own in owners.values() else next(

@@ -4,12 +4,15 @@ import copy
 import numpy as np
 import pytest
 import torch
+from mmdet.models import RetinaNet
 from scipy.stats import pearsonr
 from torch import nn
 
 from mmdist.errors import ConfigError
+from mmdist.registry import MODELS
 from tests import helpers, segmentors
 from tests.helpers import detector, gradients, prepared, total
+from tests.refusals import refused
 
 INTRA = dict(type='mmdist.DISTLoss', beta=0.0, gamma=1.0)
 DIST = dict(type='mmdist.DISTLoss')
@@ -248,6 +251,24 @@ def test_bad_fields_are_refused(tmp_path, fields, field):
     with pytest.raises(ConfigError) as raised:
         make(tmp_path, 'retina', feature_loss=fields)
     assert raised.value.field == field
+
+
+def test_a_student_that_extracts_no_features_is_refused(tmp_path):
+    """Nothing would be learnt, in silence."""
+
+    @MODELS.register_module(force=True)
+    class SecretiveRetinaNet(RetinaNet):
+
+        def loss(self, inputs, samples):
+            return self.bbox_head.loss(
+                self.neck(self.backbone(inputs)), samples)
+
+    saved = helpers.save_teacher(detector('retina'), tmp_path)
+    student = dict(detector('retina'), type='mmdist.SecretiveRetinaNet')
+    model = helpers.build_distiller(
+        student, saved, distill_loss=None, feature_loss=INTRA)
+    with refused('model.feature_loss', 'without the maps of its neck'):
+        losses_of(model)
 
 
 def test_what_needs_class_logits_is_refused(tmp_path):
