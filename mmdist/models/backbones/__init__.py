@@ -12,5 +12,10 @@ if find_spec('mmdet') or find_spec('mmpretrain'):
     __all__ += ['EfficientNetLite']
 
 if find_spec('mmpretrain'):
-    from .cifar import NarrowResNet, WideResNet
-    __all__ += ['NarrowResNet', 'WideResNet']
+    from .cifar import (CIFARShuffleNetV1, CIFARShuffleNetV2, HalfMobileNetV2,
+                        NarrowResNet, WideResNet)
+    from .mobilenet_v1 import MobileNetV1
+    __all__ += [
+        'CIFARShuffleNetV1', 'CIFARShuffleNetV2', 'HalfMobileNetV2',
+        'MobileNetV1', 'NarrowResNet', 'WideResNet'
+    ]
