@@ -1,15 +1,4 @@
-_base_ = 'mmpretrain::resnet/resnet18_8xb32_in1k.py'
-custom_imports = dict(imports=['mmdist'])
-custom_hooks = [dict(type='mmdist.SeedHook')]
-default_hooks = dict(
-    checkpoint=dict(backend_args=dict(backend='mmdist.whole')))
+_base_ = 'dist_resnet18-resnet34_8xb32_in1k.py'
 model = dict(
-    _delete_=True,
-    type='mmdist.DistillClassifier',
-    student={{_base_.model}},
-    teacher=dict(
-        config='mmpretrain::resnet/resnet34_8xb32_in1k.py',
-        checkpoint='https://download.openmmlab.com/mmclassification/v0/resnet/'
-        'resnet34_8xb32_in1k_20210831-f257d4e6.pth'),
-    distill_loss=dict(type='mmdist.KDLoss', tau=4.0, loss_weight=1.0),
-    alpha=1.0)
+    distill_loss=dict(
+        _delete_=True, type='mmdist.KDLoss', tau=4.0, loss_weight=1.0))

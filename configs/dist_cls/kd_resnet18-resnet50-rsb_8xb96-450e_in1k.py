@@ -1,12 +1,4 @@
-_base_ = 'resnet18_8xb96-450e_in1k.py'
-custom_imports = dict(imports=['mmdist'])
+_base_ = 'dist_resnet18-resnet50-rsb_8xb96-450e_in1k.py'
 model = dict(
-    _delete_=True,
-    type='mmdist.DistillClassifier',
-    student={{_base_.model}},
-    teacher=dict(
-        config='mmpretrain::resnet/resnet50_8xb256-rsb-a1-600e_in1k.py',
-        checkpoint='https://download.openmmlab.com/mmclassification/v0/resnet/'
-        'resnet50_8xb256-rsb-a1-600e_in1k_20211228-20e21305.pth'),
-    distill_loss=dict(type='mmdist.KDLoss', tau=4.0, loss_weight=1.0),
-    alpha=1.0)
+    distill_loss=dict(
+        _delete_=True, type='mmdist.KDLoss', tau=4.0, loss_weight=1.0))

@@ -1,10 +1,5 @@
-_base_ = 'resnet20_1xb64_cifar100.py'
+_base_ = 'dist_resnet20-resnet56_1xb64_cifar100.py'
 model = dict(
-    _delete_=True,
-    type='mmdist.DistillClassifier',
-    student={{_base_.model}},
-    teacher=dict(
-        config='configs/dist_cls/resnet56_1xb64_cifar100.py',
-        checkpoint='work_dirs/resnet56_1xb64_cifar100/epoch_240.pth'),
-    distill_loss=dict(type='mmdist.KDLoss', tau=4.0, loss_weight=0.9),
+    distill_loss=dict(
+        _delete_=True, type='mmdist.KDLoss', tau=4.0, loss_weight=0.9),
     alpha=0.1)

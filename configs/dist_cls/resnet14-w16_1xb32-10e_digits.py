@@ -2,7 +2,7 @@ _base_ = [
     '../_base_/datasets/digit_images.py',
     '../_base_/schedules/schedule_digit_images.py'
 ]
-custom_imports = dict(imports=['mmdist', 'mmdist.models.backbones'])
+custom_imports = dict(imports=['mmdist'])
 model = dict(
     type='ImageClassifier',
     backbone=dict(

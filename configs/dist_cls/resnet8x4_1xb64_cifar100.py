@@ -3,7 +3,7 @@ _base_ = [
     '../_base_/datasets/cifar100_bs64.py',
     '../_base_/schedules/cifar100_240e.py'
 ]
-custom_imports = dict(imports=['mmdist', 'mmdist.models.backbones'])
+custom_imports = dict(imports=['mmdist'])
 model = dict(
     backbone=dict(
         type='mmdist.NarrowResNet',

@@ -1,13 +1,15 @@
-"""The residual networks of CIFAR-100 that papers on distillation compare.
+"""The networks of CIFAR-100 that papers on distillation compare.
 
 They are those of Tian et al., *Contrastive Representation Distillation*, ICLR
 2020 (https://github.com/HobbitLong/RepDistiller), which the authors of DIST
-follow: three stages for images of 32 pixels.
+follow, for images of 32 pixels.
 """
 from typing import Sequence, Tuple
 
 import torch.nn.functional as F
+from mmcv.cnn import ConvModule
 from mmengine.model import BaseModule
+from mmpretrain.models.backbones import MobileNetV2, ShuffleNetV1, ShuffleNetV2
 from mmpretrain.models.backbones.resnet import BasicBlock
 from mmpretrain.models.backbones.resnet_cifar import ResNet_CIFAR
 from torch import Tensor, nn
@@ -133,3 +135,48 @@ class WideResNet(BaseModule):
         for stage in self.stages:
             x = stage(x)
         return (F.relu(self.norm(x)), )
+
+
+@MODELS.register_module()
+class HalfMobileNetV2(MobileNetV2):
+    """MobileNetV2 of half the width, whose second stage keeps the size.
+
+    MMPretrain rounds channels to multiples of 8, so that this stage has 16
+    where the network of the papers has 12.
+
+    Args:
+        **kwargs: Arguments of ``mmpretrain.MobileNetV2``.
+    """
+    arch_settings = [[*stage[:3], 1] if i == 1 else stage
+                     for i, stage in enumerate(MobileNetV2.arch_settings)]
+
+    def __init__(self, **kwargs) -> None:
+        super().__init__(**{'widen_factor': 0.5, **kwargs})
+
+
+@MODELS.register_module()
+class CIFARShuffleNetV1(ShuffleNetV1):
+    """ShuffleNetV1 whose stem keeps the size.
+
+    Args:
+        **kwargs: Arguments of ``mmpretrain.ShuffleNetV1``.
+    """
+
+    def __init__(self, **kwargs) -> None:
+        super().__init__(**kwargs)
+        self.conv1 = ConvModule(3, 24, 1, norm_cfg=dict(type='BN'))
+        self.maxpool = nn.Identity()
+
+
+@MODELS.register_module()
+class CIFARShuffleNetV2(ShuffleNetV2):
+    """ShuffleNetV2 whose stem keeps the size.
+
+    Args:
+        **kwargs: Arguments of ``mmpretrain.ShuffleNetV2``.
+    """
+
+    def __init__(self, **kwargs) -> None:
+        super().__init__(**kwargs)
+        self.conv1 = ConvModule(3, 24, 1, norm_cfg=dict(type='BN'))
+        self.maxpool = nn.Identity()

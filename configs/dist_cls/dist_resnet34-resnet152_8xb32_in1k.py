@@ -1,0 +1,6 @@
+_base_ = 'dist_resnet34-resnet50_8xb32_in1k.py'
+model = dict(
+    teacher=dict(
+        config='mmpretrain::resnet/resnet152_8xb32_in1k.py',
+        checkpoint='https://download.openmmlab.com/mmclassification/v0/resnet/'
+        'resnet152_8xb32_in1k_20210901-4d7582fa.pth'))

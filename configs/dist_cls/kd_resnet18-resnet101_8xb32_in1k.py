@@ -1,0 +1,4 @@
+_base_ = 'dist_resnet18-resnet101_8xb32_in1k.py'
+model = dict(
+    distill_loss=dict(
+        _delete_=True, type='mmdist.KDLoss', tau=4.0, loss_weight=1.0))

@@ -1,0 +1,10 @@
+_base_ = [
+    '../_base_/models/classifier_cifar100.py',
+    '../_base_/datasets/cifar100_bs64.py',
+    '../_base_/schedules/cifar100_240e.py'
+]
+custom_imports = dict(imports=['mmdist'])
+model = dict(
+    backbone=dict(type='mmdist.CIFARShuffleNetV2'),
+    head=dict(in_channels=1024))
+optim_wrapper = dict(optimizer=dict(lr=0.01))
