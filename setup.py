@@ -1,40 +1,31 @@
-"""Packaging of mmdist; versions are pinned in requirements/ alone."""
+"""What pyproject.toml cannot say: configs and tools, and the README's links.
+
+``mim train mmdist ...`` and ``mmdist::...`` look for configs and tools in
+``mmdist/.mim``.
+"""
 import os
+import re
 import shutil
 from pathlib import Path
-from setuptools import find_packages, setup
+from setuptools import setup
 from setuptools.command.build_py import build_py
 from setuptools.command.develop import develop
 
 ROOT = Path(__file__).resolve().parent
-# `mim train mmdist ...` and `mmdist::...` look for these in mmdist/.mim
 MIM_FILES = ('configs', 'tools', 'model-index.yml')
 
 
-def get_version():
-    """Read the version without importing mmdist, which imports torch."""
-    scope = {}
-    exec((ROOT / 'mmdist' / 'version.py').read_text(), scope)
-    return scope['__version__']
-
-
-def parse_requirements(name):
-    """The requirements listed in ``requirements/<name>.txt``."""
-    lines = (ROOT / 'requirements' / f'{name}.txt').read_text().splitlines()
-    return [line for line in lines if line and not line.startswith('#')]
-
-
 def readme():
-    path = ROOT / 'README.md'
-    return path.read_text(encoding='utf-8') if path.exists() else ''
+    """The README without images and links that a package page cannot show."""
+    text = (ROOT / 'README.md').read_text(encoding='utf-8')
+    text = re.sub(r'!\[[^\]]*\]\((?!https:)[^)]*\)', '', text)
+    return re.sub(r'\[([^\]]*)\]\((?!https:|#)[^)]*\)', r'\1', text)
 
 
 def add_mim_files(base, link):
     """Put configs and tools into ``mmdist/.mim``, linked when editable."""
     for name in MIM_FILES:
         source, target = ROOT / name, base / 'mmdist' / '.mim' / name
-        if not source.exists():
-            continue
         target.parent.mkdir(parents=True, exist_ok=True)
         if target.is_symlink() or target.is_file():
             target.unlink()
@@ -66,35 +57,9 @@ class DevelopWithMim(develop):
 
 
 setup(
-    name='mmdist',
-    version=get_version(),
-    description='Knowledge distillation with DIST for MMDetection, '
-    'MMSegmentation and MMPretrain',
     long_description=readme(),
     long_description_content_type='text/markdown',
-    keywords='computer vision, knowledge distillation, object detection, '
-    'semantic segmentation, image classification',
-    license='Apache-2.0',
-    classifiers=[
-        'Development Status :: 4 - Beta',
-        'Operating System :: OS Independent',
-        'Programming Language :: Python :: 3.10',
-        'Programming Language :: Python :: 3.11',
-        'Programming Language :: Python :: 3.12',
-        'Topic :: Scientific/Engineering :: Artificial Intelligence',
-    ],
-    python_requires='>=3.10',
-    packages=find_packages(include=('mmdist', 'mmdist.*')),
-    install_requires=parse_requirements('runtime'),
-    extras_require={
-        **{
-            name: parse_requirements(name)
-            for name in ('openmmlab', 'onedl', 'dev', 'weights')
-        },
-        'cls': parse_requirements('cls') + parse_requirements('mmpretrain'),
-    },
     cmdclass={
         'build_py': BuildWithMim,
         'develop': DevelopWithMim
-    },
-    zip_safe=False)
+    })

@@ -1,12 +1,15 @@
-"""The packaging and the set-up scripts, without installing anything."""
+"""The packaging and the set-up scripts, offline."""
 import fcntl
 import importlib.metadata
 import os
 import re
-import runpy
 import shutil
 import subprocess
 import sys
+import sysconfig
+import venv
+import zipfile
+from email import message_from_string
 from pathlib import Path
 
 import pytest
@@ -49,36 +52,80 @@ def shell(*command, cwd=ROOT, **env):
                           text=True)
 
 
-@pytest.fixture
-def metadata(monkeypatch):
-    """What setup.py hands to setuptools."""
-    found = {}
-    monkeypatch.setattr('setuptools.setup', lambda **kw: found.update(kw))
-    runpy.run_path(str(ROOT / 'setup.py'))
-    return found
+@pytest.fixture(scope='module')
+def wheel(tmp_path_factory):
+    """The wheel of mmdist, built without a network from a copy."""
+    root = tmp_path_factory.mktemp('wheel')
+    for name in ('mmdist', 'configs', 'tools', 'requirements'):
+        shutil.copytree(
+            ROOT / name,
+            root / name,
+            ignore=shutil.ignore_patterns('.mim', '__pycache__'))
+    for name in ('pyproject.toml', 'setup.py', 'README.md', 'LICENSE',
+                 'MANIFEST.in', 'model-index.yml'):
+        shutil.copy(ROOT / name, root)
+    done = shell(sys.executable, '-m', 'pip', 'wheel', '--no-deps',
+                 '--no-build-isolation', '--no-index', '-w', root, root)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return next(root.glob('*.whl'))
+
+
+@pytest.fixture(scope='module')
+def metadata(wheel):
+    """What a package index reads."""
+    with zipfile.ZipFile(wheel) as archive:
+        name, = (x for x in archive.namelist() if x.endswith('/METADATA'))
+        return message_from_string(archive.read(name).decode())
+
+
+def required(metadata, extra=None):
+    """What is installed with mmdist, or with an extra."""
+    parts = [x.split('; extra == ') for x in metadata.get_all('Requires-Dist')]
+    return {
+        name
+        for name, *rest in parts
+        if [x.strip('"') for x in rest] == ([extra] if extra else [])
+    }
 
 
 def test_metadata(metadata):
-    assert metadata['version'] == __version__
-    assert metadata['license'] == 'Apache-2.0'
-    assert metadata['python_requires'] == '>=3.10'
-    assert 'mmdist' in metadata['packages']
+    assert metadata['Version'] == __version__
+    assert metadata['License-Expression'] == 'Apache-2.0'
+    assert metadata['Requires-Python'] == '>=3.10'
+    for field in ('Author', 'Author-email', 'Maintainer', 'Home-page',
+                  'Project-URL'):
+        assert metadata[field] is None
+
+
+def test_the_package_page_has_no_link_into_the_checkout(metadata):
+    page = metadata.get_payload()
+    assert page.startswith('# mmdist') and 'Quickstart' in page
+    targets = re.findall(r'\]\(([^)]*)\)', page)
+    assert targets and all(x.startswith(('https:', '#')) for x in targets)
+
+
+def test_dependencies_are_what_training_imports(metadata):
+    assert names(required(metadata)) == {'numpy', 'safetensors', 'torch'}
 
 
 def test_extras(metadata):
-    extras = metadata['extras_require']
-    assert {'mmengine==0.10.7', 'mmcv==2.1.0'} <= {*extras['openmmlab']}
+    assert {'mmengine==0.10.7',
+            'mmcv==2.1.0'} <= required(metadata, 'openmmlab')
     assert {'onedl-mmengine==0.10.12',
-            'onedl-mmcv==2.3.6'} <= {*extras['onedl']}
-    assert {'pytest', 'yapf'} <= names(extras['dev'])
-    for lines in extras.values():
-        assert all(re.fullmatch(r'[\w-]+([=<>]=?[\w.]+)?', x) for x in lines)
+            'onedl-mmcv==2.3.6'} <= required(metadata, 'onedl')
+    assert {'mmcv-lite==2.1.0',
+            'mmpretrain==1.2.0'} <= required(metadata, 'cls')
+    assert {'pytest', 'yapf'} <= names(required(metadata, 'dev'))
+    assert 'scikit-learn' in required(metadata, 'demo')
+    assert 'pandas' in required(metadata, 'analysis')
+    assert 'onnxscript' in required(metadata, 'onnx')
 
 
 def test_all_packages_have_a_version():
     pins = requirements('constraints')
     assert all(re.fullmatch(r'[\w-]+==[\d.]+', x) for x in pins)
-    for name in ('openmmlab', 'onedl', 'runtime', 'dev'):
+    for name in ('openmmlab', 'onedl', 'runtime', 'demo', 'analysis', 'onnx',
+                 'dev'):
         loose = {x for x in requirements(name) if '=' not in x}
         assert loose - {'setuptools<80'} <= names(pins)
 
@@ -86,14 +133,10 @@ def test_all_packages_have_a_version():
 @pytest.mark.parametrize('stack, own', [('openmmlab', ORIGINALS),
                                         ('onedl', FORKS)])
 def test_stacks_are_pinned_and_apart(metadata, stack, own):
-    pins = metadata['extras_require'][stack]
+    pins = required(metadata, stack)
     assert own <= names(pins)
     assert not names(pins) & (ORIGINALS | FORKS) - own
     assert all('==' in x for x in pins if 'mm' in x)
-
-
-def test_no_stack_is_a_hard_dependency(metadata):
-    assert not names(metadata['install_requires']) & (ORIGINALS | FORKS)
 
 
 def test_pins_suit_what_is_installed():
@@ -114,6 +157,52 @@ def test_pins_suit_what_is_installed():
                                         ('2.0.0rc1', (2, 0, 0, 'rc1'))])
 def test_parse_version_info(text, info):
     assert parse_version_info(text) == info
+
+
+INSTALLED = """
+import os.path as osp
+import sys
+import mmdist
+from mmengine.config import Config
+from mmengine.utils import get_installed_path
+assert mmdist.__file__.startswith(sys.prefix), mmdist.__file__
+folder = osp.join(get_installed_path('mmdist'), '.mim')
+assert folder.startswith(sys.prefix)
+for name in ('tools/train.py', 'tools/dist_train.sh', 'model-index.yml'):
+    assert osp.isfile(osp.join(folder, name)), name
+from mmdist.utils import find_config
+name = 'mmdist::demo/dist_faster-rcnn_r18-w16-w32_fpn_5e_digits.py'
+cfg = Config.fromfile(find_config(name, 'config'))
+assert cfg.model.type == 'mmdist.DistillDetector'
+import torch
+from mmdist.models.teacher import build_model
+from mmengine.registry import MODELS
+config = 'mmdet::rtmdet/rtmdet_tiny_8xb32-300e_coco.py'
+plain, _ = build_model(config, 'config')
+torch.save(plain.state_dict(), 'teacher.pth')
+model = MODELS.build(dict(
+    type='mmdist.DistillDetector', student=config,
+    teacher=dict(config=config, checkpoint='teacher.pth'),
+    distill_loss=dict(type='mmdist.DISTLoss')))
+assert isinstance(model, type(plain))
+assert model.state_dict().keys() == plain.state_dict().keys()
+"""
+
+
+@pytest.mark.slow
+def test_the_wheel_works_in_an_environment_of_its_own(wheel, tmp_path):
+    """With the stack of this one, but not its mmdist; no checkout is near."""
+    pytest.importorskip('mmdet')
+    venv.create(tmp_path / 'venv')  # without pip
+    own = tmp_path / 'venv' / 'bin' / 'python'
+    packages, = tmp_path.glob('venv/lib/python3*/site-packages')
+    (packages / 'stack.pth').write_text(sysconfig.get_path('purelib'))
+    pip = [sys.executable, '-m', 'pip', '--python', own, 'install']
+    done = shell(*pip, '--no-deps', '--no-index', wheel, PYTHONPATH='')
+    assert done.returncode == 0, done.stderr
+    done = shell(own, '-c', INSTALLED, cwd=tmp_path, PYTHONPATH='')
+    assert done.returncode == 0, done.stderr
+    assert (packages / 'mmdist' / 'py.typed').is_file()
 
 
 # ------------------------------------------------------- which Python
@@ -142,12 +231,13 @@ def test_unsuitable_python_is_one_sentence(tmp_path, name, text, wrong):
     assert not (tmp_path / 'venv').exists()
 
 
-def no_python(tmp_path):
+def no_python(tmp_path, stack='openmmlab'):
     """The sentence where the PATH holds nothing but ``tmp_path``."""
     result = shell(
         '/bin/sh',
         'tools/setup/find_python.sh',
         tmp_path / 'venv',
+        stack,
         PATH=str(tmp_path))
     assert result.returncode == 1 and result.stderr.count('\n') == 1
     return result.stderr
@@ -156,8 +246,23 @@ def no_python(tmp_path):
 def test_no_python_is_one_sentence(tmp_path):
     assert 'none was found: install one' in no_python(tmp_path)
     python(tmp_path, 'sitecustomize',
-           'import sys; sys.version_info = 3, 13, 0')
-    assert 'none was found (python3.11 is Python 3.13)' in no_python(tmp_path)
+           'import sys; sys.version_info = 3, 14, 0')
+    for stack in ('openmmlab', 'onedl'):
+        assert 'none was found (python3.11 is Python 3.14)' in no_python(
+            tmp_path, stack)
+
+
+def test_the_forks_alone_take_python_3_13(tmp_path):
+    """As mmcv 2.1.0 cannot be built with it."""
+    new = python(tmp_path, 'sitecustomize',
+                 'import sys; sys.version_info = 3, 13, 0')
+    for stack in ('onedl', 'openmmlab', 'cls'):
+        result = shell('sh', 'tools/setup/find_python.sh', tmp_path / 'venv',
+                       stack, new)
+        if stack == 'onedl':
+            assert result.stdout == f'{new}\n'
+        else:
+            assert '3.13 with MMDIST_STACK=onedl' in result.stderr
 
 
 def test_python_without_venv_is_named(tmp_path):
@@ -176,7 +281,8 @@ def setup(tmp_path):
     no pip, unless the test writes one."""
     for name in ('tools/setup', 'requirements'):
         shutil.copytree(ROOT / name, tmp_path / name)
-    (tmp_path / 'setup.py').touch()
+    for name in ('setup.py', 'pyproject.toml'):
+        (tmp_path / name).touch()
     quick = script(
         tmp_path / 'python', 'case "$*" in "-m venv"*) '
         'set -- "$@" --without-pip ;; esac', f'exec \'{sys.executable}\' "$@"')
@@ -218,7 +324,7 @@ def test_missing_compiler_is_one_sentence(setup, tmp_path, output, sentence):
 
 
 @pytest.fixture
-def wheel(tmp_path):
+def damaged(tmp_path):
     """A file in the place of a wheel of mmcv, which cannot be loaded."""
     version = 'cp{}{}'.format(*sys.version_info)
     torch = requirements('torch')[0].replace('==', '')
@@ -228,17 +334,17 @@ def wheel(tmp_path):
     return wheels / 'mmcv-2.1.0-py3-none-any.whl'
 
 
-def test_a_ready_wheel_needs_no_compiler(setup, wheel):
+def test_a_ready_wheel_needs_no_compiler(setup, damaged):
     """The set-up goes on to its first call of pip, which is not there; the
     last lines are shown, and the log is named."""
     result = setup(CXX='no-such-compiler', FORCE_CUDA='0')
-    assert result.returncode == 1 and wheel.exists()
+    assert result.returncode == 1 and damaged.exists()
     assert 'build tools ... failed' in result.stdout
     assert 'No module named pip' in result.stdout
     assert '.cache/setup-openmmlab.log' in result.stderr
 
 
-def test_a_wheel_that_does_not_load_is_not_kept(setup, wheel, tmp_path):
+def test_a_wheel_that_does_not_load_is_not_kept(setup, damaged, tmp_path):
     """It would be built, but for the compiler."""
     (tmp_path / 'modules').mkdir()
     (tmp_path / 'modules' / 'pip.py').touch()  # does nothing, well
@@ -246,7 +352,7 @@ def test_a_wheel_that_does_not_load_is_not_kept(setup, wheel, tmp_path):
         CXX='no-such-compiler',
         FORCE_CUDA='0',
         PYTHONPATH=str(tmp_path / 'modules'))
-    assert result.returncode == 1 and not wheel.exists()
+    assert result.returncode == 1 and not damaged.exists()
     assert 'damaged or does not suit torch' in result.stdout
     assert 'building it needs a C++ compiler' in result.stderr
 

@@ -11,8 +11,7 @@ import re
 from pathlib import Path
 from typing import Dict, Iterable, Iterator, List
 
-import pandas as pd
-from experiments.grid import DISCREPANCIES, RESULTS, Grid, Table, describe
+from experiments.grid import DISCREPANCIES, RESULTS, Grid, Table, describe, pd
 from experiments.runs import ROOT
 from matplotlib.figure import Figure
 

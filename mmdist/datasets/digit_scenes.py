@@ -10,6 +10,7 @@ from typing import Dict, Iterator, List, NamedTuple, Optional, Tuple
 import cv2
 import numpy as np
 
+from mmdist.errors import ConfigError
 from .folder import dump_json, write_folder, write_png
 
 CLASSES = tuple('0123456789')
@@ -67,7 +68,12 @@ def digit_pools(seed: int) -> Dict[str, DigitPool]:
         dict[str, DigitPool]: The pools of 'train' (three quarters of the
         samples) and 'val'.
     """
-    from sklearn.datasets import load_digits
+    try:
+        from sklearn.datasets import load_digits
+    except ModuleNotFoundError as error:
+        raise ConfigError(
+            'digits', 'they come with scikit-learn, which is not installed',
+            "pip install 'mmdist[demo]'") from error
     images, labels = load_digits(return_X_y=True)
     images = images.reshape(-1, 8, 8) / 16.
     order = np.random.default_rng([seed,

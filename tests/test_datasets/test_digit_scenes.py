@@ -1,6 +1,7 @@
 """Digit scenes: exact annotations, disjoint pools, the same from a seed."""
 import json
 import os
+import sys
 from pathlib import Path
 
 import cv2
@@ -10,6 +11,7 @@ import pytest
 from mmdist.datasets import digit_scenes, folder
 from mmdist.datasets.digit_scenes import (SPLITS, digit_pools, draw_scene,
                                           iter_scenes, write_digit_scenes)
+from mmdist.errors import ConfigError
 from tests.refusals import refused
 
 SMALL = dict(num_train=6, num_val=4, seed=3, size=160)
@@ -66,6 +68,12 @@ def test_scenes_draw_from_their_own_pool_only():
         drawn = np.concatenate(
             [scene.samples for scene in iter_scenes(split, 30)])
         assert set(drawn.tolist()) <= allowed
+
+
+def test_missing_scikit_learn_names_the_extra(monkeypatch):
+    monkeypatch.setitem(sys.modules, 'sklearn.datasets', None)
+    with pytest.raises(ConfigError, match=r"install 'mmdist\[demo\]'"):
+        digit_pools(0)
 
 
 def test_labels_are_those_of_sklearn():

@@ -80,6 +80,16 @@ def by_name(grid, results=None):
     return {(run.name, run.seed): run for run in runs}
 
 
+def test_missing_pandas_names_the_extra(repo, monkeypatch):
+    monkeypatch.setitem(sys.modules, 'pandas', None)
+    monkeypatch.syspath_prepend(f'{repo}/tools')
+    for name in ('experiments.grid', 'run_experiments', 'report_experiments'):
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    for tool in ('run_experiments', 'report_experiments'):
+        with pytest.raises(SystemExit, match=r"install 'mmdist\[analysis\]'"):
+            importlib.import_module(tool)
+
+
 def test_runs_are_configs_times_seeds(grid):
     runs = by_name(grid())
     assert [(name, seed) for name, seed in runs

@@ -1,6 +1,4 @@
-"""tools/model_converters/export_student.py: what MMDetection alone loads."""
-import os.path as osp
-import runpy
+"""tools/model_converters/export_student.py: what others load and deploy."""
 import subprocess
 import sys
 
@@ -10,12 +8,12 @@ from mmengine.config import Config
 from safetensors.torch import load_file
 
 from mmdist.errors import ConfigError
+from tests import segmentors
+from tests.exporting import assert_onnx_agrees, export
 from tests.helpers import (assert_same, build, checkpoint, detector,
-                           distiller_cfg, quick, run_cfg, save_teacher, train,
+                           distiller_cfg, run_cfg, save_teacher, train,
                            write_coco)
 
-ROOT = osp.dirname(osp.dirname(osp.dirname(osp.abspath(__file__))))
-TOOL = osp.join(ROOT, 'tools', 'model_converters', 'export_student.py')
 EMA = dict(type='EMAHook', momentum=0.5)
 
 
@@ -34,19 +32,7 @@ def run(tmp_path_factory):
     return root, str(root / 'config.py')
 
 
-@pytest.fixture
-def export(monkeypatch):
-    """Run the tool in this process."""
-
-    def export(*arguments):
-        monkeypatch.setattr(sys, 'argv', [TOOL, *map(str, arguments)])
-        with quick():
-            runpy.run_path(TOOL, run_name='__main__')
-
-    return export
-
-
-def test_the_plain_student_loads_it(run, export, tmp_path):
+def test_the_plain_student_loads_it(run, tmp_path):
     """Strictly; the averaged weights, and nothing else but names."""
     root, config = run
     export(config, root / 'epoch_2.pth', tmp_path / 'student.pth')
@@ -66,7 +52,7 @@ def test_the_plain_student_loads_it(run, export, tmp_path):
     assert size < 0.6 * (root / 'epoch_2.pth').stat().st_size
 
 
-def test_the_last_weights(run, export, tmp_path):
+def test_the_last_weights(run, tmp_path):
     """--last takes what the EMAHook put aside."""
     root, config = run
     for name, flags in (('average', []), ('last', ['--last'])):
@@ -85,14 +71,16 @@ def test_the_last_weights(run, export, tmp_path):
     assert not torch.equal(average[name], last[name])
 
 
-def test_what_is_refused(run, export, tmp_path):
+def test_what_is_refused(run, tmp_path):
     """Nothing is overwritten, and no wrong student is written."""
     root, config = run
     out = tmp_path / 'student.pth'
     out.write_text('mine')
     with pytest.raises(ConfigError, match='--force'):
         export(config, root / 'epoch_2.pth', out)
-    with pytest.raises(ValueError, match='must end with .pth'):
+    with pytest.raises(ConfigError, match='must end with .pth'):
+        export(config, root / 'epoch_2.pth', tmp_path / 'student.pt')
+    with pytest.raises(ConfigError, match='--size: ONNX needs'):
         export(config, root / 'epoch_2.pth', tmp_path / 'student.onnx')
     cfg = Config.fromfile(config)
     cfg.model.student.bbox_head.num_classes = 4
@@ -105,8 +93,53 @@ def test_what_is_refused(run, export, tmp_path):
     assert 'state_dict' in torch.load(out, weights_only=True)
 
 
+def test_a_missing_exporter_names_the_extra(run, tmp_path, monkeypatch):
+    root, config = run
+    monkeypatch.setattr('importlib.util.find_spec', lambda name: None)
+    with pytest.raises(ConfigError, match=r"install 'mmdist\[onnx\]'"):
+        export(config, root / 'epoch_2.pth', tmp_path / 'student.onnx',
+               '--size', 64, 64)
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.slow
-def test_mmdetection_alone_reads_it(run, export, tmp_path):
+def test_onnx_of_a_dense_detector(run, tmp_path):
+    """Class scores and boxes of every level."""
+    root, config = run
+    names = assert_onnx_agrees(
+        build(detector('retina')), config, root / 'epoch_2.pth', tmp_path)
+    assert names == [
+        f'output_{i}_{level}' for i in (0, 1) for level in range(5)
+    ]
+
+
+@pytest.mark.slow
+def test_onnx_of_a_segmentor(tmp_path):
+    """Logits of the decode head."""
+    model = segmentors.segmentor('pspnet')
+    saved = segmentors.save_teacher(model, tmp_path)
+    Config(dict(model=model,
+                default_scope='mmseg')).dump(str(tmp_path / 'plain.py'))
+    names = assert_onnx_agrees(
+        segmentors.build(model), tmp_path / 'plain.py', saved['checkpoint'],
+        tmp_path)
+    assert names == ['output']
+
+
+def test_onnx_of_proposals_is_refused(tmp_path):
+    pytest.importorskip('onnxscript', reason='there is no exporter to ONNX')
+    model = detector('faster')
+    saved = save_teacher(model, tmp_path)
+    Config(dict(model=model,
+                default_scope='mmdet')).dump(str(tmp_path / 'plain.py'))
+    with pytest.raises(ConfigError, match='more than images.*mmdeploy'):
+        export(tmp_path / 'plain.py', saved['checkpoint'],
+               tmp_path / 'student.onnx', '--size', 64, 64)
+    assert not list(tmp_path.glob('*onnx*'))
+
+
+@pytest.mark.slow
+def test_mmdetection_alone_reads_it(run, tmp_path):
     """In an interpreter that never imports mmdist."""
     root, config = run
     export(config, root / 'epoch_2.pth', tmp_path / 'student.pth')

@@ -135,9 +135,14 @@ def test_the_tools_of_the_libraries_train_the_same(task, hooks, tmp_path):
         assert all(torch.equal(weights[k], other_weights[k]) for k in weights)
 
 
-def test_tensorboard_shows_each_term(config, run, tmp_path):
-    """A curve each, with the values of the log."""
+def test_tensorboard_shows_each_term_and_predictions(config, run, tmp_path):
+    """A curve each, with the values of the log, and images of validation."""
     cfg = Config.fromfile(config)
+    cfg.update(
+        val_cfg=dict(),
+        val_dataloader=cfg.test_dataloader,
+        val_evaluator=cfg.test_evaluator)
+    cfg.default_hooks.visualization.update(draw=True, interval=1)
     cfg.visualizer = dict(
         type='DetLocalVisualizer',
         vis_backends=[
@@ -153,8 +158,9 @@ def test_tensorboard_shows_each_term(config, run, tmp_path):
         for line in (folder / 'scalars.json').read_text().splitlines()
     ]
     for name in ('loss_kd_inter', 'loss_kd_intra', 'kd_grad_ratio'):
-        assert [e.value for e in curves.Scalars(name)
-                ] == pytest.approx([line[name] for line in lines], rel=1e-6)
+        assert [e.value for e in curves.Scalars(name)] == pytest.approx(
+            [line[name] for line in lines if name in line], rel=1e-6)
+    assert len(curves.Images('val_img')) > 1
 
 
 def test_resume_goes_on_from_the_last_checkpoint(config, run, tmp_path):

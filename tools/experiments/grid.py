@@ -16,15 +16,20 @@ A grid is an MMEngine config with these fields:
   from others, and the names of the runs that these taught, by title.
 """
 import re
+import sys
 from pathlib import Path
 from typing import Any, Dict, List, Optional
 
-import pandas as pd
 from mmengine.config import Config
 
 from mmdist.datasets import scenes_manifest
 from mmdist.errors import ConfigError
 from .runs import ROOT, Crew, Metric, Run, read_config, read_json, short
+
+try:
+    import pandas as pd
+except ModuleNotFoundError:
+    sys.exit("Error: pandas is not installed; pip install 'mmdist[analysis]'")
 
 RUN_FIELDS = {'config', 'options', 'seeds', 'teacher', 'best_of', 'baseline'}
 RESULTS = ('run', 'seed', 'metric', 'test', 'minutes', 'options', 'key',

@@ -5,7 +5,6 @@ set -eu
 case $1 in /*) venv=$1 ;; *) venv=$PWD/$1 ;; esac
 stack=$2 name=${venv##*/}
 cd "$(dirname "$0")/../.."
-
 fail() { echo "$*" >&2 && exit 1; }
 
 case $stack in
@@ -15,7 +14,7 @@ cls) # no operators to build
     lists='torch-cls cls mmpretrain timm' modules='mmcv mmengine mmpretrain' ;;
 *) fail "MMDIST_STACK=$stack is not one of openmmlab, onedl, cls." ;;
 esac
-python=$(sh tools/setup/find_python.sh "$venv" "${3:-}")
+python=$(sh tools/setup/find_python.sh "$venv" "$stack" "${3:-}")
 py=$venv/bin/python log=.cache/setup-$stack.log
 version() { "$1" -c 'import sys; print("%d.%d" % sys.version_info[:2])'; }
 mmcv=$(grep '^\(onedl-\)*mmcv=' "requirements/$stack.txt" || true)
@@ -39,7 +38,7 @@ pip() { "$py" -m pip --disable-pip-version-check --no-input "$@"; }
 # what the environment was made from; if nothing changes, nothing is done
 state() {
     { echo "$stack $(version "$python") $PWD" "$(sh tools/setup/cuda.sh \
-        "$venv" 2>/dev/null)" && cat requirements/*.txt setup.py \
+        "$venv" 2>/dev/null)" && cat requirements/*.txt setup.py *.toml \
         tools/setup/*; } | cksum
 }
 
@@ -143,7 +142,8 @@ run 'torch, several GB unless pip is pointed to a CPU build (docs/en/install.md)
     pip install -r "requirements/${lists%% *}.txt"
 [ -z "$mmcv" ] || install_mmcv
 set -- -c requirements/constraints.txt
-for list in $lists runtime dev; do set -- "$@" -r "requirements/$list.txt"; done
+for list in $lists runtime demo analysis onnx dev; do
+    set -- "$@" -r "requirements/$list.txt"; done
 run packages pip install "$@"
 # the metadata asks for opencv-python, which needs a system's libGL
 "$py" -c 'import cv2' >>"$log" 2>&1 || run 'OpenCV headless, without libGL' \

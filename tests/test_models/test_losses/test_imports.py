@@ -1,4 +1,5 @@
 """The losses with nothing but PyTorch."""
+import re
 import subprocess
 import sys
 
@@ -21,6 +22,11 @@ assert student.grad.isfinite().all()
 assert not [n for n in sys.modules if n.startswith('mmdist.registry')]
 print(mmdist.__version__)
 """
+OWN_LOOP = """
+from torch.nn.functional import cross_entropy
+student_logits = torch.randn(6, 5, requires_grad=True)
+teacher_logits, labels = torch.randn(6, 5), torch.arange(6) % 5
+"""
 
 
 @pytest.fixture
@@ -30,8 +36,12 @@ def way():
 
 @pytest.mark.slow
 def test_the_functions_need_pytorch_alone(repo):
-    """Neither MMEngine nor anything above it, nor Triton where asked for."""
-    done = subprocess.run([sys.executable, '-c', CODE],
+    """Neither MMEngine nor anything above it, nor Triton where asked for. The
+    README's loop of one's own, too."""
+    with open(f'{repo}/README.md', encoding='utf-8') as file:
+        loop = re.search('```python\n(from mmdist.models.losses.*?)```',
+                         file.read(), re.DOTALL)[1]
+    done = subprocess.run([sys.executable, '-c', CODE + OWN_LOOP + loop],
                           cwd=repo,
                           env=dict(PATH='', MMDIST_TRITON='1'),
                           capture_output=True,
