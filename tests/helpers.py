@@ -5,8 +5,6 @@ Everything here is plain MMDetection: the tests compare mmdist with it.
 import copy
 import json
 import os.path as osp
-from contextlib import contextmanager
-from unittest import mock
 
 import mmdet
 import numpy as np
@@ -511,29 +509,11 @@ def write_new_style(cfg, path):
     ]))
 
 
-@contextmanager
-def quick():
-    """Runners in this process need no report on compilers (4 s a run), and
-    no well-formatted config in each checkpoint (3 s a run)."""
-    no_report = mock.patch.object(Runner, '_log_env', lambda *_: None)
-    # The fork's module has no such name, and formats fast.
-    no_format = mock.patch(
-        'mmengine.config.config.FormatCode', _leave_as_it_is, create=True)
-    with no_report, no_format:
-        yield
-
-
-def _leave_as_it_is(text, **_):
-    return text, True
-
-
-@quick()
 def make_runner(*args, **kwargs):
     """A runner in this process; the arguments are those of ``run_cfg``."""
     return Runner.from_cfg(run_cfg(*args, **kwargs))
 
 
-@quick()
 def train(*args, **kwargs):
     """Train in this process; the arguments are those of ``run_cfg``."""
     runner = make_runner(*args, **kwargs)

@@ -12,7 +12,7 @@ from mmengine.structures import PixelData
 from mmseg.structures import SegDataSample
 from mmseg.utils import register_all_modules
 
-from tests.helpers import merged, quick
+from tests.helpers import merged
 from tests.helpers import run_cfg as detection_run_cfg
 
 register_all_modules(init_default_scope=False)
@@ -326,13 +326,11 @@ def run_cfg(model, root, work_dir, epochs=2, **override):
     return Config({**cfg, **override})
 
 
-@quick()
 def make_runner(*args, **kwargs):
     """A runner in this process; the arguments are those of ``run_cfg``."""
     return Runner.from_cfg(run_cfg(*args, **kwargs))
 
 
-@quick()
 def train(*args, **kwargs):
     """Train in this process; the arguments are those of ``run_cfg``."""
     runner = make_runner(*args, **kwargs)

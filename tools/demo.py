@@ -12,7 +12,7 @@ from typing import Any, Dict, List, Optional
 
 from demo_tasks import TASKS, Task
 from experiments.runs import (ROOT, SIDE_BY_SIDE, Crew, Run, end_like_ctrl_c,
-                              read_json, read_scalars, short)
+                              read_config, read_json, read_scalars, short)
 from mmengine.config import Config
 from rich.console import Console
 
@@ -50,7 +50,7 @@ class DemoRun(Run):
         self.data_root = data_root(task, args)
         label = str(Path(task.folder, name))
         config = CONFIGS / task.configs[name]
-        cfg = Config.fromfile(config)
+        cfg = read_config(config)
         super().__init__(label, config, args.work_dir / label,
                          config_options(cfg, task, args, teacher), task.metric,
                          read_json(self.data_root / 'manifest.json'), teacher)

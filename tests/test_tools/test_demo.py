@@ -456,34 +456,20 @@ def test_second_demo_waits_for_the_first(crew, tmp_path):
 
 # all of it, as small as possible
 
+
+@pytest.fixture
+def tiny(demo, monkeypatch):
+    """One task, in a folder of its own, on few scenes."""
+    monkeypatch.setattr(demo, 'TASKS', [demo.TASKS[0]._replace(folder='det')])
+    monkeypatch.setattr(demo, 'QUICK', dict(num_train=16, num_val=8))
+
+
 TINY = (
     'import signal, sys; sys.path.insert(0, "tools"); import demo; '
     # Shells let background jobs ignore Ctrl-C, and that is inherited.
     'signal.signal(signal.SIGINT, signal.default_int_handler); '
+    'demo.TASKS = [demo.TASKS[0]._replace(folder="det")]; '
     'demo.QUICK = dict(num_train=16, num_val=8); demo.main()')
-
-
-@pytest.fixture
-def start_demo(repo, tmp_path):
-    """A function that starts the demo; whatever still runs is ended."""
-    started = []
-
-    def start():
-        started.append(
-            subprocess.Popen([
-                sys.executable, '-c', TINY, '--quick', '--work-dir',
-                tmp_path / 'work', '--data-root', tmp_path / 'data'
-            ],
-                             cwd=repo,
-                             stdout=subprocess.PIPE,
-                             stderr=subprocess.STDOUT,
-                             text=True))
-        return started[-1]
-
-    yield start
-    for process in started:
-        process.terminate()
-        process.wait(timeout=60)
 
 
 def wait_for(condition, seconds=300):
@@ -504,36 +490,53 @@ def is_free(path):
 
 
 @pytest.mark.slow
-def test_interrupted_demo_goes_on(start_demo, tmp_path):
-    """Interrupt it twice, by Ctrl-C and by kill; the third call ends it."""
+def test_interrupted_demo_goes_on(demo, crew, tiny, repo, tmp_path):
+    """Another call of it does the rest, and a third has nothing to do."""
     work = tmp_path / 'work'
-    first = start_demo()
-    wait_for(lambda: (work / 'teacher' / 'last_checkpoint').is_file())
-    first.send_signal(signal.SIGINT)
-    assert 'Interrupted' in first.communicate(timeout=60)[0]
+    words = ['--quick', '--work-dir', work, '--data-root', tmp_path / 'data']
+    first = subprocess.Popen([sys.executable, '-c', TINY, *words],
+                             cwd=repo,
+                             stdout=subprocess.PIPE,
+                             stderr=subprocess.STDOUT,
+                             text=True)
+    try:
+        wait_for((work / 'det' / 'teacher' / 'last_checkpoint').is_file)
+        first.send_signal(signal.SIGINT)
+        assert 'Interrupted' in first.communicate(timeout=60)[0]
+    finally:
+        first.kill()
     assert first.returncode == 1
     assert is_free(work / '.lock')  # no child is left
 
-    second = start_demo()
-    wait_for(lambda: (work / 'dist' / 'train.json').is_file())
-    second.send_signal(signal.SIGTERM)
-    assert 'Interrupted' in second.communicate(timeout=60)[0]
-    assert is_free(work / '.lock')
-    teacher = (work / 'teacher' / 'epoch_2.pth').stat()
-
-    output = start_demo().communicate(timeout=600)[0]
-    assert 'train teacher: begins' not in output
-    assert (work / 'teacher' / 'epoch_2.pth').stat() == teacher
-    assert 'numbers mean nothing' in output
+    args = demo.parse_args([str(word) for word in words])
+    demo.demo(args, crew)
+    output = crew.console.file.getvalue()
+    assert 'train det/teacher: goes on' in output or \
+        'train det/teacher' not in output
     for title in ('teacher', 'student alone', 'vanilla KD', 'DIST'):
         assert title in output
-    report = (work / 'report.md').read_text()
-    assert 'numbers mean nothing' in report
+    for text in (output, (work / 'report.md').read_text()):
+        assert 'numbers mean nothing' in text
     for name in ('curves.png', 'predictions.jpg'):
-        for picture in (name, f'seg/{name}'):
-            assert f']({picture})' in report
-            assert (work / picture).stat().st_size > 10000
+        assert f'](det/{name})' in text
+        assert (work / 'det' / name).stat().st_size > 10000
 
-    again = start_demo().communicate(timeout=120)[0]
-    assert 'begins' not in again and 'goes on' not in again
-    assert Path(work / 'teacher' / 'epoch_2.pth').stat() == teacher
+    known = [path.stat() for path in work.glob('det/*/epoch_2.pth')]
+    again = demo.Crew(Console(file=io.StringIO()))
+    demo.demo(args, again)
+    output = again.console.file.getvalue()
+    assert 'begins' not in output and 'goes on' not in output
+    assert [path.stat() for path in work.glob('det/*/epoch_2.pth')] == known
+
+
+@pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGHUP])
+def test_other_signals_end_it_like_ctrl_c(shared, number):
+    """No child stays behind."""
+    before = {n: signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGHUP)}
+    try:
+        shared.end_like_ctrl_c()
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(number)
+    finally:
+        for changed, handler in before.items():
+            signal.signal(changed, handler)
