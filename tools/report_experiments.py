@@ -15,6 +15,7 @@ import pandas as pd
 from experiments.grid import DISCREPANCIES, RESULTS, Grid, Table, describe
 from experiments.runs import ROOT
 from matplotlib.figure import Figure
+from scipy import stats
 
 from mmdist.errors import ConfigError
 from mmdist.utils import markdown_table, run_tool
@@ -68,15 +69,15 @@ class Report:
                 '--results', f'{results.path} has no result of a run that '
                 f'{grid.name} declares now', 'train them again, or take back '
                 'what was changed in the grid or its configs')
-        # by run and seed
         rows = rows.astype(dict(metric=float, test=float, minutes=float))
         self.rows = rows = rows.set_index(['run', 'seed'], drop=False)
         self.baseline = pd.Series(
             {
-                name: entry['baseline']
-                for name, entry in grid.runs.items() if entry.get('baseline')
+                name: entry.get('baseline')
+                for name, entry in grid.runs.items()
             },
-            dtype=object)
+            dtype=object).dropna()
+        # paired by seed
         base = pd.MultiIndex.from_arrays(
             [rows.run.map(self.baseline), rows.seed])
         rows['gain'] = rows[self.field] - rows[self.field].reindex(
@@ -108,6 +109,22 @@ class Report:
             texts.append(plus + text if len(values) else '')
         return texts
 
+    def intervals(self, runs: Iterable[str]) -> List[str]:
+        """The 95 % interval of Student's t of each run's mean gain, bold where
+        it excludes 0; '' for fewer than two pairs."""
+        show, texts = self.grid.metric.show, []
+        for run in runs:
+            gains = self.rows.gain[self.rows.run == run].dropna()
+            text = ''
+            if len(gains) > 1:
+                half = stats.t.ppf(0.975, len(gains) - 1) * gains.sem()
+                low, high = gains.mean() - half, gains.mean() + half
+                text = f'{show(low)} to {show(high)}'
+                if low > 0 or high < 0:
+                    text = f'**{text}**'
+            texts.append(text)
+        return texts
+
     def gains(self, runs: List[str], title: str) -> Dict[str, List[str]]:
         """A column of gains, where one of the runs has a baseline."""
         if self.baseline.index.isin(runs).any():
@@ -121,7 +138,9 @@ class Report:
         table = {'run': names, grid.metric.title: self.means('metric', names)}
         if grid.test:
             table['test split'] = self.means('test', names)
-        table.update(self.gains(names, ''))
+        if self.gains(names, ''):
+            table.update(self.gains(names, ''))
+            table['gain, 95 % interval'] = self.intervals(names)
         table['minutes'] = [f'{minutes[name]:.1f}' for name in names]
         table['options'] = [
             describe(grid.of(name, self.results)[0].declared) for name in names
@@ -135,11 +154,9 @@ class Report:
             'teacher': teachers,
             f'its {self.grid.metric.title}': self.means('metric', teachers)
         }
-        measured = self.measured.reindex(teachers)
         for name in MEASURES:
-            table[name] = [
-                '' if pd.isna(x) else f'{x:.3f}' for x in measured[name]
-            ]
+            table[name] = self.measured[name].map('{:.3f}'.format).reindex(
+                teachers, fill_value='')
         for title, pattern in self.grid.taught.items():
             names = [pattern.format(teacher) for teacher in teachers]
             table[title] = self.means(self.field, names)
@@ -164,7 +181,7 @@ class Report:
         return '; '.join([f'Gains are over *{most}*'] + [
             f'those of *{"*, *".join(names.index[names == name])}* over '
             f'*{name}*' for name in others
-        ]) + '.'
+        ]) + '. A bold interval excludes 0: that gain is decided.'
 
     def text(self) -> Iterator[str]:
         """The paragraphs; figures are drawn as they are mentioned."""

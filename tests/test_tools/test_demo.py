@@ -314,8 +314,8 @@ def test_every_epoch_is_told_once(runs, crew):
             run.metric.key: epoch / 10,
             'step': epoch
         }])
-        run.tell_epoch(crew, told)
-        run.tell_epoch(crew, told)
+        run.tell_validation(crew, told)
+        run.tell_validation(crew, told)
     assert lines_of(crew) == [
         'train teacher: epoch 2/5, mAP 0.200',
         'train teacher: epoch 3/5, mAP 0.300'
