@@ -3,6 +3,7 @@
 Everything here is plain MMDetection: the tests compare mmdist with it.
 """
 import copy
+import functools
 import json
 import os.path as osp
 
@@ -188,6 +189,12 @@ def merged(base, override):
     return copy.deepcopy(override)
 
 
+@functools.lru_cache(None)
+def zoo_model(path):
+    """The model dict of a config, which is not to be changed."""
+    return Config.fromfile(path).model.to_dict()
+
+
 def detector(name, **override):
     """The model dict of a narrow detector.
 
@@ -196,7 +203,7 @@ def detector(name, **override):
         **override: Goes on top of the model dict.
     """
     path, narrow = {**DETECTORS, **UNUSUAL, **QUERIES}[name]
-    model = Config.fromfile(osp.join(ZOO, path)).model.to_dict()
+    model = zoo_model(osp.join(ZOO, path))
     if name in QUERIES:
         # DINO encodes coordinates in 256 channels whatever the width.
         model = few_queries(model, FEW if name == 'dino' else NARROW)

@@ -12,7 +12,7 @@ from mmengine.structures import PixelData
 from mmseg.structures import SegDataSample
 from mmseg.utils import register_all_modules
 
-from tests.helpers import merged
+from tests.helpers import merged, zoo_model
 from tests.helpers import run_cfg as detection_run_cfg
 
 register_all_modules(init_default_scope=False)
@@ -134,7 +134,7 @@ def segmentor(name, num_classes=NUM_CLASSES, **override):
         **override: Goes on top of the model dict.
     """
     path, narrow, _ = SEGMENTORS[name]
-    model = Config.fromfile(osp.join(ZOO, path)).model.to_dict()
+    model = zoo_model(osp.join(ZOO, path))
     model = prepared_for_cpu(merged(model, narrow))
     model['data_preprocessor']['size'] = (SIZE, SIZE)
     for key in ('decode_head', 'auxiliary_head'):

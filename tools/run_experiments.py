@@ -49,7 +49,7 @@ class Results:
             path.with_name(f'{path.stem}_discrepancy.csv'), DISCREPANCIES)
 
     def table(self, job: Job) -> Table:
-        """Where the rows of a job belong."""
+        """The table that holds the rows of a job."""
         return self.runs if isinstance(job, GridRun) else self.discrepancies
 
     def keep(self, job: Job) -> None:
@@ -100,8 +100,7 @@ def main() -> None:
             for job in jobs:
                 if job.done:
                     results.keep(job)
-            failures += crew.carry_out(
-                jobs, keep_going=True, ended=results.keep)
+            failures += crew.carry_out(jobs, results.keep)
     crew.say(f'{len(results.runs.rows)} results in '
              f'{short(results.runs.path)}')
     if failures:

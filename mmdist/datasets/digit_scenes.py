@@ -99,9 +99,7 @@ def draw_scene(pool: DigitPool,
         else:  # too crowded
             continue
         window = np.s_[y:y + height, x:x + width]
-        patch = canvas[window]
-        colour = np.clip(patch.mean((0, 1)) + _contrast(rng), 0, 255)
-        patch += ink[..., None] * (colour - patch)
+        _paint_ink(canvas[window], ink, _contrast(rng))
         mask[window][ink > 0] = int(pool.labels[index]) + 1
         taken[window] = True
         boxes.append((x, y, width, height))
@@ -226,6 +224,13 @@ def _warp_digit(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     opacity[opacity < 0.1] = 0
     rows, cols = np.nonzero(opacity)
     return opacity[rows.min():rows.max() + 1, cols.min():cols.max() + 1]
+
+
+def _paint_ink(patch: np.ndarray, ink: np.ndarray,
+               contrast: np.ndarray) -> None:
+    """Mix ink (h, w) into a patch (h, w, 3), in place."""
+    colour = np.clip(patch.mean((0, 1)) + contrast, 0, 255)
+    patch += ink[..., None] * (colour - patch)
 
 
 def _write_split(root: Path, split: str, scenes: Iterator[Scene]) -> None:

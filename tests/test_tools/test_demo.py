@@ -415,29 +415,35 @@ def test_runs_are_side_by_side_and_in_order(script, crew):
 
 
 @pytest.mark.parametrize('code', ['raise SystemExit(3)', 'pass'])
-def test_failure_names_the_log_and_stops_the_others(script, crew, code,
-                                                    tmp_path):
-    bad = script('bad', code)
+def test_a_failure_stops_what_needs_it(script, crew, code):
+    """It names the log; the others go on."""
+    bad, other = script('bad', code), script('other', WRITE)
+    last = script('last', WRITE, [bad])
+    failures = crew.carry_out([bad, last, other])
+    assert len(failures) == 2
+    assert failures[0].startswith('"bad" failed')
+    assert failures[0].endswith('bad.log')
+    assert ('exit code 3' in failures[0]) == ('3' in code)
+    assert failures[1] == '"last" waits for what failed'
+    assert other.done and not bad.done
+
+
+def test_a_bug_ends_all_others(script, crew, tmp_path):
+    """As Ctrl-C does: no process is left."""
     name = tmp_path / 'pid'
     slow = script(
         'slow', f'import os, time; open("{name}", "w").write(str(os.getpid()))'
         '; time.sleep(600)')
-    failures = crew.carry_out([bad, slow])
-    assert len(failures) == 1
-    assert failures[0].startswith('"bad" failed')
-    assert failures[0].endswith('bad.log')
-    assert not bad.done and not slow.done
-    if name.exists():
-        assert not Path('/proc', name.read_text()).exists()
+    bug = script('bug', WRITE)
 
+    def carry_out(crew):
+        wait_for(lambda: name.exists() and name.read_text())
+        raise KeyError
 
-def test_failure_may_stop_only_what_needs_it(script, crew):
-    bad, other = script('bad', 'raise SystemExit(3)'), script('other', WRITE)
-    last = script('last', WRITE, [bad])
-    failures = crew.carry_out([bad, last, other], keep_going=True)
-    assert len(failures) == 2 and 'exit code 3' in failures[0]
-    assert failures[1] == '"last" waits for what failed'
-    assert other.done
+    bug.carry_out = carry_out
+    with pytest.raises(KeyError):
+        crew.carry_out([slow, bug])
+    assert not Path('/proc', name.read_text()).exists()
 
 
 def test_second_demo_waits_for_the_first(crew, tmp_path):

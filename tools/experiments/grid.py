@@ -26,8 +26,7 @@ import pandas as pd
 
 from mmdist.datasets import scenes_manifest
 from mmdist.errors import ConfigError
-from .runs import (ROOT, Crew, Metric, Run, read_config, read_json, short,
-                   versions)
+from .runs import ROOT, Crew, Metric, Run, read_json, short, versions
 
 RUN_FIELDS = {'config', 'options', 'seeds', 'teacher', 'best_of', 'baseline'}
 RESULTS = ('run', 'seed', 'metric', 'test', 'minutes', 'options', 'key',
@@ -162,7 +161,6 @@ class Grid:
 
     def __init__(self, path: Path, work_dir: Path) -> None:
         self.name, self.work_dir = path.stem, work_dir
-        read_config.cache_clear()  # configs are read once a grid
         cfg = runpy.run_path(str(path))
         for field in ('title', 'metric', 'runs'):
             if field not in cfg:

@@ -217,17 +217,11 @@ class Crew:
              log: Path,
              complete: Callable[[], bool],
              watch: Callable[[float], None] = lambda seconds: None) -> None:
-        """Run a command of Python, and end it when the crew stops.
+        """Run ``python WORDS``; end it and its workers when the crew stops.
 
-        Args:
-            name (str): What it does, for the lines that are printed.
-            words (list[str]): The command after ``python``.
-            log (Path): A file for its output.
-            complete (callable): Whether it left all that it should.
-            watch (callable): Told the seconds it has run, from time to time.
-
-        Raises:
-            StepError: If it fails or is not complete.
+        ``watch`` is told the seconds it has run, from time to time. It is a
+        StepError if the command fails or leaves something that is not
+        ``complete``.
         """
         verb = 'goes on' if '--resume' in words else 'begins'
         self.say(f'{name}: {verb}, log in {short(log)}')
@@ -245,7 +239,7 @@ class Crew:
         try:
             while process.poll() is None and not self.stop.wait(POLL_SECONDS):
                 watch(time.monotonic() - begun)
-        finally:  # end it and its workers
+        finally:
             for number in (signal.SIGTERM, signal.SIGKILL):
                 with contextlib.suppress(ProcessLookupError):
                     os.killpg(process.pid, number)
@@ -262,26 +256,20 @@ class Crew:
     def carry_out(
             self,
             runs: List[Run],
-            keep_going: bool = False,
             ended: Callable[[Run], None] = lambda run: None) -> List[str]:
         """Do what is left of runs, each once those that it needs are trained.
 
-        Args:
-            runs (list[Run]): Or what has `label`, `needs`, `done` and
-                `carry_out`; the most urgent first.
-            keep_going (bool): Whether a failure stops only what needs the
-                failed run, not everything. Defaults to False.
-            ended (callable): Called with each run that ended well.
-
-        Returns:
-            list[str]: What failed, and what waits for it.
+        A failure stops what needs the failed run; the others go on. Runs are
+        anything with `label`, `needs`, `done` and `carry_out`, the most urgent
+        first. ``ended`` is called with each that ended well. Returned is what
+        failed, and what waits for it.
         """
         waiting = [run for run in runs if not run.done]
         running, failures = {}, []
         self.stop.clear()
         with ThreadPoolExecutor(self.jobs) as pool:
             try:
-                while keep_going or not failures:
+                while True:
                     ready = [
                         run for run in waiting
                         if all(need.trained for need in run.needs)
