@@ -17,7 +17,6 @@ from typing import Any, Callable, Dict, List, Tuple
 
 import matplotlib
 import torch
-from mmengine.config import Config
 from mmengine.logging import MMLogger
 from rich.console import Console
 from rich.table import Table
@@ -40,100 +39,19 @@ PAIRS = (('mmdet::retinanet/retinanet_r50_fpn_1x_coco.py',
 NUM_ROIS = 512
 
 
-class Pair:
-    """A student and a teacher with random weights, and a batch for both.
+def training_step(model: nn.Module, batch: Tuple) -> Callable:
+    """Losses, gradients and an update."""
+    optimizer = torch.optim.SGD(
+        [p for p in model.parameters() if p.requires_grad], lr=1e-4)
 
-    Args:
-        student (str): A config, e.g. ``mmdet::retinanet/….py``.
-        teacher (str): The same.
-        size (int): Height and width of the two images in pixels.
-        device (str): E.g. 'cpu' or 'cuda'.
-        **options: Further fields of ``model.teacher``.
-    """
+    def step() -> None:
+        losses = model.loss(*copy.deepcopy(batch))
+        loss, _ = model.parse_losses(losses)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
 
-    def __init__(self, student: str, teacher: str, size: int, device: str,
-                 **options: Any) -> None:
-        self.name, self.device, self.options = student, device, options
-        self.package = student.partition('::')[0]
-        cfg, cfg_t = (_load(name) for name in (student, teacher))
-        self.plain = zoo.build(
-            cfg.model, self.package, seed=0).to(device).train()
-        self.teacher = zoo.build(cfg_t.model, self.package, seed=1).to(device)
-        self.teacher.eval()
-        self.wrapper = self._wrap(cfg, cfg_t).to(device).train()
-        batch = zoo.batch_for(self.plain, cfg, self.package, size)
-        data = self.plain.data_preprocessor(batch, True)
-        self.inputs, self.samples = data['inputs'], data['data_samples']
-
-    def _wrap(self, student: Config, teacher: Config) -> nn.Module:
-        with tempfile.TemporaryDirectory() as folder:
-            return zoo.build_wrapper(
-                student.model,
-                teacher.model,
-                self.teacher.state_dict(),
-                self.package,
-                Path(folder),
-                options=self.options)
-
-    def ways(self) -> Dict[str, Callable]:
-        """Functions without arguments, each of which is measured."""
-        plain, distilled = (
-            self._training_step(model) for model in (self.plain, self.wrapper))
-
-        def recorded() -> None:
-            with torch.no_grad():
-                self.teacher.loss(self.inputs, copy.deepcopy(self.samples))
-            plain()
-
-        monitor = self.wrapper.distillation.monitor
-
-        def usual() -> None:
-            # Of 500 steps all but one.
-            monitor.iteration, monitor.judged = monitor.iters, True
-            distilled()
-
-        def judging() -> None:
-            monitor.iteration, monitor.judged = 0, False
-            distilled()
-
-        return dict(
-            student=plain,
-            teacher=self._teacher_step(),
-            mmdist=usual,
-            judging=judging,
-            recorded=recorded)
-
-    def _training_step(self, model: nn.Module) -> Callable:
-        """Losses, gradients and an update."""
-        optimizer = torch.optim.SGD(
-            [p for p in model.parameters() if p.requires_grad], lr=1e-4)
-
-        def step() -> None:
-            losses = model.loss(self.inputs, copy.deepcopy(self.samples))
-            loss, _ = model.parse_losses(losses)
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-
-        return step
-
-    def _teacher_step(self) -> Callable:
-        """The teacher's features and class predictions, by its own methods
-        and without what else its heads predict."""
-        predict = _class_prediction(self.teacher, self.inputs)
-
-        @torch.no_grad()
-        def step() -> None:
-            predict(self.teacher.extract_feat(self.inputs))
-
-        return step
-
-
-def _load(name: str) -> Config:
-    package, _, path = name.partition('::')
-    family = path.partition('/')[0]
-    return zoo.load(
-        zoo.ZooConfig(package, family, find_config(name, 'the argument')))
+    return step
 
 
 def _class_prediction(model: nn.Module, inputs: Tensor) -> Callable:
@@ -166,20 +84,72 @@ def _random_rois(inputs: Tensor) -> Tensor:
     return torch.cat([index, boxes * sides], 1).to(inputs)
 
 
-def measure(pair: Pair, repeats: int) -> Dict[str, Any]:
-    """Medians in milliseconds, their ratios, and peak memory."""
-    ways = pair.ways()
-    medians = in_turns(ways, repeats, pair.device)
+def measure(names: Tuple[str, str],
+            args: argparse.Namespace) -> Dict[str, Any]:
+    """Medians in milliseconds, their ratios, and peak memory, with random
+    weights and two synthetic images."""
+    package = names[0].partition('::')[0]
+    cfg, teacher_cfg = (
+        zoo.load(
+            zoo.ZooConfig(package,
+                          name.partition('::')[2].partition('/')[0],
+                          find_config(name, 'the argument')))
+        for name in names)
+    student, teacher = (zoo.build(each.model, package, seed=i).to(args.device)
+                        for i, each in enumerate((cfg, teacher_cfg)))
+    student.train()
+    teacher.eval()
+    with tempfile.TemporaryDirectory() as folder:
+        distilled = zoo.build_wrapper(
+            cfg.model,
+            teacher_cfg.model,
+            teacher.state_dict(),
+            package,
+            Path(folder),
+            options=dict(dtype=args.teacher_dtype)).to(args.device).train()
+    data = student.data_preprocessor(
+        zoo.batch_for(student, cfg, package, args.size), True)
+    batch = inputs, _ = data['inputs'], data['data_samples']
+    plain, step = (
+        training_step(model, batch) for model in (student, distilled))
+    predict = _class_prediction(teacher, inputs)
+    monitor = distilled.distillation.monitor
+
+    @torch.no_grad()
+    def classes() -> None:
+        predict(teacher.extract_feat(inputs))
+
+    def usual() -> None:
+        # All but one of 500 steps are like this.
+        monitor.iteration, monitor.judged = monitor.iters, True
+        step()
+
+    def judging() -> None:
+        monitor.iteration, monitor.judged = 0, False
+        step()
+
+    def recorded() -> None:
+        with torch.no_grad():
+            teacher.loss(*copy.deepcopy(batch))
+        plain()
+
+    ways = dict(
+        student=plain,
+        teacher=classes,
+        mmdist=usual,
+        judging=judging,
+        recorded=recorded)
+    medians = in_turns(ways, args.repeats, args.device)
     least = medians['student'] + medians['teacher']
     return dict(
-        name=pair.name,
-        shape=list(pair.inputs.shape),
+        name=names[0],
+        shape=list(inputs.shape),
         milliseconds=medians,
         ratio=medians['mmdist'] / least,
         judging_ratio=medians['judging'] / least,
         recorded_ratio=medians['recorded'] / least,
         peak_mib={
-            name: peak_memory(ways[name], pair.device) / MIB
+            name: peak_memory(ways[name], args.device) / MIB
             for name in ('student', 'mmdist', 'judging')
         })
 
@@ -260,11 +230,7 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     MMLogger.get_current_instance().setLevel('ERROR')
     zoo.tell_progress()
-    options = dict(dtype=args.teacher_dtype)
-    results = [
-        measure(Pair(*pair, args.size, args.device, **options), args.repeats)
-        for pair in progress(args.pairs)
-    ]
+    results = [measure(pair, args) for pair in progress(args.pairs)]
     show(
         results, f'Two images of {args.size} pixels, {args.device}, '
         f'{args.threads} threads, torch {torch.__version__}')

@@ -9,6 +9,7 @@ from mmengine.registry import DefaultScope
 from mmengine.visualization import Visualizer
 
 import mmdist.utils
+from tests.quick import quick
 
 REPO = osp.dirname(osp.dirname(osp.abspath(__file__)))
 
@@ -17,6 +18,13 @@ REPO = osp.dirname(osp.dirname(osp.abspath(__file__)))
 def one_thread():
     """Tests that run side by side must not fight for the cores."""
     torch.set_num_threads(1)
+
+
+@pytest.fixture(scope='session', autouse=True)
+def quick_runners():
+    """See :func:`tests.quick.quick`."""
+    with quick():
+        yield
 
 
 @pytest.fixture(autouse=True)

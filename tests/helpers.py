@@ -3,10 +3,9 @@
 Everything here is plain MMDetection: the tests compare mmdist with it.
 """
 import copy
+import functools
 import json
 import os.path as osp
-from contextlib import contextmanager
-from unittest import mock
 
 import mmdet
 import numpy as np
@@ -190,6 +189,12 @@ def merged(base, override):
     return copy.deepcopy(override)
 
 
+@functools.lru_cache(None)
+def zoo_model(path):
+    """The model dict of a config, which is not to be changed."""
+    return Config.fromfile(path).model.to_dict()
+
+
 def detector(name, **override):
     """The model dict of a narrow detector.
 
@@ -198,7 +203,7 @@ def detector(name, **override):
         **override: Goes on top of the model dict.
     """
     path, narrow = {**DETECTORS, **UNUSUAL, **QUERIES}[name]
-    model = Config.fromfile(osp.join(ZOO, path)).model.to_dict()
+    model = zoo_model(osp.join(ZOO, path))
     if name in QUERIES:
         # DINO encodes coordinates in 256 channels whatever the width.
         model = few_queries(model, FEW if name == 'dino' else NARROW)
@@ -511,29 +516,11 @@ def write_new_style(cfg, path):
     ]))
 
 
-@contextmanager
-def quick():
-    """Runners in this process need no report on compilers (4 s a run), and
-    no well-formatted config in each checkpoint (3 s a run)."""
-    no_report = mock.patch.object(Runner, '_log_env', lambda *_: None)
-    # The fork's module has no such name, and formats fast.
-    no_format = mock.patch(
-        'mmengine.config.config.FormatCode', _leave_as_it_is, create=True)
-    with no_report, no_format:
-        yield
-
-
-def _leave_as_it_is(text, **_):
-    return text, True
-
-
-@quick()
 def make_runner(*args, **kwargs):
     """A runner in this process; the arguments are those of ``run_cfg``."""
     return Runner.from_cfg(run_cfg(*args, **kwargs))
 
 
-@quick()
 def train(*args, **kwargs):
     """Train in this process; the arguments are those of ``run_cfg``."""
     runner = make_runner(*args, **kwargs)

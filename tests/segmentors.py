@@ -12,8 +12,9 @@ from mmengine.structures import PixelData
 from mmseg.structures import SegDataSample
 from mmseg.utils import register_all_modules
 
-from tests.helpers import merged, quick
+from tests.helpers import merged
 from tests.helpers import run_cfg as detection_run_cfg
+from tests.helpers import zoo_model
 
 register_all_modules(init_default_scope=False)
 
@@ -134,7 +135,7 @@ def segmentor(name, num_classes=NUM_CLASSES, **override):
         **override: Goes on top of the model dict.
     """
     path, narrow, _ = SEGMENTORS[name]
-    model = Config.fromfile(osp.join(ZOO, path)).model.to_dict()
+    model = zoo_model(osp.join(ZOO, path))
     model = prepared_for_cpu(merged(model, narrow))
     model['data_preprocessor']['size'] = (SIZE, SIZE)
     for key in ('decode_head', 'auxiliary_head'):
@@ -326,13 +327,11 @@ def run_cfg(model, root, work_dir, epochs=2, **override):
     return Config({**cfg, **override})
 
 
-@quick()
 def make_runner(*args, **kwargs):
     """A runner in this process; the arguments are those of ``run_cfg``."""
     return Runner.from_cfg(run_cfg(*args, **kwargs))
 
 
-@quick()
 def train(*args, **kwargs):
     """Train in this process; the arguments are those of ``run_cfg``."""
     runner = make_runner(*args, **kwargs)

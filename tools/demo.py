@@ -8,12 +8,12 @@ import argparse
 import contextlib
 import shlex
 from pathlib import Path
-from typing import Any, Dict, List, Optional
+from typing import List, Optional
 
 from demo_tasks import TASKS, Task
 from experiments.runs import (ROOT, SIDE_BY_SIDE, Crew, Run, end_like_ctrl_c,
-                              read_json, read_scalars, short)
-from mmengine.config import Config
+                              read_config, read_json, read_scalars, short)
+from matplotlib.figure import Figure
 from rich.console import Console
 
 from mmdist.datasets import write_digit_scenes
@@ -50,36 +50,31 @@ class DemoRun(Run):
         self.data_root = data_root(task, args)
         label = str(Path(task.folder, name))
         config = CONFIGS / task.configs[name]
-        cfg = Config.fromfile(config)
-        super().__init__(label, config, args.work_dir / label,
-                         config_options(cfg, task, args, teacher), task.metric,
+        cfg, options = read_config(config), {}
+        # options only where the config says something else
+        if args.seed:
+            options['randomness.seed'] = args.seed
+        if args.quick:
+            options['train_cfg.max_epochs'] = QUICK_EPOCHS
+        if teacher and short(
+                teacher.checkpoint) != cfg.model.teacher.checkpoint:
+            options['model.teacher.checkpoint'] = short(teacher.checkpoint)
+        root = short(self.data_root) + '/'
+        if root != cfg.data_root:
+            for part in ('train', 'val', 'test'):
+                options[f'{part}_dataloader.dataset.data_root'] = root
+            for part in ('val_evaluator', 'test_evaluator'):
+                if 'ann_file' in cfg[part]:
+                    options[f'{part}.ann_file'] = cfg[part].ann_file.replace(
+                        cfg.data_root, root)
+        super().__init__(label, config, args.work_dir / label, options,
+                         task.metric,
                          read_json(self.data_root / 'manifest.json'), teacher)
 
 
 def data_root(task: Task, args: argparse.Namespace) -> Path:
     """The folder of a task's scenes."""
     return args.data_root.with_name(args.data_root.name + task.data)
-
-
-def config_options(cfg: Config, task: Task, args: argparse.Namespace,
-                   teacher: Optional[DemoRun]) -> Dict[str, Any]:
-    """Options for what the user asked, where the config differs."""
-    options = {}
-    if args.seed:
-        options['randomness.seed'] = args.seed
-    if args.quick:
-        options['train_cfg.max_epochs'] = QUICK_EPOCHS
-    if teacher and short(teacher.checkpoint) != cfg.model.teacher.checkpoint:
-        options['model.teacher.checkpoint'] = short(teacher.checkpoint)
-    root = short(data_root(task, args)) + '/'
-    if root != cfg.data_root:
-        for part in ('train', 'val', 'test'):
-            options[f'{part}_dataloader.dataset.data_root'] = root
-        for part in ('val_evaluator', 'test_evaluator'):
-            if 'ann_file' in cfg[part]:
-                options[f'{part}.ann_file'] = cfg[part].ann_file.replace(
-                    cfg.data_root, root)
-    return options
 
 
 def make_runs(task: Task, args: argparse.Namespace) -> List[DemoRun]:
@@ -108,7 +103,6 @@ def make_table(runs: List[DemoRun]) -> str:
 
 def plot_curves(runs: List[DemoRun], path: Path) -> None:
     """Plot the validation metric and the training loss of every run."""
-    from matplotlib.figure import Figure
     task = runs[0].task
     figure = Figure(figsize=(10, 4), layout='constrained')
     axes = figure.subplots(1, 2)
@@ -127,7 +121,6 @@ def plot_curves(runs: List[DemoRun], path: Path) -> None:
 
 def draw_predictions(runs: List[DemoRun], path: Path) -> None:
     """Draw a column of images per model, beside the truth."""
-    from matplotlib.figure import Figure
     task, data_root = runs[0].task, runs[0].data_root
     figure = Figure(figsize=(16, 3.4 * NUM_IMAGES), layout='constrained')
     axes = figure.subplots(NUM_IMAGES, len(runs) + 1)
@@ -189,25 +182,20 @@ def parse_args(argv: Optional[List[str]] = None) -> argparse.Namespace:
     return args
 
 
-def write_scenes(task: Task, args: argparse.Namespace, crew: Crew) -> None:
-    """Draw the images of a task, if they are not there."""
-    root = data_root(task, args)
-    crew.say(f'Digit scenes for {task.title} in {short(root)}')
-    scenes = dict(task.scenes, **(QUICK if args.quick else {}))
-    write_digit_scenes(root, **scenes)
-
-
 def demo(args: argparse.Namespace, crew: Crew) -> None:
     """Draw scenes, train, test and report."""
     note = QUICK_NOTE if args.quick else f'Seed {args.seed}.'
     crew.say(note)
     with crew.locked(args.work_dir):
         for task in TASKS:
-            write_scenes(task, args, crew)
+            root = data_root(task, args)
+            crew.say(f'Digit scenes for {task.title} in {short(root)}')
+            scenes = dict(task.scenes, **(QUICK if args.quick else {}))
+            write_digit_scenes(root, **scenes)
         groups = [make_runs(task, args) for task in TASKS]
         failures = crew.carry_out(sum(groups, []))
         if failures:
-            raise SystemExit(f'Stopped because {failures[0]}')
+            raise SystemExit('\n'.join(failures))
         # Libraries print a lot while a model is loaded.
         with open(args.work_dir / 'report.log', 'w') as log, \
                 contextlib.redirect_stdout(log), \

@@ -8,12 +8,14 @@ gets a section at the end of the page.
 import argparse
 import os
 import re
+from collections import Counter
 from pathlib import Path
-from typing import Dict, Iterable, Iterator, List
+from typing import Dict, Iterator
 
 from experiments.grid import DISCREPANCIES, RESULTS, Grid, Table, describe, pd
 from experiments.runs import ROOT
 from matplotlib.figure import Figure
+from scipy import stats
 
 from mmdist.errors import ConfigError
 from mmdist.utils import markdown_table, run_tool
@@ -67,15 +69,13 @@ class Report:
                 '--results', f'{results.path} has no result of a run that '
                 f'{grid.name} declares now', 'train them again, or take back '
                 'what was changed in the grid or its configs')
-        # by run and seed
         rows = rows.astype(dict(metric=float, test=float, minutes=float))
         self.rows = rows = rows.set_index(['run', 'seed'], drop=False)
-        self.baseline = pd.Series(
-            {
-                name: entry['baseline']
-                for name, entry in grid.runs.items() if entry.get('baseline')
-            },
-            dtype=object)
+        self.baseline = {
+            name: entry['baseline']
+            for name, entry in grid.runs.items() if entry.get('baseline')
+        }
+        # paired by seed
         base = pd.MultiIndex.from_arrays(
             [rows.run.map(self.baseline), rows.seed])
         rows['gain'] = rows[self.field] - rows[self.field].reindex(
@@ -96,56 +96,63 @@ class Report:
         self.measured = found.drop_duplicates(
             'teacher', keep='last').set_index('teacher')
 
-    def means(self, field: str, runs: Iterable[str]) -> List[str]:
-        """For example '0.512 ± 0.004 (5)' for each run, '' without values."""
-        show, texts = self.grid.metric.show, []
-        for run in runs:
-            values = self.rows[field][self.rows.run == run].dropna()
-            spread = f' ± {show(values.std())}' if len(values) > 1 else ''
-            text = f'{show(values.mean())}{spread} ({len(values)})'
-            plus = '+' if field == 'gain' and text[0] != '-' else ''
-            texts.append(plus + text if len(values) else '')
-        return texts
+    def mean(self, field: str, run: str) -> str:
+        """For example '0.512 ± 0.004 (5)'; '' without values."""
+        show = self.grid.metric.show
+        values = self.rows[field][self.rows.run == run].dropna()
+        if not len(values):
+            return ''
+        spread = f' ± {show(values.std())}' if len(values) > 1 else ''
+        text = f'{show(values.mean())}{spread} ({len(values)})'
+        return f'+{text}' if field == 'gain' and text[0] != '-' else text
 
-    def gains(self, runs: List[str], title: str) -> Dict[str, List[str]]:
-        """A column of gains, where one of the runs has a baseline."""
-        if self.baseline.index.isin(runs).any():
-            return {f'{title}gain{self.split}': self.means('gain', runs)}
-        return {}
+    def interval(self, run: str) -> str:
+        """The 95 % interval of Student's t of the mean gain, bold where it
+        excludes 0; '' for fewer than two pairs."""
+        gains = self.rows.gain[self.rows.run == run].dropna()
+        if len(gains) < 2:
+            return ''
+        half = stats.t.ppf(0.975, len(gains) - 1) * gains.sem()
+        low, high = gains.mean() - half, gains.mean() + half
+        text = ' to '.join(map(self.grid.metric.show, (low, high)))
+        return f'**{text}**' if low > 0 or high < 0 else text
 
-    def main_table(self) -> List[Dict[str, str]]:
+    def main_table(self) -> str:
         """The runs that are not in the table of teachers."""
-        names, grid = self.main_runs, self.grid
-        minutes = self.rows.minutes.groupby(level='run').mean()
-        table = {'run': names, grid.metric.title: self.means('metric', names)}
-        if grid.test:
-            table['test split'] = self.means('test', names)
-        table.update(self.gains(names, ''))
-        table['minutes'] = [f'{minutes[name]:.1f}' for name in names]
-        table['options'] = [
-            describe(grid.of(name, self.results)[0].declared) for name in names
-        ]
-        return pd.DataFrame(table).to_dict('records')
+        rows, grid = [], self.grid
+        for name in self.main_runs:
+            row = {'run': name, grid.metric.title: self.mean('metric', name)}
+            if grid.test:
+                row['test split'] = self.mean('test', name)
+            if self.baseline:
+                row[f'gain{self.split}'] = self.mean('gain', name)
+                row['gain, 95 % interval'] = self.interval(name)
+            row['minutes'] = f'{self.rows.minutes[name].mean():.1f}'
+            row['options'] = describe(grid.of(name, self.results)[0].declared)
+            rows.append(row)
+        return markdown_table(rows)
 
-    def teacher_table(self) -> List[Dict[str, str]]:
+    def teacher_table(self) -> str:
         """Each teacher's metric, discrepancy and students."""
-        teachers = self.grid.teachers
-        table = {
-            'teacher': teachers,
-            f'its {self.grid.metric.title}': self.means('metric', teachers)
-        }
-        measured = self.measured.reindex(teachers)
-        for name in MEASURES:
-            table[name] = [
-                '' if pd.isna(x) else f'{x:.3f}' for x in measured[name]
-            ]
-        for title, pattern in self.grid.taught.items():
-            names = [pattern.format(teacher) for teacher in teachers]
-            table[title] = self.means(self.field, names)
-            table.update(self.gains(names, f'{title}, '))
-        return pd.DataFrame(table).to_dict('records')
+        rows, grid = [], self.grid
+        for teacher in grid.teachers:
+            row = {
+                'teacher': teacher,
+                f'its {grid.metric.title}': self.mean('metric', teacher)
+            }
+            for name in MEASURES:
+                row[name] = ''
+                if teacher in self.measured.index:
+                    row[name] = f'{self.measured[name][teacher]:.3f}'
+            for title, pattern in grid.taught.items():
+                name = pattern.format(teacher)
+                row[title] = self.mean(self.field, name)
+                if name in self.baseline:
+                    row[f'{title}, gain{self.split}'] = self.mean('gain', name)
+            rows.append(row)
+        return markdown_table(rows, missing='')
 
-    def sweep_table(self, sweep: str) -> List[Dict[str, str]]:
+    def sweep_table(self, sweep: str) -> str:
         """The metric of each member, a column a value of the last option."""
         table: Dict[str, Dict[str, str]] = {}
         for name, entry in self.grid.members[sweep]:
@@ -154,23 +161,24 @@ class Report:
                 row, column = describe(dict(others)), describe(dict([last]))
                 table.setdefault(row, {'options': row})[column] = \
                     self.grid.metric.show(self.rows.metric[name].mean())
-        return list(table.values())
+        return markdown_table([*table.values()], missing='') if table else ''
 
     def baselines(self) -> str:
         """A sentence about what gains are over; of most runs first."""
-        names = self.baseline
-        most, *others = names.value_counts().index
-        return '; '.join([f'Gains are over *{most}*'] + [
-            f'those of *{"*, *".join(names.index[names == name])}* over '
-            f'*{name}*' for name in others
-        ]) + '.'
+        (most, _), *others = Counter(self.baseline.values()).most_common()
+        parts = [f'Gains are over *{most}*']
+        for other, _ in others:
+            names = [k for k, v in self.baseline.items() if v == other]
+            parts.append(f'those of *{"*, *".join(names)}* over *{other}*')
+        return ('; '.join(parts) +
+                '. A bold interval excludes 0: that gain is decided.')
 
     def text(self) -> Iterator[str]:
         """The paragraphs; figures are drawn as they are mentioned."""
         grid, place = self.grid, f'{self.links}/{self.grid.name}'
         if self.main_runs:
-            yield markdown_table(self.main_table())
-            if len(self.baseline):
+            yield self.main_table()
+            if self.baseline:
                 yield self.baselines()
         yield f'Every training: [{grid.name}.csv]({place}.csv).'
         if self.main_runs:
@@ -180,12 +188,12 @@ class Report:
             table = self.sweep_table(sweep)
             if table:
                 yield f'The sweep of {sweep.upper()}, {grid.metric.title}:'
-                yield markdown_table(table, missing='')
+                yield table
         if grid.teachers:
             yield ('Stronger teachers, and how far the student that was '
                    'trained alone (its first seed) is from each on rows with '
                    'a label:')
-            yield markdown_table(self.teacher_table())
+            yield self.teacher_table()
         if len(self.measured):
             name = f'{grid.name}_discrepancy.csv'
             yield f'By groups of rows: [{name}]({self.links}/{name}).'

@@ -5,14 +5,11 @@ CSV file after each; a second call does what is not in it, and resumes what
 was interrupted. ``tools/report_experiments.py`` makes tables and figures.
 """
 import argparse
-import json
-import subprocess
 from pathlib import Path
-from typing import Any, List
+from typing import List
 
-from experiments.grid import (DISCREPANCIES, RESULTS, Grid, GridRun, Measure,
-                              Table)
-from experiments.runs import ROOT, Crew, end_like_ctrl_c, short, versions
+from experiments.grid import DISCREPANCIES, RESULTS, Grid, GridRun, Job, Table
+from experiments.runs import ROOT, Crew, end_like_ctrl_c, short
 from rich.console import Console
 
 from mmdist.datasets import write_digit_scenes
@@ -51,41 +48,17 @@ class Results:
         self.discrepancies = Table(
             path.with_name(f'{path.stem}_discrepancy.csv'), DISCREPANCIES)
 
-    def keep(self, job: Any) -> None:
-        """Write the result of a run or of a measurement that is done."""
-        if isinstance(job, Measure):
-            names = dict(
-                student=job.student.name,
-                teacher=job.teacher.name,
-                key=job.key)
-            self.discrepancies.add(
-                *(dict(names, group=group, **values)
-                  for group, values in job.groups().items()))
-        elif job not in self.runs:
-            self.runs.add(result_of(job))
+    def table(self, job: Job) -> Table:
+        """The table that holds the rows of a job."""
+        return self.runs if isinstance(job, GridRun) else self.discrepancies
+
+    def keep(self, job: Job) -> None:
+        """Write the rows of a job that is done."""
+        if job not in self.table(job):
+            self.table(job).add(*job.rows())
 
 
-def result_of(run: GridRun) -> dict:
-    """The row of a run that is done."""
-    commit = subprocess.run(
-        'git describe --always --dirty',
-        shell=True,
-        cwd=ROOT,
-        capture_output=True,
-        text=True)
-    return dict(
-        run=run.name,
-        seed=run.seed,
-        metric=run.validated(),
-        test=run.tested() if run.tests else None,
-        minutes=round(run.seconds / 60, 2),
-        options=json.dumps(run.declared),
-        key=run.key,
-        commit=commit.stdout.strip(),
-        versions=' '.join(versions()))
-
-
-def jobs_left(grid: Grid, results: Results) -> List[Any]:
+def jobs_left(grid: Grid, results: Results) -> List[Job]:
     """The measurements and runs without a result, after what they need.
 
     Of runs that train the same the first is taken.
@@ -100,57 +73,38 @@ def jobs_left(grid: Grid, results: Results) -> List[Any]:
     return list(dict.fromkeys([*jobs, *missing.values()]))
 
 
-def tell(grid: Grid, results: Results, crew: Crew) -> None:
-    """Say what is to be done, and do nothing."""
-    for job in jobs_left(grid, results):
-        if not job.done:
-            crew.say(f'train {job.label}' if isinstance(job, GridRun) else job.
-                     label)
-    for name, entry in grid.runs.items():
-        if not grid.of(name, results.runs):
-            crew.say(f'{name}: once the sweep {entry["best_of"]} is done')
-
-
-def run_grid(grid: Grid, results: Results, crew: Crew) -> None:
-    """Do what is not done yet, and then what takes the best of a sweep.
-
-    Raises:
-        SystemExit: If anything failed, once the rest has ended.
-    """
-
-    def ended(job: Any) -> None:
-        results.keep(job)
-        if isinstance(job, GridRun):
-            crew.say(f'{job.label}: {job.metric.title} '
-                     f'{job.metric.show(job.validated())}')
-
-    failures = []
-    with crew.locked(grid.work_dir):
-        if grid.scenes:
-            out_dir = grid.scenes['out_dir']
-            crew.say(f'Digit scenes in {out_dir}')
-            write_digit_scenes(**{**grid.scenes, 'out_dir': ROOT / out_dir})
-        for _ in range(2):
-            jobs = jobs_left(grid, results)
-            for job in jobs:
-                if job.done:
-                    results.keep(job)
-            failures += crew.carry_out(jobs, keep_going=True, ended=ended)
-    crew.say(f'{len(results.runs.rows)} results in '
-             f'{short(results.runs.path)}')
-    if failures:
-        raise SystemExit('\n'.join(dict.fromkeys(failures)))
-
-
 def main() -> None:
     args = parse_args()
     end_like_ctrl_c()
     grid, results = Grid(args.grid, args.work_dir), Results(args.results)
-    crew = Crew(Console(), args.jobs, epochs=False)
+    crew = Crew(Console(), args.jobs)
     if args.dry_run:
-        tell(grid, results, crew)
-    else:
-        run_grid(grid, results, crew)
+        for job in jobs_left(grid, results):
+            if not job.done:
+                train = 'train ' if isinstance(job, GridRun) else ''
+                crew.say(f'{train}{job.label}')
+        for name, entry in grid.runs.items():
+            if not grid.of(name, results.runs):
+                crew.say(f'{name}: once the sweep {entry["best_of"]} is done')
+        return
+    failures = []
+    with crew.locked(grid.work_dir):
+        if grid.scenes:
+            crew.say(f'Digit scenes in {grid.scenes["out_dir"]}')
+            write_digit_scenes(
+                **{
+                    **grid.scenes, 'out_dir': ROOT / grid.scenes['out_dir']
+                })
+        for _ in range(2):  # then what takes the best of a sweep
+            jobs = jobs_left(grid, results)
+            for job in jobs:
+                if job.done:
+                    results.keep(job)
+            failures += crew.carry_out(jobs, results.keep)
+    crew.say(f'{len(results.runs.rows)} results in '
+             f'{short(results.runs.path)}')
+    if failures:
+        raise SystemExit('\n'.join(dict.fromkeys(failures)))
 
 
 if __name__ == '__main__':

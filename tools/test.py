@@ -36,50 +36,23 @@ def parse_args():
     return parser.parse_args()
 
 
-def enable_visualization(cfg, args):
+def enable_visualization(cfg, args, library):
     """Draw the predictions that `--show` or `--show-dir` asks for."""
     if 'visualization' not in cfg.get('default_hooks', {}):
         raise ConfigError('default_hooks.visualization',
                           '--show and --show-dir need it')
     hook = cfg.default_hooks.visualization
     # as the hook of each library calls it
-    hook.update({'enable' if is_classifier(cfg) else 'draw': True})
+    hook['enable' if library == 'mmpretrain' else 'draw'] = True
     if args.show:
         hook.update(show=True, wait_time=args.wait_time)
-    if not is_detector(cfg):
-        hook.update(interval=1)  # otherwise every 50th image, or later
-    if args.show_dir and is_segmentor(cfg):
+    if library != 'mmdet':
+        hook.interval = 1  # otherwise every 50th image, or later
+    if args.show_dir and library == 'mmseg':
         cfg.visualizer.save_dir = args.show_dir
     elif args.show_dir:
-        folder = 'out_dir' if is_classifier(cfg) else 'test_out_dir'
-        hook.update({folder: args.show_dir})
-
-
-def is_segmentor(cfg):
-    return library_of(cfg) == 'mmseg'
-
-
-def is_classifier(cfg):
-    return library_of(cfg) == 'mmpretrain'
-
-
-def is_detector(cfg):
-    return not (is_segmentor(cfg) or is_classifier(cfg))
-
-
-def metrics_of(cfg):
-    """The metrics of `test_evaluator`, in a list of the config."""
-    evaluator = cfg.get('test_evaluator')
-    if not evaluator:
-        raise ConfigError('test_evaluator', '--out needs it')
-    if isinstance(evaluator, dict) and 'metrics' in evaluator:
-        owner, field = evaluator, 'metrics'
-    else:
-        owner, field = cfg, 'test_evaluator'
-    if isinstance(owner[field], dict):
-        owner[field] = [owner[field]]
-    owner[field] = [*owner[field]]
-    return owner[field]
+        folder = 'out_dir' if library == 'mmpretrain' else 'test_out_dir'
+        hook[folder] = args.show_dir
 
 
 def writes_masks(cfg, metric):
@@ -92,10 +65,16 @@ def writes_masks(cfg, metric):
     return not kind or 'output_dir' in inspect.signature(kind).parameters
 
 
-def save_predictions(cfg, path):
+def save_predictions(cfg, path, library):
     """Let the metrics write what they get: masks, or a pickle."""
-    metrics = metrics_of(cfg)
-    if is_segmentor(cfg):
+    owner, field = cfg, 'test_evaluator'
+    if not cfg.get(field):
+        raise ConfigError(field, '--out needs it')
+    if isinstance(cfg[field], dict) and 'metrics' in cfg[field]:
+        owner, field = cfg[field], 'metrics'
+    metrics = owner[field]
+    metrics = [metrics] if isinstance(metrics, dict) else [*metrics]
+    if library == 'mmseg':
         writers = [metric for metric in metrics if writes_masks(cfg, metric)]
         if not writers:
             raise ConfigError(
@@ -103,46 +82,44 @@ def save_predictions(cfg, path):
                 'output_dir, as IoUMetric does')
         for metric in writers:
             metric.update(output_dir=path, keep_results=True)
-        return
-    if not path.endswith(('.pkl', '.pickle')):
+    elif path.endswith(('.pkl', '.pickle')):
+        dump = 'mmdet.DumpDetResults' if library == 'mmdet' else 'DumpResults'
+        metrics.append(dict(type=dump, out_file_path=path))
+    else:
         raise ConfigError('--out', f'{path} must be a .pkl or .pickle file')
-    dump = 'mmdet.DumpDetResults' if is_detector(cfg) else 'DumpResults'
-    metrics.append(dict(type=dump, out_file_path=path))
+    owner[field] = metrics
 
 
-# as the test tools of MMDetection and MMPretrain have it
-TTA_MODELS = dict(
-    mmdet=dict(
-        type='DetTTAModel',  # registered in MMEngine's own registry
-        tta_cfg=dict(nms=dict(type='nms', iou_threshold=0.5),
-                     max_per_img=100)),
-    mmpretrain=dict(type='mmpretrain.AverageClsScoreTTA'))
-FLIPPED_META = ('img_id', 'img_path', 'ori_shape', 'img_shape', 'scale_factor',
-                'flip', 'flip_direction')
-
-
-def default_tta(cfg):
+def default_tta(cfg, library):
     """The fields of `--tta` for a library whose own test tool has defaults:
     the images as they are, and flipped."""
     *pipeline, pack = copy.deepcopy(
         data_sets_in(cfg.test_dataloader.dataset)[0]['pipeline'])
-    if is_classifier(cfg):
-        library, flip = 'mmpretrain', 'RandomFlip'
+    if library == 'mmpretrain':
+        model, flip = dict(type='mmpretrain.AverageClsScoreTTA'), 'RandomFlip'
     else:
-        library, flip = 'mmdet', 'mmdet.RandomFlip'
-        pack = dict(type='mmdet.PackDetInputs', meta_keys=FLIPPED_META)
+        # registered in MMEngine's own registry
+        model, flip = dict(
+            type='DetTTAModel',
+            tta_cfg=dict(
+                nms=dict(type='nms', iou_threshold=0.5),
+                max_per_img=100)), 'mmdet.RandomFlip'
+        pack = dict(
+            type='mmdet.PackDetInputs',
+            meta_keys=('img_id', 'img_path', 'ori_shape', 'img_shape',
+                       'scale_factor', 'flip', 'flip_direction'))
     flips = [dict(type=flip, prob=1.), dict(type=flip, prob=0.)]
     return dict(
-        tta_model=TTA_MODELS[library],
+        tta_model=model,
         tta_pipeline=[
             *pipeline,
             dict(type='TestTimeAug', transforms=[flips, [pack]])
         ])
 
 
-def augment_tests(cfg):
+def augment_tests(cfg, library):
     """Test on the images of `tta_pipeline`, merged by `tta_model`."""
-    defaults = {} if is_segmentor(cfg) else default_tta(cfg)
+    defaults = {} if library == 'mmseg' else default_tta(cfg, library)
     for field in ('tta_model', 'tta_pipeline'):
         if field in cfg:
             continue
@@ -163,12 +140,13 @@ def main():
     cfg = load_tool_config(args)
     cfg.load_from = args.checkpoint
     cfg.model = student_of(cfg.model)
+    library = library_of(cfg) or 'mmdet'
     if args.tta:
-        augment_tests(cfg)
+        augment_tests(cfg, library)
     if args.show or args.show_dir:
-        enable_visualization(cfg, args)
+        enable_visualization(cfg, args, library)
     if args.out is not None:
-        save_predictions(cfg, args.out)
+        save_predictions(cfg, args.out, library)
     run(cfg, 'test')
 
 

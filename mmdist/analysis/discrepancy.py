@@ -8,7 +8,7 @@ right.
 """
 import math
 from collections import defaultdict
-from typing import Any, Dict, List, Optional
+from typing import Any, Dict, List, Optional, Tuple
 
 import torch
 from torch import Tensor
@@ -62,7 +62,9 @@ class Discrepancy:
         # rows, and their number
         self._rows: Dict[str, int] = defaultdict(int)
         self._sums: Dict[str, Dict[str, Tensor]] = defaultdict(dict)
-        self._classes: Optional[Dict[str, Tensor]] = None
+        # sums over rows with so many classes and answers
+        self._classes: Dict[str, Tensor] = {}
+        self._sizes: Optional[Tuple[int, int]] = None
 
     @torch.no_grad()
     def update(self, pair: LogitPair) -> None:
@@ -127,52 +129,39 @@ class Discrepancy:
 
     def _add_classes(self, pair: LogitPair, rows: List[Tensor],
                      answers: List[Tensor]) -> None:
-        number, num_answers = pair.num_classes, pair.num_answers
-        if self._classes is None:
-            shapes = dict(
-                rows=(),
-                sums=(2, number),
-                squares=(2, number),
-                products=(number, number),
-                labelled=(num_answers, ),
-                right=(2, num_answers),
-                agree=(num_answers, ),
-                reliability=(2, 3, NUM_BINS))
-            self._classes = {
-                name: torch.zeros(shape, dtype=torch.float64)
-                for name, shape in shapes.items()
-            }
-        found = self._classes
-        if (len(found['products']), len(found['labelled'])) != (number,
-                                                                num_answers):
+        number = pair.num_answers
+        self._sizes = self._sizes or (pair.num_classes, number)
+        if self._sizes != (pair.num_classes, number):
             return  # another head, of other classes
         p, q = (_probabilities(logits / self.tau, activation, pair).double()
                 for logits, activation in zip(rows, (pair.student_activation,
                                                      pair.teacher_activation)))
-        found['rows'] += len(p)
-        found['sums'] += torch.stack([p.sum(0), q.sum(0)]).cpu()
-        found['squares'] += torch.stack([p.square().sum(0),
-                                         q.square().sum(0)]).cpu()
-        found['products'] += (p.T @ q).cpu()
         truth = pair.truth() if answers else None
-        if truth is None or not bool((truth >= 0).any()):
-            return
+        if truth is None:
+            truth = torch.full((len(p), ), NONE, device=p.device)
         known = truth.flatten() >= 0
-        truth = truth.flatten()[known].cpu()
-        answers = [answer[known].cpu() for answer in answers]
-        found['labelled'].index_add_(0, truth, torch.ones(len(truth)).double())
-        found['agree'].index_add_(0, truth,
-                                  (answers[0] == answers[1]).double())
-        for model, (answer, table) in enumerate(zip(answers, (p, q))):
-            right = (answer == truth).double()
-            found['right'][model].index_add_(0, truth, right)
-            confidence = table[known].amax(1).clamp(0, 1).cpu()
-            bins = (confidence * NUM_BINS).long().clamp(max=NUM_BINS - 1)
-            if number == 1:  # how often the class is where it is predicted
-                right = (truth == 0).double()
-            values = torch.ones_like(right), confidence, right
-            for row, value in zip(found['reliability'][model], values):
-                row.index_add_(0, bins, value)
+        truth = truth.flatten()[known]
+        answers = [answer[known] for answer in answers] or [truth, truth]
+        right = [answer == truth for answer in answers]
+        found = dict(
+            rows=torch.tensor(len(p)),
+            sums=torch.stack([p.sum(0), q.sum(0)]),
+            squares=torch.stack([p.square().sum(0),
+                                 q.square().sum(0)]),
+            products=p.T @ q,
+            labelled=truth.bincount(minlength=number),
+            agree=truth[answers[0] == answers[1]].bincount(minlength=number),
+            right=torch.stack(
+                [truth[each].bincount(minlength=number) for each in right]),
+            reliability=torch.stack([
+                # how often one class is where it is predicted
+                _bins(table[known].amax(1),
+                      truth == 0 if pair.num_classes == 1 else each)
+                for table, each in zip((p, q), right)
+            ]))
+        for name, value in found.items():
+            before = self._classes.get(name, 0)
+            self._classes[name] = before + value.double().cpu()
 
     def summary(self) -> Dict[str, Any]:
         """All measures, in lists and numbers.
@@ -204,7 +193,7 @@ class Discrepancy:
         measured = {key for group in groups.values() for key in group}
         left_out = [key for key in MEASURES if groups and key not in measured]
         found = self._classes
-        if found is None:
+        if not found:
             return dict(groups=groups, left_out=left_out)
         correlation = _correlation(found)
         intra = 1 - correlation.diagonal()
@@ -255,6 +244,17 @@ def _correlation(found: Dict[str, Tensor]) -> Tensor:
     deviations = variances.clamp(min=0).sqrt()
     deviations = deviations.where(deviations > 1e-7 * means, torch.inf)
     return covariance / (deviations[0][:, None] * deviations[1])
+
+
+def _bins(confidence: Tensor, right: Tensor) -> Tensor:
+    """Rows, sum of confidence and right ones by bins of confidence."""
+    confidence = confidence.clamp(0, 1)
+    bins = (confidence * NUM_BINS).long().clamp(max=NUM_BINS - 1)
+    return torch.stack([
+        bins.bincount(weights, minlength=NUM_BINS)
+        for weights in (torch.ones_like(confidence), confidence,
+                        right.double())
+    ])
 
 
 def _reliability(bins: Tensor) -> Dict[str, Any]:

@@ -5,7 +5,7 @@ from its own random stream, so scene ``i`` of a seed is the same image
 however many scenes are made.
 """
 from pathlib import Path
-from typing import Dict, Iterator, List, NamedTuple, Optional, Tuple
+from typing import Dict, Iterator, List, NamedTuple, Tuple
 
 import cv2
 import numpy as np
@@ -59,15 +59,8 @@ class Scene(NamedTuple):
 
 
 def digit_pools(seed: int) -> Dict[str, DigitPool]:
-    """Split the handwritten samples into disjoint train and val pools.
-
-    Args:
-        seed (int): Seed of the data set.
-
-    Returns:
-        dict[str, DigitPool]: The pools of 'train' (three quarters of the
-        samples) and 'val'.
-    """
+    """Disjoint pools of handwritten samples: three quarters for 'train', the
+    others for 'val'."""
     try:
         from sklearn.datasets import load_digits
     except ModuleNotFoundError as error:
@@ -89,39 +82,38 @@ def digit_pools(seed: int) -> Dict[str, DigitPool]:
 def draw_scene(pool: DigitPool,
                rng: np.random.Generator,
                size: int = 160) -> Scene:
-    """Draw one scene.
+    """Draw one scene of ``size`` pixels in height and width.
 
     Digits vary in size (about 12 to 48 px high), slant, rotation, contrast
     and polarity; their boxes never overlap.
-
-    Args:
-        pool (DigitPool): The samples to draw from.
-        rng (np.random.Generator): The scene's random stream.
-        size (int): Height and width in pixels. Defaults to 160.
-
-    Returns:
-        Scene: The image with its boxes and mask.
     """
     canvas = _background(rng, size)
     mask = np.zeros((size, size), np.uint8)
-    placed: List[Tuple[int, ...]] = []
+    taken = np.zeros((size, size), bool)  # by boxes
+    boxes: List[Tuple[int, ...]] = []
     drawn: List[int] = []
     for _ in range(rng.integers(3, 8)):
         index = int(rng.integers(len(pool.labels)))
         ink = _warp_digit(pool.images[index], rng)
-        box = _find_place(ink.shape, placed, rng, size)
-        if box is None:
+        height, width = ink.shape
+        for _ in range(_PLACEMENT_TRIES if max(ink.shape) <= size else 0):
+            x = int(rng.integers(0, size - width + 1))
+            y = int(rng.integers(0, size - height + 1))
+            if not taken[max(y - _BOX_GAP, 0):y + height + _BOX_GAP,
+                         max(x - _BOX_GAP, 0):x + width + _BOX_GAP].any():
+                break
+        else:  # too crowded
             continue
-        x, y, width, height = box
         window = np.s_[y:y + height, x:x + width]
         _paint_ink(canvas[window], ink, _contrast(rng))
         mask[window][ink > 0] = int(pool.labels[index]) + 1
-        placed.append(box)
+        taken[window] = True
+        boxes.append((x, y, width, height))
         drawn.append(index)
     canvas += rng.normal(0, rng.uniform(2, 10), canvas.shape)
     return Scene(
         np.clip(canvas, 0, 255).astype(np.uint8), mask,
-        np.array(placed, np.int64).reshape(-1, 4), pool.labels[drawn],
+        np.array(boxes, np.int64).reshape(-1, 4), pool.labels[drawn],
         pool.indices[drawn])
 
 
@@ -129,17 +121,8 @@ def iter_scenes(split: str,
                 num_scenes: int,
                 seed: int = 0,
                 size: int = 160) -> Iterator[Scene]:
-    """Draw the scenes of a split, one after the other.
-
-    Args:
-        split (str): 'train' or 'val'.
-        num_scenes (int): How many.
-        seed (int): Seed of the data set. Defaults to 0.
-        size (int): Height and width in pixels. Defaults to 160.
-
-    Yields:
-        Scene: Scene 0, 1, ...
-    """
+    """Draw the scenes of a split ('train' or 'val') one after the other;
+    the arguments are those of :func:`write_digit_scenes`."""
     pool = digit_pools(seed)[split]
     for index in range(num_scenes):
         stream = np.random.default_rng([seed, SPLITS.index(split), index])
@@ -224,15 +207,10 @@ def _contrast(rng: np.random.Generator) -> np.ndarray:
 
 
 def _warp_digit(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Scale, slant and turn a digit, and cut it to its ink.
+    """Scale, slant and turn the ink (8, 8) of a digit.
 
-    Args:
-        image (np.ndarray): Ink in [0, 1], shape (8, 8).
-        rng (np.random.Generator): The scene's random stream.
-
-    Returns:
-        np.ndarray: Opacity in [0, 1] with ink in its outermost rows and
-        columns, float32, shape (h, w).
+    The result is float32 opacity in [0, 1] of shape (h, w), cut so that its
+    outermost rows and columns have ink.
     """
     # Log-uniform: as many doublings of small digits as of large ones.
     height = np.exp(rng.uniform(np.log(14), np.log(48)))
@@ -252,25 +230,6 @@ def _warp_digit(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     opacity[opacity < 0.1] = 0
     rows, cols = np.nonzero(opacity)
     return opacity[rows.min():rows.max() + 1, cols.min():cols.max() + 1]
-
-
-def _find_place(shape: Tuple[int, int], placed: List[Tuple[int, ...]],
-                rng: np.random.Generator,
-                size: int) -> Optional[Tuple[int, ...]]:
-    """Find a free (x, y, w, h) for an (h, w) patch; None if too crowded."""
-    height, width = shape
-    if max(shape) > size:
-        return None
-    for _ in range(_PLACEMENT_TRIES):
-        x = int(rng.integers(0, size - width + 1))
-        y = int(rng.integers(0, size - height + 1))
-        box = (x, y, width, height)
-        if not any(
-                all(box[i] < other[i] + other[i + 2] +
-                    _BOX_GAP and other[i] < box[i] + box[i + 2] + _BOX_GAP
-                    for i in (0, 1)) for other in placed):
-            return box
-    return None
 
 
 def _paint_ink(patch: np.ndarray, ink: np.ndarray,

@@ -80,20 +80,17 @@ class SeedHook(Hook):
 
     def before_train_epoch(self, runner) -> None:
         """Seed the order and the workers of the data loader."""
-        self._seed(runner)
+        # Each rank has random numbers of its own.
+        numbers = runner.seed, runner.iter, get_rank()
+        seed, = SeedSequence(numbers).generate_state(1)
+        set_random_seed(int(seed))
 
     def before_train_iter(self,
                           runner,
                           batch_idx: int,
                           data_batch: Optional[dict] = None) -> None:
         """Seed the iteration, whatever was drawn before."""
-        self._seed(runner)
-
-    def _seed(self, runner) -> None:
-        # Each rank has random numbers of its own.
-        numbers = runner.seed, runner.iter, get_rank()
-        seed, = SeedSequence(numbers).generate_state(1)
-        set_random_seed(int(seed))
+        self.before_train_epoch(runner)
 
 
 def newest_checkpoint(work_dir: str,
@@ -110,21 +107,28 @@ def newest_checkpoint(work_dir: str,
     Returns:
         str | None: A path, or the URL that is noted; None if there is none.
     """
-    noted = _noted(work_dir)
+    noted, note = '', osp.join(work_dir, 'last_checkpoint')
+    if osp.isfile(note):
+        with open(note) as file:
+            noted = file.read().strip()
     if '://' in noted:
         return noted
+    if noted and not osp.exists(noted):  # the folder was moved
+        noted = osp.join(work_dir, osp.basename(noted))
+    noted = noted and osp.normpath(noted)
     steps = _checkpoints({work_dir, osp.dirname(noted) or work_dir}, names)
     if osp.isfile(noted):
         steps.setdefault(noted, -1)
-    paths = sorted(
-        steps, key=lambda p: (osp.getmtime(p), steps[p]), reverse=True)
-    if noted in steps:  # times are lost when a folder is copied
-        later = [p for p in paths if steps[p] > steps[noted]]
-        paths = [
-            *(p for p in later if osp.getmtime(p) >= osp.getmtime(noted)),
-            noted, *(p for p in paths if p != noted)
-        ]
-    for path in paths:
+
+    def order(path: str) -> tuple:
+        """Times are lost when a folder is copied, so the note goes first,
+        unless a later checkpoint is newer."""
+        time, step = osp.getmtime(path), steps[path]
+        later = noted in steps and (step > steps[noted]
+                                    and time >= osp.getmtime(noted))
+        return later, path == noted, time, step
+
+    for path in sorted(steps, key=order, reverse=True):
         if is_whole(path):
             return path
         print_log(
@@ -132,19 +136,6 @@ def newest_checkpoint(work_dir: str,
             logger='current',
             level=WARNING)
     return None
-
-
-def _noted(work_dir: str) -> str:
-    """The last checkpoint by MMEngine's note; '' if there is no note."""
-    note = osp.join(work_dir, 'last_checkpoint')
-    if not osp.isfile(note):
-        return ''
-    with open(note) as file:
-        path = file.read().strip()
-    if not path or '://' in path:
-        return path
-    moved = osp.join(work_dir, osp.basename(path))
-    return osp.normpath(path if osp.exists(path) else moved)
 
 
 def _checkpoints(folders: Iterable[str],

@@ -87,10 +87,7 @@ class DistillScheduleHook(Hook):
         scale = self.scale_at(time)
         _unwrapped(runner).distillation.scale = scale
         runner.message_hub.update_scalar('train/kd_scale', scale)
-        self._say(runner, scale > 0)
-
-    def _say(self, runner: Runner, due: bool) -> None:
-        """Log when distillation begins and ends."""
+        due = scale > 0
         if self._due not in (None, due):
             what = 'begins' if due else 'ends'
             print_log(

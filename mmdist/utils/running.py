@@ -10,7 +10,6 @@ from mmengine.dist import is_main_process
 from mmengine.hooks import Hook
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
-from torch.utils.data import DataLoader
 
 from mmdist.errors import ConfigError
 
@@ -19,43 +18,47 @@ LOOK_AT = ('see whether data_root, ann_file and data_prefix name the right '
            'filter_cfg leaves any')
 
 
-def _join_cpu_processes(cfg: Config) -> None:
-    """Let ``torch.distributed.run`` work without an accelerator.
-
-    MMEngine would select a GPU for the process, and give one to DDP.
-    """
-    torch.distributed.init_process_group('gloo')
-    cfg.setdefault(
-        'model_wrapper_cfg',
-        dict(
-            type='MMDistributedDataParallel',
-            device_ids=None,
-            broadcast_buffers=False,
-            find_unused_parameters=cfg.get('find_unused_parameters', False)))
-
-
-def _build_runner(cfg: Config) -> Runner:
-    """Build the runner that a config names, or MMEngine's default one."""
-    if cfg.launcher == 'pytorch' and get_device() == 'cpu':
-        _join_cpu_processes(cfg)
-    return RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
-
-
 def run(cfg: Config, loop: str) -> None:
     """Train or test what a config says.
 
     Args:
         cfg (Config): The result of :func:`load_tool_config`.
         loop (str): The runner's method: ``train`` or ``test``.
+
+    Raises:
+        ConfigError: If a training cannot begin as the config says.
     """
     if loop == 'train':
-        _refuse_resumed_fsdp(cfg)
-        _refuse_no_file(cfg)
+        strategy = (cfg.get('strategy') or {}).get('type')
+        if cfg.get('resume') and strategy == 'FSDPStrategy':
+            # MMEngine gives PyTorch's loader of the optimizer its arguments
+            # in another order, and shards would run code.
+            raise ConfigError(
+                'resume', 'FSDPStrategy cannot resume a run with this PyTorch',
+                'train on from the weights alone: load_from=<checkpoint> '
+                "without resume, with the strategy's "
+                "state_dict_type='FULL_STATE_DICT'")
+        path = cfg.get('load_from')  # models are built first, which is slow
+        if path and '://' not in path and not osp.exists(osp.expanduser(path)):
+            raise ConfigError('load_from', f'there is no checkpoint {path!r}')
+    if cfg.launcher == 'pytorch' and get_device() == 'cpu':
+        # MMEngine would select a GPU for the process, and give one to DDP.
+        torch.distributed.init_process_group('gloo')
+        cfg.setdefault(
+            'model_wrapper_cfg',
+            dict(
+                type='MMDistributedDataParallel',
+                device_ids=None,
+                broadcast_buffers=False,
+                find_unused_parameters=cfg.get('find_unused_parameters',
+                                               False)))
     with _config_kept(cfg) as started:
-        runner = _build_runner(cfg)
+        runner = RUNNERS.build(
+            cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
         runner.register_hook(started)
         if loop == 'train':
-            _refuse_empty_data(runner)
+            for part in ('train', 'val'):
+                _build_data(runner, f'{part}_dataloader')
         getattr(runner, loop)()
     if torch.distributed.is_initialized():
         # A thread of gloo that is still busy at Python's own end aborts a
@@ -93,52 +96,30 @@ def _config_kept(cfg: Config) -> Iterator[_Started]:
         raise
 
 
-def _refuse_resumed_fsdp(cfg: Config) -> None:
-    """Refuse to resume FSDP: MMEngine gives PyTorch's loader of the optimizer
-    its arguments in another order, and shards would run code."""
-    strategy = cfg.get('strategy') or {}
-    if cfg.get('resume') and strategy.get('type') == 'FSDPStrategy':
-        raise ConfigError(
-            'resume', 'FSDPStrategy cannot resume a run with this PyTorch',
-            'train on from the weights alone: load_from=<checkpoint> without '
-            "resume, with the strategy's state_dict_type='FULL_STATE_DICT'")
-
-
-def _refuse_no_file(cfg: Config) -> None:
-    """Refuse a missing checkpoint before models are built, which is slow."""
-    path = cfg.get('load_from')
-    if path and '://' not in path and not osp.exists(osp.expanduser(path)):
-        raise ConfigError('load_from', f'there is no checkpoint {path!r}')
-
-
-def _refuse_empty_data(runner: Runner) -> None:
-    """Build the data of training and validation, and refuse empty data.
+def _build_data(runner: Runner, name: str) -> None:
+    """Build a data loader of the runner, and refuse one without batches.
 
     A sampler of an empty data set never returns, or the training ends at once.
     """
-    for part in ('train', 'val'):
-        name = f'{part}_dataloader'
-        loader = getattr(runner, f'_{name}')
-        if isinstance(loader, dict):
-            loader = _build_data(runner, loader, name)
-            setattr(runner, f'_{name}', loader)
-        if not isinstance(getattr(loader, 'dataset', None), Sized):
-            continue
-        if not len(loader.dataset):
-            raise ConfigError(f'{name}.dataset', 'there are no images',
-                              LOOK_AT)
-        if isinstance(loader.sampler, Sized) and not len(loader):
+    loader = getattr(runner, f'_{name}')
+    if isinstance(loader, dict):
+        try:
+            loader = runner.build_dataloader(
+                loader,
+                seed=runner.seed,
+                diff_rank_seed=runner._randomness_cfg.get(
+                    'diff_rank_seed', False))
+        except Exception as error:  # MMEngine cannot pack an empty list, too
             raise ConfigError(
-                name, 'there is no batch: drop_last leaves none of '
-                f'{len(loader.dataset)} images', 'lower its batch_size')
-
-
-def _build_data(runner: Runner, loader: dict, name: str) -> DataLoader:
-    ranks_differ = runner._randomness_cfg.get('diff_rank_seed', False)
-    try:
-        return runner.build_dataloader(
-            loader, seed=runner.seed, diff_rank_seed=ranks_differ)
-    except Exception as error:  # MMEngine cannot pack an empty list, either
+                f'{name}.dataset', 'the data cannot be read, or there are no '
+                f'images ({type(error).__name__}: {error})',
+                LOOK_AT) from error
+        setattr(runner, f'_{name}', loader)
+    if not isinstance(getattr(loader, 'dataset', None), Sized):
+        return
+    if not len(loader.dataset):
+        raise ConfigError(f'{name}.dataset', 'there are no images', LOOK_AT)
+    if isinstance(loader.sampler, Sized) and not len(loader):
         raise ConfigError(
-            f'{name}.dataset', 'the data cannot be read, or there are no '
-            f'images ({type(error).__name__}: {error})', LOOK_AT) from error
+            name, 'there is no batch: drop_last leaves none of '
+            f'{len(loader.dataset)} images', 'lower its batch_size')

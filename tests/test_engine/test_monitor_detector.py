@@ -150,19 +150,9 @@ def test_one_class_is_told_from_the_background(name, tmp_path, log):
     """A good teacher is praised, one that was not trained is noticed."""
     cfg = detector(name, **ONE_CLASS[name])
     cfg['backbone'].update(frozen_stages=-1, norm_eval=False)
-    for spoilt in (False, True):
-        log.clear()
-        good = taught(cfg, of_one_class, *TRAINING[name])
-        if spoilt:
-            with pytest.raises(ConfigError, match='was not trained'):
-                distil(
-                    good,
-                    tmp_path,
-                    untrained,
-                    of_one_class,
-                    strict_teacher=True)
-        else:
-            distil(good, tmp_path, None, of_one_class, strict_teacher=True)
-            judged, = (
-                r.message for r in log.records if 'is right' in r.message)
-            assert float(judged.split('right about ')[1][:5]) > 0.7
+    good = taught(cfg, of_one_class, *TRAINING[name])
+    distil(good, tmp_path, None, of_one_class, strict_teacher=True)
+    judged, = (r.message for r in log.records if 'is right' in r.message)
+    assert float(judged.split('right about ')[1][:5]) > 0.7
+    with pytest.raises(ConfigError, match='was not trained'):
+        distil(good, tmp_path, untrained, of_one_class, strict_teacher=True)

@@ -19,8 +19,7 @@ def run(monkeypatch, *arguments):
     """Run the tool in this process."""
     monkeypatch.setattr(sys, 'argv', [TOOL, *map(str, arguments)])
     monkeypatch.syspath_prepend(osp.dirname(TOOL))
-    with helpers.quick():
-        runpy.run_path(TOOL, run_name='__main__')
+    runpy.run_path(TOOL, run_name='__main__')
 
 
 def panels(path):

@@ -314,8 +314,8 @@ def test_every_epoch_is_told_once(runs, crew):
             run.metric.key: epoch / 10,
             'step': epoch
         }])
-        run.tell_epoch(crew, told)
-        run.tell_epoch(crew, told)
+        run.tell_validation(crew, told)
+        run.tell_validation(crew, told)
     assert lines_of(crew) == [
         'train teacher: epoch 2/5, mAP 0.200',
         'train teacher: epoch 3/5, mAP 0.300'
@@ -415,29 +415,35 @@ def test_runs_are_side_by_side_and_in_order(script, crew):
 
 
 @pytest.mark.parametrize('code', ['raise SystemExit(3)', 'pass'])
-def test_failure_names_the_log_and_stops_the_others(script, crew, code,
-                                                    tmp_path):
-    bad = script('bad', code)
+def test_a_failure_stops_what_needs_it(script, crew, code):
+    """It names the log; the others go on."""
+    bad, other = script('bad', code), script('other', WRITE)
+    last = script('last', WRITE, [bad])
+    failures = crew.carry_out([bad, last, other])
+    assert len(failures) == 2
+    assert failures[0].startswith('"bad" failed')
+    assert failures[0].endswith('bad.log')
+    assert ('exit code 3' in failures[0]) == ('3' in code)
+    assert failures[1] == '"last" waits for what failed'
+    assert other.done and not bad.done
+
+
+def test_a_bug_ends_all_others(script, crew, tmp_path):
+    """As Ctrl-C does: no process is left."""
     name = tmp_path / 'pid'
     slow = script(
         'slow', f'import os, time; open("{name}", "w").write(str(os.getpid()))'
         '; time.sleep(600)')
-    failures = crew.carry_out([bad, slow])
-    assert len(failures) == 1
-    assert failures[0].startswith('"bad" failed')
-    assert failures[0].endswith('bad.log')
-    assert not bad.done and not slow.done
-    if name.exists():
-        assert not Path('/proc', name.read_text()).exists()
+    bug = script('bug', WRITE)
 
+    def carry_out(crew):
+        wait_for(lambda: name.exists() and name.read_text())
+        raise KeyError
 
-def test_failure_may_stop_only_what_needs_it(script, crew):
-    bad, other = script('bad', 'raise SystemExit(3)'), script('other', WRITE)
-    last = script('last', WRITE, [bad])
-    failures = crew.carry_out([bad, last, other], keep_going=True)
-    assert len(failures) == 2 and 'exit code 3' in failures[0]
-    assert failures[1] == '"last" waits for what failed'
-    assert other.done
+    bug.carry_out = carry_out
+    with pytest.raises(KeyError):
+        crew.carry_out([slow, bug])
+    assert not Path('/proc', name.read_text()).exists()
 
 
 def test_second_demo_waits_for_the_first(crew, tmp_path):
@@ -456,34 +462,20 @@ def test_second_demo_waits_for_the_first(crew, tmp_path):
 
 # all of it, as small as possible
 
+
+@pytest.fixture
+def tiny(demo, monkeypatch):
+    """One task, in a folder of its own, on few scenes."""
+    monkeypatch.setattr(demo, 'TASKS', [demo.TASKS[0]._replace(folder='det')])
+    monkeypatch.setattr(demo, 'QUICK', dict(num_train=16, num_val=8))
+
+
 TINY = (
     'import signal, sys; sys.path.insert(0, "tools"); import demo; '
     # Shells let background jobs ignore Ctrl-C, and that is inherited.
     'signal.signal(signal.SIGINT, signal.default_int_handler); '
+    'demo.TASKS = [demo.TASKS[0]._replace(folder="det")]; '
     'demo.QUICK = dict(num_train=16, num_val=8); demo.main()')
-
-
-@pytest.fixture
-def start_demo(repo, tmp_path):
-    """A function that starts the demo; whatever still runs is ended."""
-    started = []
-
-    def start():
-        started.append(
-            subprocess.Popen([
-                sys.executable, '-c', TINY, '--quick', '--work-dir',
-                tmp_path / 'work', '--data-root', tmp_path / 'data'
-            ],
-                             cwd=repo,
-                             stdout=subprocess.PIPE,
-                             stderr=subprocess.STDOUT,
-                             text=True))
-        return started[-1]
-
-    yield start
-    for process in started:
-        process.terminate()
-        process.wait(timeout=60)
 
 
 def wait_for(condition, seconds=300):
@@ -504,36 +496,53 @@ def is_free(path):
 
 
 @pytest.mark.slow
-def test_interrupted_demo_goes_on(start_demo, tmp_path):
-    """Interrupt it twice, by Ctrl-C and by kill; the third call ends it."""
+def test_interrupted_demo_goes_on(demo, crew, tiny, repo, tmp_path):
+    """Another call of it does the rest, and a third has nothing to do."""
     work = tmp_path / 'work'
-    first = start_demo()
-    wait_for(lambda: (work / 'teacher' / 'last_checkpoint').is_file())
-    first.send_signal(signal.SIGINT)
-    assert 'Interrupted' in first.communicate(timeout=60)[0]
+    words = ['--quick', '--work-dir', work, '--data-root', tmp_path / 'data']
+    first = subprocess.Popen([sys.executable, '-c', TINY, *words],
+                             cwd=repo,
+                             stdout=subprocess.PIPE,
+                             stderr=subprocess.STDOUT,
+                             text=True)
+    try:
+        wait_for((work / 'det' / 'teacher' / 'last_checkpoint').is_file)
+        first.send_signal(signal.SIGINT)
+        assert 'Interrupted' in first.communicate(timeout=60)[0]
+    finally:
+        first.kill()
     assert first.returncode == 1
     assert is_free(work / '.lock')  # no child is left
 
-    second = start_demo()
-    wait_for(lambda: (work / 'dist' / 'train.json').is_file())
-    second.send_signal(signal.SIGTERM)
-    assert 'Interrupted' in second.communicate(timeout=60)[0]
-    assert is_free(work / '.lock')
-    teacher = (work / 'teacher' / 'epoch_2.pth').stat()
-
-    output = start_demo().communicate(timeout=600)[0]
-    assert 'train teacher: begins' not in output
-    assert (work / 'teacher' / 'epoch_2.pth').stat() == teacher
-    assert 'numbers mean nothing' in output
+    args = demo.parse_args([str(word) for word in words])
+    demo.demo(args, crew)
+    output = crew.console.file.getvalue()
+    assert 'train det/teacher: goes on' in output or \
+        'train det/teacher' not in output
     for title in ('teacher', 'student alone', 'vanilla KD', 'DIST'):
         assert title in output
-    report = (work / 'report.md').read_text()
-    assert 'numbers mean nothing' in report
+    for text in (output, (work / 'report.md').read_text()):
+        assert 'numbers mean nothing' in text
     for name in ('curves.png', 'predictions.jpg'):
-        for picture in (name, f'seg/{name}'):
-            assert f']({picture})' in report
-            assert (work / picture).stat().st_size > 10000
+        assert f'](det/{name})' in text
+        assert (work / 'det' / name).stat().st_size > 10000
 
-    again = start_demo().communicate(timeout=120)[0]
-    assert 'begins' not in again and 'goes on' not in again
-    assert Path(work / 'teacher' / 'epoch_2.pth').stat() == teacher
+    known = [path.stat() for path in work.glob('det/*/epoch_2.pth')]
+    again = demo.Crew(Console(file=io.StringIO()))
+    demo.demo(args, again)
+    output = again.console.file.getvalue()
+    assert 'begins' not in output and 'goes on' not in output
+    assert [path.stat() for path in work.glob('det/*/epoch_2.pth')] == known
+
+
+@pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGHUP])
+def test_other_signals_end_it_like_ctrl_c(shared, number):
+    """No child stays behind."""
+    before = {n: signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGHUP)}
+    try:
+        shared.end_like_ctrl_c()
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(number)
+    finally:
+        for changed, handler in before.items():
+            signal.signal(changed, handler)

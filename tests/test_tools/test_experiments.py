@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from rich.console import Console
+from scipy import stats
 
 from mmdist.errors import ConfigError
 
@@ -135,7 +136,7 @@ def test_keys_tell_what_is_trained(grid):
     assert again['KD', 0].key != runs['KD', 0].key
 
 
-def test_keys_do_not_tell_where_data_is(grid, monkeypatch):
+def test_keys_do_not_tell_where_data_is(tools, grid, monkeypatch):
     text = '''
 title = 'Street scenes'
 metric = dict(key='mIoU', title='mIoU (%)', format='.1f')
@@ -143,8 +144,9 @@ runs = dict(alone=dict(
     config='configs/camvid/pspnet_r18-w8-d8_1xb8-1k_camvid-180x240.py'))
 '''
     keys = []
-    for place in ('data/camvid', '/another/place/camvid', 'data'):
+    for place in ('data', '/another/place/camvid', 'data/camvid'):
         monkeypatch.setenv('MMDIST_CAMVID', place)
+        tools['experiments.runs'].read_config.cache_clear()
         run = by_name(grid(text))['alone', 0]
         assert run.cfg.train_dataloader.dataset.data_root == place
         assert run.checkpoint.name == 'iter_1000.pth'
@@ -169,7 +171,8 @@ def test_known_results_are_not_trained_again(tools, grid, results):
     for run in by_name(read).values():
         finish(results, run, 50.)
     measure, = read.measures()
-    measure.groups = lambda: dict(all=dict(rows=1, kl=0.5))
+    row = dict(group='all', rows=1, kl=0.5, key=measure.key)
+    measure.rows = lambda: [row]
     results.keep(measure)
     again = tools['run_experiments'].Results(results.runs.path)
     assert len(again.runs.rows) == len(results.runs.rows) == 9
@@ -302,7 +305,7 @@ def test_report_has_means_and_deviations(tools, grid, results, tmp_path):
                          tmp_path / 'a' / 'b.md')
     text = '\n\n'.join(report.text())
     spread = np.std([20., 24.], ddof=1)
-    assert f'| alone | 22.0 ± {spread:.1f} (2) |  |' in text
+    assert f'| alone | 22.0 ± {spread:.1f} (2) |  |  |' in text
     assert 'Gains are over *alone*.' in text
     table = '| options | tau=4 |\n| --- | --- |\n| loss_weight=1 | 33.3 |'
     assert table in text
@@ -311,6 +314,25 @@ def test_report_has_means_and_deviations(tools, grid, results, tmp_path):
     assert '![runs](../toy.png)' in text
     for name in ('toy.png', 'toy_teachers.png'):
         assert (tmp_path / name).stat().st_size > 5000
+
+
+@pytest.mark.parametrize('gains, decided', [((3., 5., 4.), True),
+                                            ((3., 5., -4.), False)])
+def test_intervals_say_what_is_decided(tools, grid, results, tmp_path, gains,
+                                       decided):
+    """The interval is SciPy's, of differences that are paired by seed."""
+    read = grid(GRID.replace('seeds = [0, 1]', 'seeds = [0, 1, 2]'))
+    for name, numbers in dict(
+            alone=(20., 24., 40.), KD=np.add((20., 24., 40.), gains)).items():
+        for run, value in zip(read.of(name), numbers):
+            finish(results, run, value)
+    report = tools['report_experiments'].Report(tmp_path / 'toy.py', tmp_path,
+                                                tmp_path / 'page.md')
+    low, high = stats.ttest_1samp(gains, 0).confidence_interval(0.95)
+    text = f'{low:.1f} to {high:.1f}'
+    assert (low > 0) == decided
+    assert report.intervals(['alone', 'KD'
+                             ]) == ['', f'**{text}**' if decided else text]
 
 
 def test_the_words_of_the_page_stay(tools, grid, results, tmp_path,
@@ -401,13 +423,12 @@ def test_a_grid_is_run(repo, tmp_path, monkeypatch, tools):
     log = next((tmp_path / 'runs' / 'dist').rglob('scalars.json')).read_text()
     last = json.loads(log.splitlines()[-1])
     assert table[table.run == 'dist'].metric.item() == last['mIoU']
-    # All but one are done now.
+    # Without the broken one all are done now.
     monkeypatch.setattr(sys, 'argv', ['run_experiments.py', *words])
     text = (tmp_path / 'tiny.py').read_text()
-    (tmp_path / 'tiny.py').write_text(text.replace("'no'", '0.1'))
+    (tmp_path / 'tiny.py').write_text(text + "runs.pop('broken')\n")
     runpy.run_path(tool, run_name='__main__')
-    again = pd.read_csv(tmp_path / 'tiny.csv')
-    assert len(again) == 4 and again[:3].equals(table)
+    assert pd.read_csv(tmp_path / 'tiny.csv').equals(table)
 
 
 def test_dry_run_trains_nothing(tools, grid, tmp_path, monkeypatch):

@@ -27,8 +27,7 @@ def run(monkeypatch, *arguments):
     """Run the tool in this process."""
     monkeypatch.setattr(sys, 'argv', [str(TOOL), *map(str, arguments)])
     monkeypatch.syspath_prepend(TOOL.parent)
-    with helpers.quick():
-        runpy.run_path(str(TOOL), run_name='__main__')
+    runpy.run_path(str(TOOL), run_name='__main__')
 
 
 def mixed(one, other, names):
@@ -83,8 +82,7 @@ def test_boxes_are_the_students_and_classes_the_teachers(
         torch.save(dict(state_dict=value), tmp_path / f'{key}.pth')
     cfg = Config.fromfile(config)
     cfg.load_from = str(tmp_path / 'both.pth')
-    with helpers.quick():
-        metrics = Runner.from_cfg(cfg).test()
+    metrics = Runner.from_cfg(cfg).test()
     expected = read()
     out = tmp_path / 'out'
     run(monkeypatch, config, tmp_path / 'student.pth', config,

@@ -1,4 +1,5 @@
 """Runs that are killed, by tools/train.py and processes of their own."""
+import functools
 import json
 import math
 import multiprocessing
@@ -16,10 +17,11 @@ import torch
 
 from mmdist.engine import newest_checkpoint
 from tests import helpers, segmentors
+from tests.quick import quick
 
 ROOT = osp.dirname(osp.dirname(osp.dirname(osp.abspath(__file__))))
 TRAIN = osp.join(ROOT, 'tools', 'train.py')
-MOMENTS = 20
+MOMENTS = 8
 EPOCHS, ITERS = 4, 12
 FLIP = dict(type='RandomFlip', prob=0.5)
 # A new process need not import everything again.
@@ -66,8 +68,19 @@ TASKS = dict(detection=detection, segmentation=segmentation)
 @pytest.fixture(scope='module', params=list(TASKS))
 def run(request, tmp_path_factory):
     """A config's path, and the folder and seconds of a whole run."""
-    root = tmp_path_factory.mktemp(request.param)
-    cfg = TASKS[request.param](root)
+    return whole_run(request.param, tmp_path_factory)
+
+
+@pytest.fixture(scope='module')
+def one_run(tmp_path_factory):
+    """The same of one task, for what is about files."""
+    return whole_run('segmentation', tmp_path_factory)
+
+
+@functools.lru_cache(None)
+def whole_run(task, folders):
+    root = folders.mktemp(task)
+    cfg = TASKS[task](root)
     cfg.train_dataloader.num_workers = 1
     cfg.default_hooks.checkpoint.update(
         max_keep_ckpts=1, backend_args=dict(backend='mmdist.whole'))
@@ -131,7 +144,7 @@ def _train(arguments, limits):
         _die_at(limits['event'], limits['part'])
     if 'size' in limits:
         resource.setrlimit(resource.RLIMIT_FSIZE, [limits['size']] * 2)
-    with helpers.quick():
+    with quick():
         runpy.run_path(TRAIN, run_name='__main__')
 
 
@@ -176,13 +189,14 @@ def assert_equal(work_dir, whole):
 
 @pytest.mark.slow
 def test_resumed_runs_equal_the_uninterrupted_one(run, tmp_path):
-    """Killed at random moments, from its start to its end."""
+    """Killed at a random moment of each part, from its start to its end."""
     config, whole, seconds = run
     assert len(losses(whole)) == ITERS
     moments, killed, begun = random.Random(0), 0, 0
     for i in range(MOMENTS):
         work_dir = tmp_path / str(i)
-        end = train(config, work_dir, seconds=moments.uniform(0, seconds))
+        moment = (i + moments.random()) / MOMENTS * seconds
+        end = train(config, work_dir, seconds=moment)
         killed += end == -signal.SIGKILL
         begun += newest_checkpoint(str(work_dir)) is not None
         assert train(config, work_dir, '--resume') == 0
@@ -198,9 +212,9 @@ def test_resumed_runs_equal_the_uninterrupted_one(run, tmp_path):
     ('os.remove', '.pth'),
     ('open', 'last_checkpoint'),
 ])
-def test_killed_while_a_checkpoint_is_written(run, tmp_path, event, part):
+def test_killed_while_a_checkpoint_is_written(one_run, tmp_path, event, part):
     """Before and after each step of writing it, and of removing the last."""
-    config, whole, _ = run
+    config, whole, _ = one_run
     assert train(config, tmp_path, event=event, part=part) == -signal.SIGKILL
     assert train(config, tmp_path, '--resume') == 0
     assert_equal(tmp_path, whole)
@@ -208,9 +222,9 @@ def test_killed_while_a_checkpoint_is_written(run, tmp_path, event, part):
 
 
 @pytest.mark.slow
-def test_full_disk(run, tmp_path):
+def test_full_disk(one_run, tmp_path):
     """The last whole checkpoint is left, and the error names the file."""
-    config, whole, _ = run
+    config, whole, _ = one_run
     train(config, tmp_path, event='open', part='last_checkpoint')
     kept = newest_checkpoint(str(tmp_path))
     content = open(kept, 'rb').read()
@@ -231,9 +245,9 @@ def test_full_disk(run, tmp_path):
 
 
 @pytest.mark.slow
-def test_half_a_checkpoint_is_skipped(run, tmp_path):
+def test_half_a_checkpoint_is_skipped(one_run, tmp_path):
     """As other tools, or another disk, may leave it."""
-    config, whole, _ = run
+    config, whole, _ = one_run
     train(config, tmp_path, event='os.remove', part='.pth')
     old, new = sorted(tmp_path.glob('*.pth'), key=osp.getmtime)
     os.truncate(new, new.stat().st_size // 2)

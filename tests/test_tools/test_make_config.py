@@ -24,8 +24,7 @@ def run(tool, monkeypatch, *arguments):
     """Run a tool in this process."""
     monkeypatch.setattr(sys, 'argv', [tool, *map(str, arguments)])
     monkeypatch.setattr('time.strftime', lambda *_: '20260101')
-    with helpers.quick():
-        runpy.run_path(tool, run_name='__main__')
+    runpy.run_path(tool, run_name='__main__')
 
 
 def prepare(scope, root):

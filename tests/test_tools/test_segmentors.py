@@ -12,7 +12,7 @@ import torch
 from mmengine.config import Config
 
 from mmdist.errors import ConfigError
-from tests.helpers import checkpoint, quick, write_new_style
+from tests.helpers import checkpoint, write_new_style
 from tests.segmentors import (NUM_CLASSES, batch, build, distiller_cfg,
                               prepared, run_cfg, save_teacher, segmentor,
                               write_masks)
@@ -52,8 +52,7 @@ def run(monkeypatch, tmp_path):
         monkeypatch.chdir(tmp_path)
         monkeypatch.setattr('time.strftime', lambda *_: tmp_path.name)
         monkeypatch.setattr(sys, 'argv', [tool, *map(str, arguments)])
-        with quick():
-            runpy.run_path(tool, run_name='__main__')
+        runpy.run_path(tool, run_name='__main__')
 
     return run
 

@@ -13,8 +13,8 @@ from tensorboard.backend.event_processing.event_accumulator import \
     EventAccumulator
 
 from tests import helpers, segmentors
-from tests.helpers import (build, checkpoint, detector, distiller_cfg, quick,
-                           run_cfg, save_teacher, write_coco)
+from tests.helpers import (build, checkpoint, detector, distiller_cfg, run_cfg,
+                           save_teacher, write_coco)
 
 ROOT = osp.dirname(osp.dirname(osp.dirname(osp.abspath(__file__))))
 TRAIN = osp.join(ROOT, 'tools', 'train.py')
@@ -44,8 +44,7 @@ def run(monkeypatch, tmp_path):
         calls.append(arguments)
         monkeypatch.setattr('time.strftime', _numbered(tmp_path, len(calls)))
         monkeypatch.setattr(sys, 'argv', [TRAIN, *map(str, arguments)])
-        with quick():
-            runpy.run_path(TRAIN, run_name='__main__')
+        runpy.run_path(TRAIN, run_name='__main__')
 
     return run
 

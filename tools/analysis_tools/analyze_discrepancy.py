@@ -6,11 +6,13 @@ of mmdist compare their class logits for the same instances.
 import argparse
 import copy
 import json
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Dict, List
+from typing import Any, Dict, Iterator, List
 
-import matplotlib
-import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from mmengine.config import Config
 from mmengine.logging import MessageHub
 from mmengine.registry import MODELS, init_default_scope
@@ -52,13 +54,6 @@ def parse_args() -> argparse.Namespace:
     return parse_models(parser)
 
 
-def innermost(dataset: Dict[str, Any]) -> Dict[str, Any]:
-    """The data set inside RepeatDataset, MultiImageMixDataset and the like."""
-    while 'dataset' in dataset:
-        dataset = dataset['dataset']
-    return dataset
-
-
 def loader_of(cfg: Config, split: str, seed: int) -> Any:
     """Batches of a split, through the pipeline of the training."""
     loader = copy.deepcopy(cfg.train_dataloader)
@@ -67,7 +62,9 @@ def loader_of(cfg: Config, split: str, seed: int) -> Any:
         if part is None:
             raise ConfigError('STUDENT', f'it has no {split}_dataloader',
                               'choose another --split')
-        own = innermost(loader['dataset'])
+        own = loader['dataset']
+        while 'dataset' in own:  # RepeatDataset, MultiImageMixDataset …
+            own = own['dataset']
         other = copy.deepcopy(part['dataset'])
         pipeline = data_sets_in(own)[0].get('pipeline')
         for leaf in data_sets_in(other):
@@ -176,71 +173,53 @@ def names_of(found: Dict[str, Any], names: List[str]) -> List[str]:
     return names or [str(i) for i in range(number)]
 
 
-def plot_classes(axes: Any, results: Dict[str, Dict[str, Any]],
-                 names: List[str]) -> None:
-    """Bars of accuracy on labelled rows, a group a class."""
-    first = next(iter(results.values()))
-    bars = {'student': [row['student'] for row in first['classes']]}
-    for teacher, found in results.items():
-        bars[teacher] = [row['teacher'] for row in found['classes']]
-    width = 0.8 / len(bars)
-    for i, (name, values) in enumerate(bars.items()):
-        axes.bar(np.arange(len(values)) + i * width, values, width, label=name)
-    if len(names) <= MOST_NAMES:
-        axes.set_xticks(np.arange(len(names)) + 0.4, names, rotation=60)
-    axes.set_ylabel('accuracy on labelled rows')
-    axes.figure.legend(loc='outside upper center')
-
-
-def plot_correlation(axes: Any, found: Dict[str, Any],
-                     names: List[str]) -> None:
-    """The student's classes down, the teacher's across."""
-    image = axes.imshow(found['correlation'], vmin=-1, vmax=1, cmap='RdBu_r')
-    axes.figure.colorbar(image, label='Pearson correlation')
-    axes.set(xlabel='class of the teacher', ylabel='class of the student')
-    if len(names) <= MOST_NAMES:
-        axes.set_xticks(range(len(names)), names, rotation=90)
-        axes.set_yticks(range(len(names)), names)
-
-
-def plot_reliability(axes: Any, results: Dict[str, Dict[str, Any]]) -> None:
-    """Accuracy by confidence; a calibrated model is on the diagonal."""
-    first = next(iter(results.values()))
-    curves = {'student': first['reliability']['student']}
-    for teacher, found in results.items():
-        curves[teacher] = found['reliability']['teacher']
-    axes.plot([0, 1], [0, 1], color='grey', linewidth=0.8)
-    for name, curve in curves.items():
-        points = [(c, a) for c, a, n in zip(
-            curve['confidence'], curve['accuracy'], curve['rows']) if n]
-        axes.plot(*zip(*points) if points else ([], []), 'o-', label=name)
-    axes.set(xlabel='confidence', ylabel='accuracy')
-    axes.legend()
+@contextmanager
+def figure_at(path: Path) -> Iterator[Axes]:
+    """Axes of a figure, which is written when they are drawn."""
+    figure = Figure((8, 6), layout='constrained')
+    yield figure.subplots()
+    figure.savefig(path)
 
 
 def draw(results: Dict[str, Dict[str, Any]], names: List[str],
          folder: Path) -> None:
     """Write the figures of teachers that predict one set of classes."""
-    matplotlib.use('Agg')
-    from matplotlib import pyplot as plt
-    results = {k: v for k, v in results.items() if 'classes' in v}
     judged = {k: v for k, v in results.items() if 'reliability' in v}
-    figures = {}
     if judged:
-        rows = names_of(next(iter(judged.values())), names)
-        figures = dict(
-            classes=lambda axes: plot_classes(axes, judged, rows),
-            reliability=lambda axes: plot_reliability(axes, judged))
+        first = next(iter(judged.values()))
+        bars = {'student': [row['student'] for row in first['classes']]}
+        curves = {'student': first['reliability']['student']}
+        for teacher, found in judged.items():
+            bars[teacher] = [row['teacher'] for row in found['classes']]
+            curves[teacher] = found['reliability']['teacher']
+        with figure_at(folder / 'classes.png') as axes:
+            table = pd.DataFrame(bars, index=names_of(first, names))
+            table.plot.bar(ax=axes, width=0.8, rot=60, legend=False)
+            if len(table) > MOST_NAMES:
+                axes.set_xticks([])
+            axes.set_ylabel('accuracy on labelled rows')
+            axes.figure.legend(loc='outside upper center')
+        with figure_at(folder / 'reliability.png') as axes:
+            # a calibrated model is on the diagonal
+            axes.plot([0, 1], [0, 1], color='grey', linewidth=0.8)
+            for name, curve in curves.items():
+                points = pd.DataFrame(curve).query('rows > 0')
+                axes.plot(points.confidence, points.accuracy, 'o-', label=name)
+            axes.set(xlabel='confidence', ylabel='accuracy')
+            axes.legend()
     for teacher, found in results.items():
+        if 'classes' not in found:
+            continue
         columns = names_of(found, names)[:len(found['correlation'])]
-        figures[f'correlation_{teacher}'] = (
-            lambda axes, found=found, columns=columns: plot_correlation(
-                axes, found, columns))
-    for name, plot in figures.items():
-        figure, axes = plt.subplots(figsize=(8, 6), layout='constrained')
-        plot(axes)
-        figure.savefig(folder / f'{name}.png')
-        plt.close(figure)
+        with figure_at(folder / f'correlation_{teacher}.png') as axes:
+            image = axes.imshow(
+                found['correlation'], vmin=-1, vmax=1, cmap='RdBu_r')
+            axes.figure.colorbar(image, label='Pearson correlation')
+            axes.set(
+                xlabel='class of the teacher', ylabel='class of the student')
+            if len(columns) <= MOST_NAMES:
+                axes.set_xticks(range(len(columns)), columns, rotation=90)
+                axes.set_yticks(range(len(columns)), columns)
 
 
 def main() -> None:

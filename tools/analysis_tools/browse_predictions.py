@@ -6,12 +6,13 @@ visualizer of the student's config.
 import argparse
 import copy
 from pathlib import Path
-from typing import Any, Iterator, List, Optional, Sequence, Tuple
+from typing import Any, Iterator, List, Optional, Sequence
 
 import matplotlib
 import mmcv
 import numpy as np
 import torch
+from matplotlib.figure import Figure
 from mmengine.config import Config
 from mmengine.registry import VISUALIZERS, init_default_scope
 from mmengine.runner import Runner
@@ -50,51 +51,20 @@ def parse_args() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def models_of(
-        args: argparse.Namespace,
-        cfg: Config) -> Tuple[nn.Module, nn.Module, Optional[Sequence[str]]]:
-    """The student and the teacher, with their weights, and the names of the
-    teacher's classes."""
-    student = build_model(cfg.model, 'STUDENT',
-                          cfg.get('data_preprocessor'))[0]
-    load_student(student, args.checkpoint)
-    teacher = Teacher(args.teacher, args.teacher_checkpoint, field='TEACHER')
-    models = [m.to(args.device).eval() for m in (student, teacher.model)]
-    return (*models, teacher.class_names)
-
-
-def draw_boxes(visualizer: Visualizer, image: np.ndarray,
-               sample: BaseDataElement, truth: bool, score_thr: float) -> None:
-    """Draw boxes with the visualizer of a detector."""
-    visualizer.add_datasample(
-        '',
-        image,
-        sample,
-        draw_gt=truth,
-        draw_pred=not truth,
-        pred_score_thr=score_thr)
-
-
-def draw_pixels(visualizer: Visualizer, image: np.ndarray,
-                sample: BaseDataElement, truth: bool, *_: Any) -> None:
-    """Draw masks with the visualizer of a segmentor."""
-    visualizer.add_datasample(
-        '', image, sample, draw_gt=truth, draw_pred=not truth)
-
-
-def draw_class(visualizer: Visualizer, image: np.ndarray,
-               sample: BaseDataElement, truth: bool, *_: Any) -> None:
-    """Draw a class with the visualizer of a classifier."""
-    visualizer.visualize_cls(
-        image,
-        sample,
-        classes=visualizer.dataset_meta['classes'],
-        draw_gt=truth,
-        draw_pred=not truth,
-        resize=300)
-
-
-DRAW = dict(mmdet=draw_boxes, mmseg=draw_pixels, mmpretrain=draw_class)
+def draw(library: str, visualizer: Visualizer, image: np.ndarray,
+         sample: BaseDataElement, truth: bool, score_thr: float) -> np.ndarray:
+    """The image with its truth or with what a model predicts."""
+    visualizer.set_image(image)  # nothing is drawn without a truth
+    which = dict(draw_gt=truth, draw_pred=not truth)
+    if library == 'mmpretrain':
+        classes = visualizer.dataset_meta['classes']
+        visualizer.visualize_cls(
+            image, sample, classes=classes, resize=300, **which)
+    else:
+        if library == 'mmdet':
+            which['pred_score_thr'] = score_thr
+        visualizer.add_datasample('', image, sample, **which)
+    return visualizer.get_image()
 
 
 def visualizer_of(cfg: Config, name: str, metainfo: dict,
@@ -114,7 +84,6 @@ def visualizer_of(cfg: Config, name: str, metainfo: dict,
 
 def save_row(images: List[np.ndarray], path: Path) -> None:
     """Write the images of a row beside each other."""
-    from matplotlib.figure import Figure
     height, width = images[0].shape[:2]
     figure = Figure(
         figsize=(15, 5 * height / width + 0.4), layout='constrained')
@@ -139,39 +108,26 @@ def predictions(loader: Any, models: List[nn.Module],
                 return
 
 
-def part_of(cfg: Config, field: str) -> Any:
-    """A field of the student's config.
-
-    Raises:
-        ConfigError: If there is none.
-    """
-    if not cfg.get(field):
-        raise ConfigError('STUDENT', f'it has no {field}')
-    return cfg[field]
-
-
 def loader_of(cfg: Config, split: str) -> Any:
     """Images of a split; those without masks are not asked for them.
 
     The test pipelines of MMSegmentation load masks for its metrics. (Boxes
     and labels may be missing: nothing fails then.)
     """
-    loader = copy.deepcopy(part_of(cfg, f'{split}_dataloader'))
+    loader = copy.deepcopy(cfg[f'{split}_dataloader'])
     built = Runner.build_dataloader(loader)
     if library_of(cfg) != 'mmseg' or is_annotated(built.dataset):
         return built
     for data_set in data_sets_in(loader['dataset']):
+        names = [
+            getattr(step['type'], '__name__', step['type'])
+            for step in data_set['pipeline']
+        ]
         data_set['pipeline'] = [
-            step for step in data_set['pipeline']
-            if not _name_of(step).endswith('LoadAnnotations')
+            step for step, name in zip(data_set['pipeline'], names)
+            if not name.endswith('LoadAnnotations')
         ]
     return Runner.build_dataloader(loader)
-
-
-def _name_of(step: dict) -> str:
-    """The name of a transform, given as a string or a class."""
-    kind = step['type']
-    return kind if isinstance(kind, str) else kind.__name__
 
 
 def main() -> None:
@@ -180,25 +136,31 @@ def main() -> None:
     cfg = load_config(args.student, 'STUDENT')
     wrapper_for(cfg, 'STUDENT')  # refuses other libraries
     init_default_scope(scope_of(cfg))
+    for field in (f'{args.split}_dataloader', 'visualizer'):
+        if not cfg.get(field):
+            raise ConfigError('STUDENT', f'it has no {field}')
     loader = loader_of(cfg, args.split)
-    part_of(cfg, 'visualizer')
-    student, teacher, names = models_of(args, cfg)
-    metainfo = loader.dataset.metainfo
-    sides = [
-        visualizer_of(cfg, title, metainfo, x)
-        for title, x in zip(TITLES, (None, None, names))
+    student = build_model(cfg.model, 'STUDENT',
+                          cfg.get('data_preprocessor'))[0]
+    load_student(student, args.checkpoint)
+    teacher = Teacher(args.teacher, args.teacher_checkpoint, field='TEACHER')
+    models = [m.to(args.device).eval() for m in (student, teacher.model)]
+    visualizers = [
+        visualizer_of(cfg, title, loader.dataset.metainfo, classes)
+        for title, classes in zip(TITLES, (None, None, teacher.class_names))
     ]
     args.out_dir.mkdir(parents=True, exist_ok=True)
-    found = predictions(loader, [student, teacher], args.number)
+    found = predictions(loader, models, args.number)
     total = min(args.number, len(loader.dataset))
     for i, (ours, theirs) in enumerate(track(found, 'Images', total)):
         image = mmcv.imread(ours.img_path, channel_order='rgb')
-        row = []
-        for side, sample, truth in zip(sides, (ours, ours, theirs),
-                                       (True, False, False)):
-            side.set_image(image)  # nothing is drawn without a truth
-            DRAW[library_of(cfg)](side, image, sample, truth, args.score_thr)
-            row.append(side.get_image())
+        row = [
+            draw(
+                library_of(cfg), visualizer, image, sample, truth,
+                args.score_thr)
+            for visualizer, sample, truth in zip(visualizers, (
+                ours, ours, theirs), (True, False, False))
+        ]
         save_row(row, args.out_dir / f'{i:03d}_{Path(ours.img_path).stem}.png')
     print(f'{total} images are in {args.out_dir}')
 

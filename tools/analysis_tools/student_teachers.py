@@ -60,5 +60,5 @@ def named_teachers(args: argparse.Namespace) -> Iterator[Tuple[str, str, str]]:
     stems = [Path(config).stem for config in args.teachers[::2]]
     for i, (stem, config, checkpoint) in enumerate(
             zip(stems, args.teachers[::2], args.teachers[1::2])):
-        again = stems.count(stem) > 1
-        yield f'{stem}_{i}' if again else stem, config, checkpoint
+        repeated = stems.count(stem) > 1
+        yield f'{stem}_{i}' if repeated else stem, config, checkpoint

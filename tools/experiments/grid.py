@@ -1,6 +1,6 @@
 """Grids of trainings: configs, options and seeds that a file declares.
 
-A grid is an MMEngine config with these fields:
+A grid is a Python file with these names:
 
 - ``title`` and ``metric`` (key, title, format);
 - ``runs``: name -> ``dict(config=..., options={...}, seeds=[...],
@@ -15,16 +15,17 @@ A grid is an MMEngine config with these fields:
 - ``discrepancy=dict(student=..., teachers=..., taught=...)``: how far a run is
   from others, and the names of the runs that these taught, by title.
 """
+import json
 import re
+import runpy
+import subprocess
 import sys
 from pathlib import Path
-from typing import Any, Dict, List, Optional
-
-from mmengine.config import Config
+from typing import Any, Dict, List, Optional, Union
 
 from mmdist.datasets import scenes_manifest
 from mmdist.errors import ConfigError
-from .runs import ROOT, Crew, Metric, Run, read_config, read_json, short
+from .runs import ROOT, Crew, Metric, Run, read_json, short, versions
 
 try:
     import pandas as pd
@@ -36,6 +37,85 @@ RESULTS = ('run', 'seed', 'metric', 'test', 'minutes', 'options', 'key',
            'commit', 'versions')
 DISCREPANCIES = ('student', 'teacher', 'group', 'rows', 'kl', 'inter', 'intra',
                  'spearman', 'kendall', 'top-1 agreement', 'key')
+
+
+class GridRun(Run):
+    """One training of a grid, with its whole config in one file."""
+
+    def __init__(self, grid: 'Grid', name: str, seed: int,
+                 entry: Dict[str, Any]) -> None:
+        self.name, self.declared = name, dict(entry.get('options') or {})
+        options, teacher = {**self.declared, 'randomness.seed': seed}, None
+        if entry.get('teacher'):
+            teacher = grid.of(entry['teacher'])[0]
+            options['model.teacher.config'] = short(teacher.config)
+            options['model.teacher.checkpoint'] = short(teacher.checkpoint)
+        folder = grid.work_dir / folder_name(name) / f'seed_{seed}'
+        super().__init__(f'{name}, seed {seed}', ROOT / entry['config'],
+                         folder, options, grid.metric, grid.manifest, teacher,
+                         grid.test)
+        self.config, self.options = folder.with_suffix('.py'), {}
+
+    def carry_out(self, crew: Crew) -> None:
+        """Write the config, and do what is left."""
+        self.folder.parent.mkdir(parents=True, exist_ok=True)
+        self.cfg.dump(self.config)
+        super().carry_out(crew)
+
+    def rows(self) -> List[Dict[str, Any]]:
+        """The row of a run that is done."""
+        commit = subprocess.run(['git', 'describe', '--always', '--dirty'],
+                                cwd=ROOT,
+                                capture_output=True,
+                                text=True)
+        values = (self.name, self.seed, self.validated(),
+                  self.tested() if self.tests else None,
+                  round(self.seconds / 60,
+                        2), json.dumps(self.declared), self.key,
+                  commit.stdout.strip(), ' '.join(versions()))
+        return [dict(zip(RESULTS, values))]
+
+
+class Measure:
+    """One call of ``analyze_discrepancy.py`` for two runs."""
+    seed = None  # the key holds the seeds of both
+
+    def __init__(self, student: GridRun, teacher: GridRun) -> None:
+        self.student, self.teacher = student, teacher
+        self.needs = [student, teacher]
+        self.label = f'discrepancy of {student.label} from {teacher.label}'
+        self.key = '-'.join(f'{run.key}.{run.seed}' for run in self.needs)
+        self.folder = teacher.folder / f'from_{student.key}.{student.seed}'
+
+    def rows(self) -> List[Dict[str, Any]]:
+        """A row for each group of rows of logits; none if not measured."""
+        found = read_json(self.folder / 'discrepancy.json')
+        names = dict(
+            student=self.student.name, teacher=self.teacher.name, key=self.key)
+        return [
+            dict(names, group=group, **values) for model in found.values()
+            for group, values in model['groups'].items()
+        ]
+
+    @property
+    def done(self) -> bool:
+        """Whether both models are trained and were compared."""
+        return all(run.trained for run in self.needs) and bool(self.rows())
+
+    def carry_out(self, crew: Crew) -> None:
+        """Compare the models."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        models = [
+            short(path) for run in self.needs
+            for path in (run.config, run.checkpoint)
+        ]
+        tool = 'tools/analysis_tools/analyze_discrepancy.py'
+        crew.call(self.label, [tool, *models, '--out-dir',
+                               short(self.folder)],
+                  self.folder / 'measure.log', lambda: self.done)
+
+
+Job = Union[GridRun, Measure]
 
 
 class Table:
@@ -60,75 +140,15 @@ class Table:
         old = [self.rows] if len(self.rows) else []
         self.rows = pd.concat([*old, new], ignore_index=True)
 
-    def of(self, *results: Any) -> pd.DataFrame:
+    def of(self, *jobs: Job) -> pd.DataFrame:
         """The rows of runs or measurements."""
-        keys = [(result.key, result.seed) for result in results]
+        keys = [(job.key, job.seed) for job in jobs]
         seeds = self.rows.get('seed', [None] * len(self.rows))
         found = [pair in keys for pair in zip(self.rows.key, seeds)]
         return self.rows[pd.Series(found, self.rows.index, bool)]
 
-    def __contains__(self, result: Any) -> bool:
-        return len(self.of(result)) > 0
-
-
-class GridRun(Run):
-    """One training of a grid, with its whole config in one file."""
-
-    def __init__(self, grid: 'Grid', name: str, seed: int,
-                 entry: Dict[str, Any]) -> None:
-        self.name, self.declared = name, dict(entry.get('options') or {})
-        options = {**self.declared, 'randomness.seed': seed}
-        teacher = None
-        if entry.get('teacher'):
-            teacher = grid.of(entry['teacher'])[0]
-            options['model.teacher.config'] = short(teacher.config)
-            options['model.teacher.checkpoint'] = short(teacher.checkpoint)
-        folder = grid.work_dir / folder_name(name) / f'seed_{seed}'
-        super().__init__(f'{name}, seed {seed}', ROOT / entry['config'],
-                         folder, options, grid.metric, grid.manifest, teacher,
-                         grid.test)
-        self.config, self.options = folder.with_suffix('.py'), {}
-
-    def carry_out(self, crew: Crew) -> None:
-        """Write the config, and do what is left."""
-        self.folder.parent.mkdir(parents=True, exist_ok=True)
-        self.cfg.dump(self.config)
-        super().carry_out(crew)
-
-
-class Measure:
-    """One call of ``analyze_discrepancy.py`` for two runs."""
-    seed = None  # the key holds the seeds of both
-
-    def __init__(self, student: GridRun, teacher: GridRun) -> None:
-        self.student, self.teacher = student, teacher
-        self.needs = [student, teacher]
-        self.label = f'discrepancy of {student.label} from {teacher.label}'
-        self.key = '-'.join(f'{run.key}.{run.seed}' for run in self.needs)
-        self.folder = teacher.folder / f'from_{student.key}.{student.seed}'
-
-    def groups(self) -> Optional[dict]:
-        """The measures of each group of rows; None if they are missing."""
-        found = read_json(self.folder / 'discrepancy.json')
-        return next(iter(found.values()))['groups'] if found else None
-
-    @property
-    def done(self) -> bool:
-        """Whether both models are trained and were compared."""
-        return (all(run.trained for run in self.needs)
-                and self.groups() is not None)
-
-    def carry_out(self, crew: Crew) -> None:
-        """Compare the models."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        models = [
-            short(path) for run in self.needs
-            for path in (run.config, run.checkpoint)
-        ]
-        tool = 'tools/analysis_tools/analyze_discrepancy.py'
-        crew.call(self.label, [tool, *models, '--out-dir',
-                               short(self.folder)],
-                  self.folder / 'measure.log', lambda: self.done)
+    def __contains__(self, job: Job) -> bool:
+        return len(self.of(job)) > 0
 
 
 class Grid:
@@ -145,8 +165,7 @@ class Grid:
 
     def __init__(self, path: Path, work_dir: Path) -> None:
         self.name, self.work_dir = path.stem, work_dir
-        read_config.cache_clear()  # configs are read once a grid
-        cfg = Config.fromfile(path, lazy_import=False).to_dict()
+        cfg = runpy.run_path(str(path))
         for field in ('title', 'metric', 'runs'):
             if field not in cfg:
                 raise ConfigError(field, f'{path} has no {field!r}')
@@ -157,12 +176,12 @@ class Grid:
         self.student = measured.get('student')
         self.teachers = measured.get('teachers', [])
         self.taught = measured.get('taught', {})
-        scenes = {
-            k: v
-            for k, v in (self.scenes or {}).items() if k != 'out_dir'
-        }
+        scenes = dict(self.scenes or {})
+        scenes.pop('out_dir', None)
         self.manifest = scenes_manifest(**scenes) if scenes else {}
         self.runs = cfg['runs']
+        self.made: Dict[Any, GridRun] = {}
+        # names and entries of the members of each sweep
         self.members = {
             sweep:
             [(f'{sweep}: {describe(options)}', dict(entry, options=options))
@@ -171,10 +190,6 @@ class Grid:
         }
         entries = [*self.runs.items(), *sum(self.members.values(), [])]
         self.entries = dict(entries)
-        self.made: Dict[Any, GridRun] = {}
-        self._check([folder_name(name) for name, _ in entries])
-
-    def _check(self, folders: List[str]) -> None:
         for name, entry in [*self.sweeps.items(), *self.runs.items()]:
             if 'config' not in entry or set(entry) - RUN_FIELDS:
                 raise ConfigError(
@@ -187,6 +202,7 @@ class Grid:
                     raise ConfigError(
                         'runs', f'{name!r} has {field}={entry[field]!r}',
                         f'choose one of {list(known)}')
+        folders = [folder_name(name) for name, _ in entries]
         for folder in folders:
             if folders.count(folder) > 1:
                 raise ConfigError(
@@ -200,13 +216,20 @@ class Grid:
                     'be one of them and have no `best_of`')
 
     def of(self, name: str, results: Optional[Table] = None) -> List[GridRun]:
-        """The runs of a name, one for each seed; none if its options are
-        those of a sweep that is not complete."""
+        """The runs of a name, one for each seed.
+
+        There are none if its options are those of a sweep that is not
+        complete; with ``results`` the best member gives them.
+        """
         entry = self.entries[name]
         if entry.get('best_of'):
-            best = self._best(entry['best_of'], results)
-            if best is None:
-                return []
+            means = {}
+            for member, _ in self.members[entry['best_of']]:
+                runs = self.of(member)
+                if not results or not all(run in results for run in runs):
+                    return []
+                means[member] = results.of(*runs).metric.mean()
+            best = self.entries[max(means, key=means.get)]['options']
             entry = dict(entry, options={**best, **entry.get('options', {})})
         pairs = [(name, seed) for seed in entry.get('seeds', self.seeds)]
         for pair in pairs:
@@ -218,16 +241,6 @@ class Grid:
         """All runs whose options are known, seed by seed."""
         runs = [run for name in self.entries for run in self.of(name, results)]
         return sorted(runs, key=lambda run: run.seed)
-
-    def _best(self, sweep: str, results: Table) -> Optional[Dict[str, Any]]:
-        """The options with the best mean; None if a result is missing."""
-        means = []
-        for name, entry in self.members[sweep]:
-            runs = self.of(name)
-            if not results or not all(run in results for run in runs):
-                return None
-            means.append(results.of(*runs).metric.mean())
-        return self.members[sweep][means.index(max(means))][1]['options']
 
     def measures(self) -> List[Measure]:
         """The measurements of discrepancies, of first seeds."""

@@ -1,4 +1,4 @@
-"""Trainings by ``tools/train.py``, several at a time, which go on later.
+"""Trainings by ``tools/train.py``, several at a time, which can be resumed.
 
 Shared by ``make demo`` and ``tools/run_experiments.py``.
 """
@@ -83,8 +83,8 @@ class Run:
 
     @functools.cached_property
     def key(self) -> str:
-        """A hash of what is trained: not of the seed, the place of the data,
-        the versions of packages, or what only logs and writes."""
+        """A hash of what is trained, without the seed, the place of the data,
+        the versions of packages, and what only logs and writes."""
         cfg = self.cfg.to_dict()
         for field in NOT_HASHED:
             cfg.pop(field, None)
@@ -102,16 +102,15 @@ class Run:
     def seconds(self) -> Optional[float]:
         """Time spent on this very training so far; None if it never began."""
         record = read_json(self.record_file)
-        return record['seconds'] if record.get('of') == self._of() else None
+        known = record.get('of') == [self.key, self.seed, versions()]
+        return record['seconds'] if known else None
 
     def save(self, seconds: float) -> None:
         """Note how long this very training took so far."""
         partial = self.record_file.with_suffix('.partial')
-        partial.write_text(json.dumps(dict(of=self._of(), seconds=seconds)))
+        of = [self.key, self.seed, versions()]
+        partial.write_text(json.dumps(dict(of=of, seconds=seconds)))
         partial.replace(self.record_file)
-
-    def _of(self) -> list:
-        return [self.key, self.seed, versions()]
 
     def validations(self) -> Dict[int, float]:
         """The metric by epoch, or by iteration."""
@@ -175,15 +174,14 @@ class Run:
         return self.command('train')
 
     def carry_out(self, crew: 'Crew') -> None:
-        """Do what is left."""
+        """Do what is left, and say each validation."""
         if not self.trained:
             command = self.prepare()
             before, told = self.seconds, set()
 
             def watch(seconds: float) -> None:
                 self.save(before + seconds)
-                if crew.epochs:
-                    self.tell_epoch(crew, told)
+                self.tell_validation(crew, told)
 
             crew.call(f'train {self.label}', command,
                       self.folder / 'train.log', lambda: self.trained, watch)
@@ -192,29 +190,21 @@ class Run:
                       self.folder / 'test.log',
                       lambda: self.tested() is not None)
 
-    def tell_epoch(self, crew: 'Crew', told: set) -> None:
+    def tell_validation(self, crew: 'Crew', told: set) -> None:
         """Say the metric of the last validation, once."""
-        *_, last = [(None, None), *self.validations().items()]
-        if last[0] not in {None, *told}:
-            told.add(last[0])
-            crew.say(f'train {self.label}: {self.unit} {last[0]}/{self.length}'
-                     f', {self.metric.title} {self.metric.show(last[1])}')
+        for step, value in [*self.validations().items()][-1:]:
+            if step not in told:
+                told.add(step)
+                crew.say(f'train {self.label}: {self.unit} {step}/'
+                         f'{self.length}, {self.metric.title} '
+                         f'{self.metric.show(value)}')
 
 
 class Crew:
-    """Carries out runs, several at a time, with a line for each event.
+    """Carries out runs, several at a time, with a line for each event."""
 
-    Args:
-        console (Console): Where to print.
-        jobs (int): How many at a time. Defaults to 2.
-        epochs (bool): Whether validations are events. Defaults to True.
-    """
-
-    def __init__(self,
-                 console: Console,
-                 jobs: int = SIDE_BY_SIDE,
-                 epochs: bool = True) -> None:
-        self.console, self.jobs, self.epochs = console, jobs, epochs
+    def __init__(self, console: Console, jobs: int = SIDE_BY_SIDE) -> None:
+        self.console, self.jobs = console, jobs
         self.stop, self.inherited = Event(), ()
 
     def say(self, text: str) -> None:
@@ -227,17 +217,11 @@ class Crew:
              log: Path,
              complete: Callable[[], bool],
              watch: Callable[[float], None] = lambda seconds: None) -> None:
-        """Run a command of Python, and end it when the crew stops.
+        """Run ``python WORDS``; end it and its workers when the crew stops.
 
-        Args:
-            name (str): What it does, for the lines that are printed.
-            words (list[str]): The command after ``python``.
-            log (Path): What it prints goes there.
-            complete (callable): Whether its output is.
-            watch (callable): Told the seconds it has run, from time to time.
-
-        Raises:
-            StepError: If it fails or its output is incomplete.
+        ``watch`` is told the seconds it has run, from time to time. It is a
+        StepError if the command fails or leaves something that is not
+        ``complete``.
         """
         verb = 'goes on' if '--resume' in words else 'begins'
         self.say(f'{name}: {verb}, log in {short(log)}')
@@ -256,7 +240,12 @@ class Crew:
             while process.poll() is None and not self.stop.wait(POLL_SECONDS):
                 watch(time.monotonic() - begun)
         finally:
-            end(process)
+            for number in (signal.SIGTERM, signal.SIGKILL):
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(process.pid, number)
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    process.wait(timeout=5)
+                    break
         seconds = time.monotonic() - begun
         watch(seconds)
         if process.returncode or not complete():
@@ -267,26 +256,20 @@ class Crew:
     def carry_out(
             self,
             runs: List[Run],
-            keep_going: bool = False,
             ended: Callable[[Run], None] = lambda run: None) -> List[str]:
         """Do what is left of runs, each once those that it needs are trained.
 
-        Args:
-            runs (list[Run]): Or what has `label`, `needs`, `done` and
-                `carry_out`; the most urgent first.
-            keep_going (bool): Whether a failure stops only what needs the
-                failed run, not everything. Defaults to False.
-            ended (callable): Called with each run that ended well.
-
-        Returns:
-            list[str]: What failed, and what waits for it.
+        A failure stops what needs the failed run; the others go on. Runs are
+        anything with `label`, `needs`, `done` and `carry_out`, the most urgent
+        first. ``ended`` is called with each that ended well. Returned is what
+        failed, and what waits for it.
         """
         waiting = [run for run in runs if not run.done]
         running, failures = {}, []
         self.stop.clear()
         with ThreadPoolExecutor(self.jobs) as pool:
             try:
-                while keep_going or not failures:
+                while True:
                     ready = [
                         run for run in waiting
                         if all(need.trained for need in run.needs)
@@ -297,14 +280,14 @@ class Crew:
                     if not running:
                         break
                     for future in wait(running, None, FIRST_COMPLETED).done:
-                        run, error = running.pop(future), future.exception()
-                        if error is None:
-                            ended(run)
-                        elif isinstance(error, StepError):
+                        run = running.pop(future)
+                        try:
+                            future.result()
+                        except StepError as error:
                             failures.append(str(error))
                             self.say(str(error))
                         else:
-                            raise error
+                            ended(run)
             finally:
                 self.stop.set()
         return failures + [
@@ -327,16 +310,6 @@ class Crew:
                 fcntl.flock(file, fcntl.LOCK_EX)
             self.inherited = [file.fileno()]
             yield
-
-
-def end(process: subprocess.Popen) -> None:
-    """End a process and its workers."""
-    for number in (signal.SIGTERM, signal.SIGKILL):
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, number)
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(timeout=5)
-            return
 
 
 def end_like_ctrl_c() -> None:

@@ -1,12 +1,13 @@
 """The runs that the grids of digit scenes have in common: the paper's
 ablation, its sweeps, and teachers of rising strength."""
+import itertools
 from typing import Any, Dict
 
 Entry = Dict[str, Any]
 LOSS = 'model.distill_loss.'
 WEIGHTS = (0.5, 1.0, 2.0, 4.0)
 TEMPERATURES = (1.0, 2.0, 4.0)
-# Of sweeps alone, so that the seeds of results did not choose the options.
+# Sweeps have a seed of their own, so that no result chose its options.
 SWEEP_SEED = 10
 MIMIC = {
     'model.mimic_loss.type': 'mmdist.MimicLoss',
@@ -54,16 +55,13 @@ def ablation(student: str, kd: Entry, dist: Entry,
 
 def sweep(run: Entry, *weights: str) -> Entry:
     """Every value of some weights of a run's loss with every temperature."""
-    options = [(weight, tau) for weight in WEIGHTS for tau in TEMPERATURES]
-    return dict(
-        run,
-        seeds=[SWEEP_SEED],
-        options=[{
-            **{
-                LOSS + name: weight
-                for name in weights
-            }, LOSS + 'tau': tau
-        } for weight, tau in options])
+    options = [
+        dict.fromkeys((LOSS + name for name in weights), weight)
+        | {
+            LOSS + 'tau': tau
+        } for weight, tau in itertools.product(WEIGHTS, TEMPERATURES)
+    ]
+    return dict(run, seeds=[SWEEP_SEED], options=options)
 
 
 def widths(config: str, *channels: int) -> Dict[str, Entry]:

@@ -15,8 +15,8 @@ from mmengine.runner import Runner
 from mmdist.errors import ConfigError
 from tests.helpers import (CLASSES, assert_same, build, build_distiller,
                            checkpoint, detector, distiller_cfg, make_runner,
-                           quick, run_cfg, save_teacher, tensors_of, total,
-                           train, write_coco)
+                           run_cfg, save_teacher, tensors_of, total, train,
+                           write_coco)
 from tests.refusals import refused
 
 MIMIC = dict(type='mmdist.MimicLoss', loss_weight=1.0)
@@ -343,9 +343,8 @@ def train_with_classes(data, tmp_path, listed, split='train', **teacher):
     cfg.val_dataloader = copy.deepcopy(cfg.test_dataloader)
     cfg.val_evaluator = cfg.test_evaluator
     cfg[f'{split}_dataloader'].dataset.metainfo = dict(classes=listed)
-    with quick():
-        runner = Runner.from_cfg(cfg)
-        runner.train()
+    runner = Runner.from_cfg(cfg)
+    runner.train()
     return runner
 
 
