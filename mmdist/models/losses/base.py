@@ -9,32 +9,20 @@ from torch import Tensor, nn
 from mmdist.errors import ConfigError
 
 
-def check_weight(name: str, value: float, owner: str = '') -> float:
-    """Return ``value`` as a float >= 0, or raise ConfigError."""
-    number = _finite(value)
-    if number is None or number < 0:
-        raise ConfigError(
-            f'{owner}.{name}' if owner else name,
-            f'it must be a finite number >= 0, but is {value!r}')
-    return number
-
-
-def check_temperature(tau: float) -> float:
-    """Return ``tau`` as a float > 0, or raise ConfigError."""
-    number = _finite(tau)
-    if not number or number < 0:
-        raise ConfigError('tau',
-                          f'it must be a finite number > 0, but is {tau!r}')
-    return number
-
-
-def _finite(value: Any) -> Optional[float]:
-    """A finite number, also of NumPy or without dimensions; else None."""
-    if getattr(value, 'ndim', None) == 0:
-        value = value.item()
-    if isinstance(value, numbers.Real) and math.isfinite(value):
-        return float(value)
-    return None
+def check_weight(name: str,
+                 value: float,
+                 owner: str = '',
+                 positive: bool = False) -> float:
+    """Return a finite ``value`` >= 0, or > 0, as a float; else raise
+    ConfigError. NumPy's numbers and tensors without dimensions count, too."""
+    number = value.item() if getattr(value, 'ndim', None) == 0 else value
+    if (isinstance(number, numbers.Real) and math.isfinite(number)
+            and (number > 0 or number == 0 and not positive)):
+        return float(number)
+    raise ConfigError(
+        f'{owner}.{name}' if owner else name,
+        f'it must be a finite number {">" if positive else ">="} 0, but is '
+        f'{value!r}')
 
 
 def weighted(weight: float, term: Tensor) -> Tensor:

@@ -4,7 +4,7 @@ from typing import Dict, Optional
 from torch import Tensor
 
 from mmdist.registry import MODELS
-from .base import LogitLoss, check_temperature, check_weight, weighted
+from .base import LogitLoss, check_weight, weighted
 from .functional import EPS, dist_terms
 
 
@@ -43,7 +43,7 @@ class DISTLoss(LogitLoss):
         super().__init__()
         self.beta = check_weight('beta', beta)
         self.gamma = check_weight('gamma', gamma)
-        self.tau = check_temperature(tau)
+        self.tau = check_weight('tau', tau, positive=True)
         self.eps = check_weight('eps', eps)
         self.sync_intra = sync_intra
 

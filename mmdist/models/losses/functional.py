@@ -4,7 +4,7 @@
 (classes, or channels of features). Logits are ``(R, C)``, or ``(N, C,
 *spatial)`` where every position of every image is a row. Everything is
 computed in float32, or in float64 where the input is, whatever the autocast
-dtype. No gradient goes to the teacher. PyTorch is all that is imported.
+dtype. No gradient goes to the teacher. The functions import PyTorch alone.
 """
 import os
 from typing import Dict, Optional, Sequence, Tuple
@@ -14,12 +14,15 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
-from .kl import divergence
-from .pearson import Options, activate, compute_dtype, distances
+from . import pearson
+from .pearson import (EPS, Derived, Options, chunks, class_axis, compute_dtype,
+                      distances, formula, new_gradient, pearson_distance,
+                      small_distances)
 
-EPS = 1e-8
-"""Added to the product of norms in :func:`pearson_distance`; the value of the
-authors' code."""
+__all__ = [
+    'EPS', 'dist_terms', 'kd_terms', 'mimic_terms', 'pearson_distance',
+    'to_rows'
+]
 
 
 def to_rows(logits: Tensor) -> Tensor:
@@ -32,41 +35,9 @@ def to_rows(logits: Tensor) -> Tensor:
         Tensor: ``(R, C)``, with ``R = N * prod(spatial)``; float64 stays
         float64, every other dtype becomes float32.
     """
-    _check_dimensions(logits)
+    _check_shapes(logits, logits)
     rows = logits.movedim(1, -1).reshape(-1, logits.shape[1])
     return rows.to(compute_dtype(rows))
-
-
-def pearson_distance(x: Tensor,
-                     y: Tensor,
-                     dim: int = -1,
-                     eps: float = EPS) -> Tensor:
-    r"""Pearson distance :math:`d_p(x, y) = 1 - \rho(x, y)` along a dimension.
-
-    :math:`\rho = \sum ab / (|a||b| + eps)` on the centred :math:`a, b`
-    (Huang et al., NeurIPS 2022, Eq. 5 and 6). Where either vector is constant
-    the distance is 1 and the gradient zero.
-
-    Args:
-        x (Tensor): Any shape.
-        y (Tensor): The shape of ``x``.
-        dim (int): The dimension that is correlated.
-        eps (float): Keeps the quotient finite.
-
-    Returns:
-        Tensor: The shape of ``x`` without ``dim``; values in [0, 2].
-    """
-    a = x - x.mean(dim, keepdim=True)
-    b = y - y.mean(dim, keepdim=True)
-    # By the formula alone the gradient of a constant x would be b / eps: 1e8
-    # times too large.
-    norms = a.norm(dim=dim) * b.norm(dim=dim)
-    # A product of 0 is a variance too small for the floating point format.
-    (low_x, high_x), (low_y, high_y) = (
-        z.detach().aminmax(dim=dim) for z in (x, y))
-    constant = (low_x == high_x) | (low_y == high_y) | (norms == 0)
-    norms = (norms + eps).masked_fill(constant, 1)
-    return 1 - ((a * b).sum(dim) / norms).masked_fill(constant, 0)
 
 
 def dist_terms(student: Tensor,
@@ -81,22 +52,22 @@ def dist_terms(student: Tensor,
 
     Inter: mean of :func:`pearson_distance` over the rows; intra: over the
     columns (Huang et al., *Knowledge Distillation from A Stronger Teacher*,
-    NeurIPS 2022, Section 4, Eq. 8 to 10). Of feature maps, with the activation
-    'none', intra is the loss of PKD (Cao et al., NeurIPS 2022).
+    NeurIPS 2022, Section 4, Eq. 8 to 10). For feature maps, with the
+    activation 'none', intra is the loss of PKD (Cao et al., NeurIPS 2022).
 
     Args:
         student (Tensor): Logits, ``(R, C)`` or ``(N, C, *spatial)``.
         teacher (Tensor): Logits of the same shape.
         tau (float): Temperature that divides both logits.
         student_activation (str): 'softmax', 'sigmoid' or 'none'.
-        teacher_activation (str, optional): None is the student's.
+        teacher_activation (str, optional): None means the student's.
         eps (float): See :func:`pearson_distance`.
         sync_intra (bool): Take the rows of all processes together. Each must
             make the same calls, with or without rows. The mean over processes
             of the gradients is then that of one process with all rows.
         chunk_numel (int, optional): About how many logits are worked on at a
-            time. None: what fits the caches of a CPU; elsewhere all, or of
-            very many a fifth.
+            time. None: what fits the caches of a CPU; elsewhere all, or a
+            fifth of very many.
 
     Returns:
         dict[str, Tensor]: The scalars 'inter' and 'intra'; 0 where there are
@@ -106,23 +77,23 @@ def dist_terms(student: Tensor,
     Raises:
         ValueError: If the shapes differ or an activation is unknown.
     """
-    _check(student, teacher, student_activation, teacher_activation,
-           ('softmax', 'sigmoid', 'none'))
     synced = (
         sync_intra and dist.is_available() and dist.is_initialized()
         and dist.get_world_size() > 1)
-    options = Options(
-        float(tau), student_activation, teacher_activation
-        or student_activation, float(eps), chunk_numel, synced)
-    num_columns = student.shape[1]
-    if not (student.numel() or synced and num_columns):
+    options = _checked(student, teacher, ('softmax', 'sigmoid', 'none'), tau,
+                       student_activation, teacher_activation, float(eps),
+                       chunk_numel, synced)
+    num_columns, numel = student.shape[1], student.numel()
+    if not (numel or synced and num_columns):
         zero = _connected_zero(student)
         return dict(inter=zero, intra=zero)
+    teacher, kernels = _frozen(teacher), _kernels(student, options)
     if torch.compiler.is_compiling() and not synced:
-        inter, intra = _plain_distances(student, teacher.detach(), options)
+        inter, intra = formula(student, teacher, options)
+    elif numel > pearson.SMALL_NUMEL or synced or chunk_numel or kernels:
+        inter, intra = distances(student, teacher, options, *kernels)
     else:
-        inter, intra = distances(student, _frozen(teacher), options,
-                                 *_passes(student, options))
+        inter, intra = small_distances(student, teacher, options)
     # A term that is constant by design carries no gradient, like one without
     # weight: one number has no variance, so that its correlation counts as 0;
     # two numbers that sum to 1 are d and -d once they are centred, so that
@@ -130,14 +101,14 @@ def dist_terms(student: Tensor,
     binary = options.student == options.teacher == 'softmax'
     if num_columns <= (2 if binary else 1):
         inter = inter.detach()
-    if student.numel() == num_columns and not synced:
+    if numel == num_columns and not synced:
         intra = intra.detach()
     if tau != 1:
         inter, intra = options.tau**2 * inter, options.tau**2 * intra
     return dict(inter=inter, intra=intra)
 
 
-def _passes(student: Tensor, options: Options) -> tuple:
+def _kernels(student: Tensor, options: Options) -> tuple:
     """Triton's passes over the logits where they are asked for."""
     if os.environ.get('MMDIST_TRITON') != '1' or not student.numel():
         return ()
@@ -146,16 +117,6 @@ def _passes(student: Tensor, options: Options) -> tuple:
     except ImportError:  # no Triton here
         return ()
     return passes(student, options)
-
-
-def _plain_distances(student: Tensor, teacher: Tensor,
-                     options: Options) -> Tuple[Tensor, Tensor]:
-    """The formula as the paper writes it, which the compiler makes fast."""
-    p, q = (activate(to_rows(logits) / options.tau, activation)
-            for logits, activation in ((student, options.student),
-                                       (teacher, options.teacher)))
-    return tuple(
-        pearson_distance(p, q, dim, options.eps).mean() for dim in (1, 0))
 
 
 def kd_terms(student: Tensor,
@@ -171,12 +132,7 @@ def kd_terms(student: Tensor,
     row (a sigmoid teacher is normalised to sum to 1); with 'sigmoid' one
     Bernoulli distribution per class, summed over the classes.
 
-    Args:
-        student (Tensor): Logits, ``(R, C)`` or ``(N, C, *spatial)``.
-        teacher (Tensor): Logits of the same shape.
-        tau (float): Temperature that divides both logits.
-        student_activation (str): 'softmax' or 'sigmoid'.
-        teacher_activation (str, optional): None is the student's.
+    Args: see :func:`dist_terms`; there is no activation 'none'.
 
     Returns:
         dict[str, Tensor]: The scalar 'kl'; 0 where there are no rows.
@@ -184,15 +140,76 @@ def kd_terms(student: Tensor,
     Raises:
         ValueError: If the shapes differ or an activation is unknown.
     """
-    _check(student, teacher, student_activation, teacher_activation,
-           ('softmax', 'sigmoid'))
-    if student.numel() == 0:
+    options = _checked(student, teacher, ('softmax', 'sigmoid'), tau,
+                       student_activation, teacher_activation)
+    if not student.numel():
         return dict(kl=_connected_zero(student))
-    options = Options(
-        float(tau), student_activation, teacher_activation
-        or student_activation)
-    kl = divergence(student, _frozen(teacher), options)
+    teacher = _frozen(teacher)
+    if torch.compiler.is_compiling():
+        kl = _divergence(student, teacher, options)
+    else:
+        kl = Derived.apply(student, teacher, options,
+                           (_kl_forward, _kl_backward, _divergence))
     return dict(kl=kl if tau == 1 else options.tau**2 * kl)
+
+
+def _logs(logits: Tensor,
+          activation: str,
+          options: Options,
+          axis: int,
+          complement: bool = False) -> Tensor:
+    """Logarithms of probabilities that sum to 1 over the classes; for a
+    sigmoid student ``log p``, or ``log(1 - p)``, of each class."""
+    logits = logits.to(compute_dtype(logits))
+    if options.tau != 1:
+        logits = logits / options.tau
+    if activation == 'sigmoid':
+        logs = F.logsigmoid(-logits if complement else logits)
+        if options.student == 'softmax':
+            logs = logs.log_softmax(axis)
+    else:
+        logs = logits.log_softmax(axis)
+        logs = torch.log1p(-logs.exp()) if complement else logs
+    # Finite, so that 0 times any is 0: logits of -inf mask classes.
+    clamp = torch.clamp if torch.is_grad_enabled() else torch.clamp_
+    return clamp(logs, min=torch.finfo(logs.dtype).min)
+
+
+def _divergence(student: Tensor,
+                teacher: Tensor,
+                options: Options,
+                axis: int = 1) -> Tensor:
+    """The mean over rows of the divergence, for autograd."""
+    total = 0.
+    for complement in (False, True)[:1 + (options.student == 'sigmoid')]:
+        log_t = _logs(teacher, options.teacher, options, axis, complement)
+        log_s = _logs(student, options.student, options, axis, complement)
+        total = total + (log_t.exp() * (log_t - log_s)).sum()
+    return total * (student.shape[axis] / student.numel())
+
+
+def _kl_forward(student: Tensor, teacher: Tensor,
+                options: Options) -> Tuple[Tensor, None]:
+    axis = class_axis(student)
+    means = [
+        _divergence(s, t, options, axis).double() *
+        (s.numel() / student.numel())
+        for s, t in chunks(axis, options, student, teacher)
+    ]
+    return sum(means).to(compute_dtype(student)), None
+
+
+def _kl_backward(student: Tensor, teacher: Tensor, options: Options,
+                 state: None, grad: Tensor) -> Tensor:
+    """The gradient is the difference of the probabilities, whatever the
+    activations."""
+    axis, gradient = class_axis(student), new_gradient(student)
+    scale = grad * (student.shape[1] / (options.tau * student.numel()))
+    for s, t, out in chunks(axis, options, student, teacher, gradient):
+        p = _logs(s, options.student, options, axis).exp_()
+        q = _logs(t, options.teacher, options, axis).exp_()
+        out.copy_(p.sub_(q).mul_(scale))
+    return gradient
 
 
 def mimic_terms(student: Sequence[Tensor],
@@ -219,12 +236,9 @@ def mimic_terms(student: Sequence[Tensor],
     total = 0.
     for feat_s, feat_t in zip(student, teacher):
         _check_shapes(feat_s, feat_t, 'features')
-        if not feat_s.numel():
-            total = total + _connected_zero(feat_s)
-            continue
         pair = (x.to(compute_dtype(x)) for x in (feat_s, _frozen(feat_t)))
-        with torch.autocast(feat_s.device.type, enabled=False):
-            total = total + F.mse_loss(*pair)
+        squares = F.mse_loss(*pair, reduction='sum')
+        total = total + squares / max(feat_s.numel(), 1)
     return dict(mimic=total)
 
 
@@ -241,28 +255,28 @@ def _connected_zero(student: Tensor) -> Tensor:
     return student.to(compute_dtype(student)).sum() * 0.
 
 
-def _check(student: Tensor, teacher: Tensor, student_activation: str,
-           teacher_activation: Optional[str], known: Sequence[str]) -> None:
+def _checked(student: Tensor, teacher: Tensor, known: Sequence[str],
+             tau: float, student_activation: str,
+             teacher_activation: Optional[str], *more) -> Options:
+    """The options; differing shapes and unknown activations are refused."""
     _check_shapes(student, teacher)
-    for activation in (student_activation, teacher_activation
-                       or student_activation):
+    activations = student_activation, teacher_activation or student_activation
+    for activation in activations:
         if activation not in known:
             names = ', '.join(map(repr, known[:-1]))
             raise ValueError(f'an activation must be {names} or {known[-1]!r},'
                              f' but got {activation!r}')
+    return Options(float(tau), *activations, *more)
 
 
 def _check_shapes(student: Tensor,
                   teacher: Tensor,
                   what: str = 'logits') -> None:
+    """Refuse tensors that are no table, or not the same."""
     if student.shape != teacher.shape:
         raise ValueError(
             f'student and teacher {what} must have one shape, but got '
             f'{tuple(student.shape)} and {tuple(teacher.shape)}')
-    _check_dimensions(student, what)
-
-
-def _check_dimensions(tensor: Tensor, what: str = 'logits') -> None:
-    if tensor.dim() < 2:
+    if student.dim() < 2:
         raise ValueError(f'{what} must be (R, C) or (N, C, *spatial), but got '
-                         f'the shape {tuple(tensor.shape)}')
+                         f'the shape {tuple(student.shape)}')

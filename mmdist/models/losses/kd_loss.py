@@ -4,7 +4,7 @@ from typing import Dict, Optional
 from torch import Tensor
 
 from mmdist.registry import MODELS
-from .base import LogitLoss, check_temperature, check_weight, weighted
+from .base import LogitLoss, check_weight, weighted
 from .functional import kd_terms
 
 
@@ -26,7 +26,7 @@ class KDLoss(LogitLoss):
 
     def __init__(self, tau: float = 1.0, loss_weight: float = 1.0) -> None:
         super().__init__()
-        self.tau = check_temperature(tau)
+        self.tau = check_weight('tau', tau, positive=True)
         self.loss_weight = check_weight('loss_weight', loss_weight)
 
     def terms(self,

@@ -54,9 +54,9 @@ class MimicLoss(nn.Module):
         """The term 'mimic'.
 
         Args:
-            student_feats (Tensor | Sequence[Tensor]): ``(N, C_s, H, W)``, of
+            student_feats (Tensor | Sequence[Tensor]): ``(N, C_s, H, W)`` of
                 each level.
-            teacher_feats (Tensor | Sequence[Tensor]): ``(N, C_t, H, W)``, of
+            teacher_feats (Tensor | Sequence[Tensor]): ``(N, C_t, H, W)`` of
                 each level; get no gradient.
             activation (str): 'none', which is all that feature maps have.
 
@@ -69,12 +69,12 @@ class MimicLoss(nn.Module):
         """
         if isinstance(student_feats, Tensor):
             student_feats, teacher_feats = [student_feats], [teacher_feats]
-        if self.projections and len(student_feats) != len(self.projections):
-            raise ConfigError(
-                'model.mimic_loss.student_channels',
-                f'it has {len(self.projections)} levels, but the student '
-                f'gives {len(student_feats)}')
         if self.projections:
+            if len(student_feats) != len(self.projections):
+                raise ConfigError(
+                    'model.mimic_loss.student_channels',
+                    f'it has {len(self.projections)} levels, but the student '
+                    f'gives {len(student_feats)}')
             student_feats = [
                 project(feat)
                 for project, feat in zip(self.projections, student_feats)
@@ -82,7 +82,6 @@ class MimicLoss(nn.Module):
         terms = mimic_terms(student_feats, teacher_feats)
         return dict(mimic=self.loss_weight * terms['mimic'])
 
-    def forward(self, student_feats: Sequence[Tensor],
-                teacher_feats: Sequence[Tensor]) -> Tensor:
+    def forward(self, *args) -> Tensor:
         """The loss, a scalar; the arguments are those of :meth:`terms`."""
-        return sum(self.terms(student_feats, teacher_feats).values())
+        return sum(self.terms(*args).values())

@@ -1,16 +1,13 @@
 r"""DIST's mean Pearson distances of rows and columns, and their gradient.
 
-Logits are worked on as ``(N, C, L)``, or as ``(N, L, C)`` where the classes
-lie side by side, in chunks of whole rows and in buffers that all chunks share.
-
 **Forward.** For the centred vectors :math:`a` and :math:`b` of the student and
 the teacher, of a row or of a column (Huang et al., NeurIPS 2022, Eq. 6),
 
 .. math:: \rho = \frac{\sum ab}{n + \epsilon}, \qquad n = |a||b|.
 
-The rows of a chunk are complete. Of each column, a chunk has the means and the
-centred sums :math:`\sum aa, \sum bb, \sum ab` over its own rows, which
-:func:`merge` joins in float64.
+Logits are worked on in chunks of whole rows. Of each column, a chunk has the
+means and the centred sums :math:`\sum aa, \sum bb, \sum ab` over its own rows,
+which :func:`merge` joins in float64.
 
 **Backward.** Since :math:`\partial n / \partial a = |b| a / |a|`,
 
@@ -27,8 +24,8 @@ that the gradient of its :math:`p` is
 
 .. math:: (B_i + B_j) q - (A_i + A_j) p + D_i + D_j,
 
-and then goes through the activation. A softmax takes no notice of what is
-added to a whole row, so that :math:`D_i` is left out there.
+and then goes through the activation. A softmax ignores what is added to a
+whole row, so that :math:`D_i` is left out there.
 """
 import math
 from collections import namedtuple
@@ -38,21 +35,29 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-# Logits of a chunk on a CPU: its buffers stay in the caches, and are a sixth
-# of many logits.
+EPS = 1e-8
+"""Added to the product of norms in :func:`pearson_distance`; the value of the
+authors' code."""
+
+# Up to this number of logits, rows and columns are computed together, in
+# float64, which takes no longer there.
+SMALL_NUMEL = 2**14
+# Logits of a chunk on a CPU: its buffers stay in the caches and take a sixth
+# of the memory of many logits.
 CHUNK_NUMEL, CHUNKS = 2**17, 32
-# Logits of a chunk elsewhere: all, or of more so many that the buffers take no
-# more memory than the logits.
+# Logits of a chunk elsewhere: all, or as many as keep the buffers within the
+# memory of the logits.
 DEVICE_CHUNK_NUMEL = 2**24
-# Up to so many logits there is one chunk, and its probabilities are kept.
-SMALL_NUMEL = 2**18
-# Below this number of logits float64 takes no longer than float32.
-TINY_NUMEL = 2**12
-# On a CPU, numbers of a row that may be kept for backward, by its classes.
-KEPT = 0.11
-# A deviation of so many roundings of the mean is none.
-ROUNDINGS = 8
+# Buffers of the size of a chunk.
 BUFFERS = 5
+# Coefficients of a row that a CPU may keep for backward, per class.
+KEPT = 0.11
+# A deviation from the mean by this many roundings counts as none.
+ROUNDINGS = 8
+
+# p and q are the activated logits of student and teacher, the others are for
+# work; pq, ab and work stack two, two and three of the five.
+Buffers = namedtuple('Buffers', 'p q a b spare pq ab work')
 
 
 class Options(NamedTuple):
@@ -65,126 +70,157 @@ class Options(NamedTuple):
     synced: bool = False  # columns go over the rows of all processes
 
 
-# Tables of the size of a chunk: the activated logits p and q, and a, b and
-# spare for work; pq, ab and work are the stacks of two, two and three of them.
-Buffers = namedtuple('Buffers', 'p q a b spare pq ab work')
-
-
 def compute_dtype(logits: Tensor) -> torch.dtype:
     """float32, or float64 for float64."""
     return torch.float64 if logits.dtype == torch.float64 else torch.float32
 
 
-def three_axes(logits: Tensor) -> Tensor:
-    """View ``(R, C)`` or ``(N, C, *spatial)`` as ``(N, C, L)``."""
-    return logits.t()[None] if logits.dim() == 2 else logits.flatten(2)
-
-
-class Table:
-    """The three axes of logits (``(R, C)`` or ``(N, C, *spatial)``, R > 0),
-    and their chunks of whole rows."""
-
-    def __init__(self, logits: Tensor, chunk_numel: Optional[int]) -> None:
-        self.num_classes, numel = logits.shape[1], logits.numel()
-        self.num_rows = numel // self.num_classes
-        flat = three_axes(logits)
-        # Classes lie side by side in (R, C) and channels_last.
-        last = logits.dim() == 2 or 0 < flat.stride(1) < flat.stride(2)
-        self.axis = 2 if last else 1  # of the classes
-        self.row_axes = [0, 3 - self.axis]
-        tiny = numel < TINY_NUMEL
-        self.dtype = torch.float64 if tiny else compute_dtype(logits)
-        size, length = chunk_numel or numel, flat.shape[2]
-        if not (chunk_numel or logits.is_cpu):
-            size = max(DEVICE_CHUNK_NUMEL, numel // BUFFERS)
-        elif not chunk_numel and numel > SMALL_NUMEL:
-            size = max(numel // CHUNKS, CHUNK_NUMEL // 2)
-            size = min(size, CHUNK_NUMEL)
-        self.whole = numel <= size
-        rows = max(size // self.num_classes, 1)
-        self.images = max(rows // length, 1)
-        # The parts of an image have about one size, in whole vectors.
-        self.length = math.ceil(length / math.ceil(length / rows))
-        if self.length > 64:
-            self.length = math.ceil(self.length / 16) * 16
-
-    def parts(self, *tables: Tensor) -> Iterator[List[Tensor]]:
-        """Yield parts of tables, with three axes; the first are the largest.
-        """
-        tables = [three_axes(table) for table in tables]
-        if self.axis == 2:
-            tables = [table.mT for table in tables]
-        if self.whole:
-            yield tables
-            return
-        for images in zip(*(table.split(self.images) for table in tables)):
-            yield from zip(*(table.split(self.length, self.row_axes[1])
-                             for table in images))
-
-    def chunks(self, *tables: Tensor) -> Iterator[tuple]:
-        """Yield parts of tables, and buffers of their size."""
-        memory = buffers = None
-        for parts in self.parts(*tables):
-            shape, numel = parts[0].shape, BUFFERS * parts[0].numel()
-            if memory is None:
-                memory = parts[0].new_empty(numel, dtype=self.dtype)
-            if buffers is None or buffers.p.shape != shape:
-                five = memory[:numel].view(BUFFERS, *shape)
-                buffers = Buffers(*five, five[:2], five[2:4], five[2:])
-            yield parts, buffers
-
-    def new_gradient(self, logits: Tensor) -> Tensor:
-        """A tensor like the logits, in their layout but without gaps."""
-        if self.axis == 1 or logits.dim() == 2:
-            return logits.new_empty(logits.shape)
-        rows = logits.movedim(1, -1)
-        return rows.new_empty(rows.shape).movedim(-1, 1)
-
-
 def activate(logits: Tensor, activation: str, dim: int = 1) -> Tensor:
     """Turn logits, already divided by the temperature, into probabilities;
-    with the activation 'none' into themselves."""
+    the activation 'none' returns them."""
     if activation == 'none':
         return logits
     return logits.softmax(dim) if activation == 'softmax' else logits.sigmoid()
 
 
-def _activate(table: Table, logits: Tensor, activation: str, tau: float,
-              out: Tensor) -> None:
-    """:func:`activate` in a buffer."""
-    if activation == 'softmax' and (table.whole or not logits.is_cpu):
-        if tau != 1:
-            logits = logits.to(out.dtype) / tau
-        torch.softmax(logits, table.axis, dtype=out.dtype, out=out)
-        return
-    # (A sigmoid is slow on the short pieces of memory of a chunk.)
-    if (logits.dtype != out.dtype or activation == 'none'
-            or activation == 'sigmoid' and not logits.is_contiguous()):
-        logits = out.copy_(logits)
-    if tau != 1:
-        logits = torch.div(logits, tau, out=out)
-    if activation == 'sigmoid':
-        torch.sigmoid(logits, out=out)
-    elif activation == 'softmax':  # torch.softmax would copy the chunk first
-        torch.sub(logits, logits.amax(table.axis, True), out=out).exp_()
-        out.mul_(out.sum(table.axis, True).reciprocal_())
+def rounding(dtype: torch.dtype, number: int) -> Tuple[float, float]:
+    """The r and s that make ``r * mean**2 + s`` the most that a centred sum of
+    ``number`` squares can be by rounding alone."""
+    info = torch.finfo(dtype)
+    return (ROUNDINGS * info.eps)**2 * number, info.tiny**0.5
 
 
-def _differentiate(activation: str, axis: int, p: Tensor, grad: Tensor,
-                   out: Tensor) -> None:
-    """Write the gradient of logits from that of ``p``, which it overwrites."""
-    same = out.dtype == grad.dtype
-    if activation == 'softmax' and same and out.is_contiguous():
-        torch._softmax_backward_data(grad, p, axis, p.dtype, grad_input=out)
+def pearson_distance(x: Tensor,
+                     y: Tensor,
+                     dim: int = -1,
+                     eps: float = EPS) -> Tensor:
+    r"""Pearson distance :math:`d_p(x, y) = 1 - \rho(x, y)` along a dimension.
+
+    :math:`\rho = \sum ab / (|a||b| + eps)` on the centred :math:`a, b`
+    (Huang et al., NeurIPS 2022, Eq. 5 and 6). Where either vector is constant,
+    or its squares overflow, the distance is 1 and the gradient zero.
+
+    Args:
+        x (Tensor): Any shape.
+        y (Tensor): The shape of ``x``.
+        dim (int): The dimension that is correlated.
+        eps (float): Keeps the quotient finite.
+
+    Returns:
+        Tensor: The shape of ``x`` without ``dim``; values in [0, 2].
+    """
+    means = torch.stack([z.mean(dim, keepdim=True) for z in (x, y)])
+    a, b = x - means[0], y - means[1]
+    squares = torch.stack([z.square().sum(dim, keepdim=True) for z in (a, b)])
+    # By the formula alone the gradient of a constant x would be b / eps: 1e8
+    # times too large.
+    relative, least = rounding(x.dtype, x.shape[dim])
+    varies = (squares > means * means * relative + least) & squares.isfinite()
+    constant = ~varies.all(0)
+    norm_a, norm_b = squares.masked_fill(constant, 1).sqrt().unbind()
+    products = (a * b).sum(dim, keepdim=True).masked_fill(constant, 0)
+    return 1 - (products / (norm_a * norm_b + eps)).squeeze(dim)
+
+
+def formula(student: Tensor, teacher: Tensor,
+            options: Options) -> Tuple[Tensor, Tensor]:
+    """The two distances as the paper writes them, for autograd."""
+    if options.synced:
+        raise RuntimeError('with sync_intra, the loss of several processes '
+                           'cannot be differentiated twice')
+    p, q = (activate(
+        x.movedim(1, -1).reshape(-1, x.shape[1]).to(compute_dtype(x)) /
+        options.tau, activation)
+            for x, activation in ((student, options.student),
+                                  (teacher, options.teacher)))
+    return tuple(
+        pearson_distance(p, q, dim, options.eps).mean() for dim in (1, 0))
+
+
+def class_axis(logits: Tensor) -> int:
+    """The axis of the classes in :func:`three_axes`: 2 where they lie side by
+    side in memory, in ``(R, C)`` and channels_last; else 1."""
+    if logits.dim() == 2:
+        return 2
+    strides = logits.flatten(2).stride()
+    return 2 if 0 < strides[1] < strides[2] else 1
+
+
+def three_axes(logits: Tensor, axis: int = 1) -> Tensor:
+    """View logits as ``(N, C, L)``, or as ``(N, L, C)`` if ``axis`` is 2."""
+    if logits.dim() == 2:
+        return logits[None] if axis == 2 else logits.t()[None]
+    return logits.flatten(2).mT if axis == 2 else logits.flatten(2)
+
+
+def new_gradient(logits: Tensor) -> Tensor:
+    """An empty tensor like the logits, in their layout but without gaps."""
+    if class_axis(logits) == 1 or logits.dim() == 2:
+        return logits.new_empty(logits.shape)
+    rows = logits.movedim(1, -1)
+    return rows.new_empty(rows.shape).movedim(-1, 1)
+
+
+def chunks(axis: int, options: Options, *tables:
+           Tensor) -> Iterator[List[Tensor]]:
+    """Yield parts of whole rows of tables of one shape, with three axes; the
+    first parts are the largest."""
+    num_classes, numel = tables[0].shape[1], tables[0].numel()
+    if options.chunk_numel:
+        size = options.chunk_numel
+    elif tables[0].is_cpu:
+        size = min(max(numel // CHUNKS, CHUNK_NUMEL // 2), CHUNK_NUMEL)
+    else:
+        size = max(DEVICE_CHUNK_NUMEL, numel // BUFFERS)
+    tables = [three_axes(table, axis) for table in tables]
+    if numel <= size:
+        yield tables
         return
-    if activation != 'none':
-        grad.mul_(p)
-        inner = grad.sum(axis, True) if activation == 'softmax' else grad
-        if same:
-            torch.addcmul(grad, p, inner, value=-1, out=out)
-            return
-        grad.addcmul_(p, inner, value=-1)
-    out.copy_(grad)
+    length, rows = tables[0].shape[3 - axis], max(size // num_classes, 1)
+    images = max(rows // length, 1)
+    # The parts of an image have about one size, in whole vectors.
+    rows = math.ceil(length / math.ceil(length / rows))
+    if rows > 64:
+        rows = math.ceil(rows / 16) * 16
+    for some in zip(*(table.split(images) for table in tables)):
+        yield from zip(*(part.split(rows, 3 - axis) for part in some))
+
+
+def activated_chunks(axis: int, options: Options, *tables:
+                     Tensor) -> Iterator[tuple]:
+    """Yield :func:`chunks` of the student, the teacher and others, with
+    buffers that hold the activated logits.
+
+    All chunks share their memory: new memory would cost more time than what is
+    computed in it.
+    """
+    memory = buffers = None
+    for parts in chunks(axis, options, *tables):
+        shape, numel = parts[0].shape, BUFFERS * parts[0].numel()
+        if memory is None:
+            memory = parts[0].new_empty(numel, dtype=compute_dtype(parts[0]))
+        if buffers is None or buffers.p.shape != shape:
+            five = memory[:numel].view(BUFFERS, *shape)
+            buffers = Buffers(*five, five[:2], five[2:4], five[2:])
+        for x, activation, out in zip(parts, options[1:3], buffers):
+            contiguous = x.is_contiguous()
+            if activation == 'softmax' and contiguous:
+                if options.tau != 1:
+                    x = x.to(out.dtype) / options.tau
+                torch.softmax(x, axis, dtype=out.dtype, out=out)
+                continue
+            # A sigmoid is slow on the short pieces of memory of a chunk.
+            if x.dtype != out.dtype or activation != 'softmax' and not (
+                    contiguous and activation == 'sigmoid'):
+                x = out.copy_(x)
+            if options.tau != 1:
+                x = torch.div(x, options.tau, out=out)
+            if activation == 'sigmoid':
+                torch.sigmoid(x, out=out)
+            elif activation == 'softmax':  # torch's would copy the chunk first
+                torch.sub(x, x.amax(axis, True), out=out).exp_()
+                out.mul_(out.sum(axis, True).reciprocal_())
+        yield parts, buffers
 
 
 def _centred_sums(buffers: Buffers, means: Union[float, Tensor],
@@ -196,67 +232,60 @@ def _centred_sums(buffers: Buffers, means: Union[float, Tensor],
     return buffers.work.sum(axes, keepdim=True)
 
 
-def coefficients(sums: Tensor,
-                 means: Union[float, Tensor],
-                 number: Union[int, Tensor],
-                 options: Options,
-                 dtype: torch.dtype,
-                 with_d: bool = True) -> tuple:
-    """Correlations and (A, B, D or None) of vectors of ``number`` entries.
+def coefficients(sums: Tensor, means: Union[float, Tensor],
+                 limits: Tuple[float, float], options: Options) -> tuple:
+    """Correlations and (A, B, D) of vectors.
 
-    ``sums`` are their ``(3, ...)`` of ``aa``, ``bb`` and ``ab``, overwritten,
-    and ``means`` the ``(2, ...)`` of student and teacher, or one number. All
-    is 0 where ``dtype`` cannot tell the variance from rounding.
+    ``sums`` are their :func:`_centred_sums`, overwritten, and ``means`` the
+    ``(2, ...)`` of student and teacher; or one known number, where D is None.
+    All is 0 where the variance is within the ``limits`` of :func:`rounding`.
     """
-    info = torch.finfo(dtype)
-    relative, least = (ROUNDINGS * info.eps)**2 * number, info.tiny**0.5
-    if isinstance(means, float):
-        least = max(relative * means**2, least)
-    else:
-        least = (means * means).mul_(relative).clamp_(min=least)
     squares, products = sums[:2], sums[2]
-    if 'none' in (options.student, options.teacher):
+    if 'none' in options:
         # Squares of features may overflow, those of probabilities do not.
         products.masked_fill_(squares.isinf().any(0), 0)
-    squares.masked_fill_(squares <= least, math.inf)  # makes B 0
+    constant = squares <= means * means * limits[0] + limits[1]
+    squares.masked_fill_(constant, math.inf)  # makes B 0
     norm_a, norm_b = squares.sqrt().unbind()
     b = (norm_a * norm_b).add_(options.eps).reciprocal_()
     rho = products * b
     # |b| / |a| = n / aa, and B n = 1 - eps B
     a = torch.rsub(b, 1, alpha=options.eps).mul_(rho).div_(squares[0])
-    d = (a * means[0]).addcmul_(b, means[1], value=-1) if with_d else None
-    return rho, (a, b, d)
+    if not isinstance(means, Tensor):
+        return rho, (a, b, None)
+    return rho, (a, b, (a * means[0]).addcmul_(b, means[1], value=-1))
 
 
-def _relate_rows(table: Table, buffers: Buffers, options: Options,
-                 dtype: torch.dtype) -> tuple:
+def _relate_rows(buffers: Buffers, axis: int, options: Options) -> tuple:
     """Correlations and :func:`coefficients` of the rows of a chunk."""
-    if table.num_classes == 1:  # no variance
-        zero = buffers.p.new_zeros(()).expand_as(buffers.p)
-        return zero, (zero, zero, None)
-    axis, with_d = table.axis + 1, options.student != 'softmax'
-    if with_d or options.teacher != 'softmax':
-        means = buffers.pq.mean(axis, keepdim=True)
+    number, axes = buffers.p.shape[axis], [axis + 1]
+    if options.student == options.teacher == 'softmax':
+        means = 1 / number
     else:
-        means = 1 / table.num_classes
-    sums = _centred_sums(buffers, means, [axis])
-    return coefficients(sums, means, table.num_classes, options, dtype, with_d)
-
-
-def _column_moments(table: Table, buffers: Buffers) -> Tensor:
-    """The moments of a chunk, see :func:`statistics`."""
-    axes = [axis + 1 for axis in table.row_axes]
-    means = buffers.pq.mean(axes, keepdim=True)
+        means = buffers.pq.mean(axes, keepdim=True)
     sums = _centred_sums(buffers, means, axes)
-    counts = means.new_full((1, table.num_classes),
-                            buffers.p.numel() // table.num_classes)
-    return torch.cat([counts, means.flatten(1), sums.flatten(1)]).double()
+    limits = rounding(buffers.p.dtype, number)
+    return coefficients(sums, means, limits, options)
+
+
+def _differentiate(activation: str, axis: int, p: Tensor, grad: Tensor,
+                   out: Tensor) -> None:
+    """Write the gradient of logits from that of ``p``, which it overwrites."""
+    same = out.dtype == grad.dtype
+    if activation == 'none':
+        out.copy_(grad)
+    elif activation == 'softmax' and same and out.is_contiguous():
+        torch._softmax_backward_data(grad, p, axis, p.dtype, grad_input=out)
+    else:
+        grad.mul_(p)
+        inner = grad.sum(axis, True) if activation == 'softmax' else grad
+        torch.addcmul(grad, p, inner, value=-1, out=out)
 
 
 def merge(parts: Tensor) -> Tensor:
     """Join ``(P, 6, C)`` moments of several sets of rows to ``(6, C)``.
 
-    What the means of the sets deviate from the mean of all is added to the
+    The deviations of the sets' means from the mean of all are added to the
     centred sums (Chan, Golub and LeVeque, *Updating Formulae and a Pairwise
     Algorithm for Computing Sample Variances*, 1979).
     """
@@ -268,36 +297,36 @@ def merge(parts: Tensor) -> Tensor:
     return torch.cat([total, means, (parts[:, 3:] + squares * counts).sum(0)])
 
 
-def statistics(student: Tensor, teacher: Tensor, options: Options,
-               keep: bool) -> Tuple[Tensor, Tensor, list]:
+def statistics(student: Tensor, teacher: Tensor,
+               options: Options) -> Tuple[Tensor, Tensor, list]:
     """The forward pass over the logits.
 
     Returns:
         tuple[Tensor, Tensor, list]: The sum of the rows' correlations,
         float64. Moments of the columns, ``(6, C)`` float64: the number of
         rows, the means of student and teacher, and the centred sums of ``aa``,
-        ``bb`` and ``ab``. If ``keep``, what was kept of each chunk for
-        :func:`gradient`: the coefficients of its rows and, of a small table,
-        ``p`` and ``q``.
+        ``bb`` and ``ab``. What is kept for :func:`gradient`: the coefficients
+        of the rows of each chunk, or nothing where they are many.
     """
-    table, dtype = Table(student, options.chunk_numel), compute_dtype(student)
-    small = table.whole and student.numel() <= SMALL_NUMEL
+    axis, num_classes = class_axis(student), student.shape[1]
     numbers = 2 if options.student == 'softmax' else 3
-    keep = keep and (small or not student.is_cpu
-                     or numbers <= KEPT * table.num_classes)
-    correlations, moments, kept = [], [], []
-    for (s, t), buffers in table.chunks(student, teacher):
-        _activate(table, s, options.student, options.tau, buffers.p)
-        _activate(table, t, options.teacher, options.tau, buffers.q)
-        rho, rows = _relate_rows(table, buffers, options, dtype)
-        correlations.append(rho.sum())
-        moments.append(_column_moments(table, buffers))
+    keep = not student.is_cpu or numbers <= KEPT * num_classes
+    total = torch.zeros((), dtype=torch.float64, device=student.device)
+    moments, kept = [], []
+    for parts, buffers in activated_chunks(axis, options, student, teacher):
+        rho, rows = _relate_rows(buffers, axis, options)
+        total = total + rho.sum()
+        axes = [1, 4 - axis]
+        means = buffers.pq.mean(axes, keepdim=True)
+        sums = _centred_sums(buffers, means, axes)
+        count = torch.full_like(means[:1], parts[0].numel() // num_classes)
+        moments.append(torch.cat([count, means, sums]).view(6, -1).double())
         if len(moments) == 16:  # so that they take little memory
             moments = [merge(torch.stack(moments))]
         if keep:
-            kept.append((rows, buffers.pq if small else None))
+            kept.append(rows)
     merged = merge(torch.stack(moments)) if len(moments) > 1 else moments[0]
-    return torch.stack(correlations).sum(dtype=torch.float64), merged, kept
+    return total, merged, kept
 
 
 def gradient(student: Tensor, teacher: Tensor, options: Options,
@@ -305,74 +334,111 @@ def gradient(student: Tensor, teacher: Tensor, options: Options,
     """The backward pass over the logits.
 
     ``row_weight`` is the gradient of a row's correlation; ``columns`` are A, B
-    and D of the columns, ``(3, C)``, times the gradient of a column's. What is
-    not in ``kept`` is computed again.
+    and D of the columns, ``(3, C)``, times the gradient of a column's. Rows
+    that are not in ``kept`` are computed again.
     """
-    table, dtype = Table(student, options.chunk_numel), compute_dtype(student)
-    shape = (3, 1, 1, -1) if table.axis == 2 else (3, 1, -1, 1)
-    a, b, d = columns.to(table.dtype).view(shape).unbind()
-    row_weight = row_weight.to(table.dtype)
-    result = table.new_gradient(student)
-    kept = iter(kept)
-    for (s, t, out), buffers in table.chunks(student, teacher, result):
-        rows, pq = next(kept, (None, None))
-        p, q = buffers.pq if pq is None else pq
-        if pq is None:
-            _activate(table, s, options.student, options.tau, p)
-            _activate(table, t, options.teacher, options.tau, q)
-        if rows is None:
-            rows = _relate_rows(table, buffers, options, dtype)[1]
-        grad, factor, offset = buffers.a, buffers.b, d
-        if rows[2] is not None:
-            offset = torch.addcmul(d, rows[2], row_weight, out=buffers.spare)
+    axis, dtype = class_axis(student), compute_dtype(student)
+    shape = (3, 1, 1, -1) if axis == 2 else (3, 1, -1, 1)
+    a, b, d = columns.to(dtype).view(shape).unbind()
+    row_weight = row_weight.to(dtype)
+    result, kept = new_gradient(student), iter(kept)
+    for parts, buffers in activated_chunks(axis, options, student, teacher,
+                                           result):
+        rows = next(kept, None) or _relate_rows(buffers, axis, options)[1]
+        p, q, grad, factor, offset = buffers[:BUFFERS]
+        if rows[2] is None:
+            offset = d
+        else:
+            torch.addcmul(d, rows[2], row_weight, out=offset)
         torch.addcmul(b, rows[1], row_weight, out=factor)
         torch.addcmul(offset, factor, q, out=grad)
         torch.addcmul(a, rows[0], row_weight, out=factor)
         grad.addcmul_(factor, p, value=-1)
-        _differentiate(options.student, table.axis, p, grad, out)
+        _differentiate(options.student, axis, p, grad, parts[2])
     return result
 
 
-class _Derived(torch.autograd.Function):
-    """A gradient that cannot be differentiated again."""
+def _small_forward(student: Tensor, teacher: Tensor,
+                   options: Options) -> Tuple[tuple, tuple]:
+    """The distances of a small table, and their state for backward."""
+    axis, num_classes = class_axis(student), student.shape[1]
+    pq = torch.stack([three_axes(x, axis) for x in (student, teacher)])
+    pq = pq.double() if options.tau == 1 else pq.double() / options.tau
+    if options.student == options.teacher:
+        pq = activate(pq, options.student, axis + 1)
+    else:
+        pq = torch.stack(
+            [activate(x, a, axis) for x, a in zip(pq, options[1:3])])
+    work, means, sums = pq.new_empty(3, *pq.shape[1:]), [], []
+    buffers = Buffers(*pq, *work, pq, work[:2], work)
+    for axes in ([axis + 1], [1, 4 - axis]):
+        mean = pq.mean(axes, keepdim=True)
+        sums.append(_centred_sums(buffers, mean, axes).flatten(1))
+        means.append(mean.flatten(1))
+    sizes = [student.numel() // num_classes, num_classes]
+    dtype = compute_dtype(student)
+    limits = rounding(torch.float64, max(sizes))[0], rounding(dtype, 1)[1]
+    rho, joined = coefficients(
+        torch.cat(sums, 1), torch.cat(means, 1), limits, options)
+    distances = tuple(1 - x.mean(dtype=dtype) for x in rho.split(sizes))
+    return distances, (buffers, torch.stack(joined).split(sizes, 1))
 
-    @staticmethod
-    def forward(ctx, gradient: Tensor, student: Tensor) -> Tensor:
-        return gradient.view_as(gradient)
 
-    @staticmethod
-    def backward(ctx, grad: Tensor) -> None:
-        raise RuntimeError('the losses of mmdist cannot be differentiated '
-                           'twice')
+def _small_backward(student: Tensor, teacher: Tensor, options: Options,
+                    state: tuple, grad_inter: Tensor,
+                    grad_intra: Tensor) -> Tensor:
+    """The gradient of the student's small table."""
+    buffers, (rows, columns) = state
+    axis, result = class_axis(student), new_gradient(student)
+    rows = rows * (grad_inter / (-options.tau * rows.shape[1]))
+    columns = columns * (grad_intra / (-options.tau * columns.shape[1]))
+    of_class = [1, -1] if axis == 2 else [-1, 1]
+    a, b, d = torch.add(
+        rows.view(3, len(buffers.p), *of_class[::-1]),
+        columns.view(3, 1, *of_class),
+        out=buffers.work)
+    grad = d.addcmul_(b, buffers.q).addcmul_(a, buffers.p, value=-1)
+    _differentiate(options.student, axis, buffers.p, grad,
+                   three_axes(result, axis))
+    return result
 
 
-class Once(torch.autograd.Function):
-    """Terms of ``forward(student, teacher, options, keep)``, which returns a
-    state beside them, with the gradient of the student's logits that
-    ``backward(student, teacher, options, state, *grads)`` returns.
+def small_distances(student: Tensor, teacher: Tensor,
+                    options: Options) -> Tuple[Tensor, Tensor]:
+    """The same as :func:`distances`, fast for few logits of one process."""
+    return Derived.apply(student, teacher, options,
+                         (_small_forward, _small_backward, formula))
 
-    A second derivative is refused, also where PyTorch's
-    ``once_differentiable`` would take it for 0.
+
+class Derived(torch.autograd.Function):
+    """Terms whose gradient is derived by hand.
+
+    Of the three ``functions``, the first gets student, teacher and options and
+    returns the terms and a state; the second gets the state and the gradients
+    of the terms beside, and returns the student's gradient. The third returns
+    the same terms as the first, by operations that autograd knows, for a
+    gradient that is to be differentiated again.
     """
 
     @staticmethod
     def forward(ctx, student: Tensor, teacher: Tensor, options: Options,
-                forward: Callable, backward: Callable, keep: bool):
+                functions: Tuple[Callable, Callable, Callable]):
         ctx.save_for_backward(student, teacher)
-        ctx.options, ctx.backward_of = options, backward
-        keep = keep and ctx.needs_input_grad[0]
-        terms, ctx.state = forward(student, teacher, options, keep)
+        ctx.options, ctx.functions = options, functions
+        terms, ctx.state = functions[0](student, teacher, options)
         return terms
 
     @staticmethod
     def backward(ctx, *grads: Tensor) -> tuple:
         student, teacher = ctx.saved_tensors
-        with torch.no_grad():
-            gradient = ctx.backward_of(student, teacher, ctx.options,
-                                       ctx.state, *grads)
+        _, backward, plain = ctx.functions
         if torch.is_grad_enabled():  # create_graph
-            gradient = _Derived.apply(gradient, student)
-        return gradient, None, None, None, None, None
+            terms = plain(student, teacher, ctx.options)
+            result, = torch.autograd.grad(
+                terms, student, grads, create_graph=True)
+        else:
+            result = backward(student, teacher, ctx.options, ctx.state, *grads)
+        return result, None, None, None
 
 
 def distances(student: Tensor,
@@ -388,10 +454,9 @@ def distances(student: Tensor,
     num_classes, num_rows = student.shape[1], student[:, 0].numel()
     dtype = compute_dtype(student)
 
-    def forward(student, teacher, options, keep):
+    def forward(student, teacher, options):
         if num_rows:
-            sum_of_rows, moments, kept = statistics(student, teacher, options,
-                                                    keep)
+            sum_of_rows, moments, kept = statistics(student, teacher, options)
         else:  # other processes may have rows
             moments = student.new_zeros(6, num_classes, dtype=torch.float64)
             sum_of_rows, kept = moments[0, 0], None
@@ -403,8 +468,8 @@ def distances(student: Tensor,
             all_rows = moments[0, 0]
             # The mean over processes of inter is the mean over all rows.
             scale = len(parts) / all_rows.clamp(min=1)
-        rho, columns = coefficients(moments[3:], moments[1:3], all_rows,
-                                    options, dtype)
+        rho, columns = coefficients(moments[3:], moments[1:3],
+                                    rounding(dtype, all_rows), options)
         inter = (num_rows - sum_of_rows) * scale
         intra = torch.rsub(rho.sum(), 1, alpha=1 / num_classes)
         if options.synced:
@@ -423,5 +488,5 @@ def distances(student: Tensor,
         of_rows = grad_inter * (scale / -options.tau)
         return gradient(student, teacher, options, of_rows, of_columns, kept)
 
-    return Once.apply(student, teacher, options, forward, backward,
-                      torch.is_grad_enabled())
+    return Derived.apply(student, teacher, options,
+                         (forward, backward, formula))

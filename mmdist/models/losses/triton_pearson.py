@@ -188,8 +188,8 @@ def _blocks(s: Tensor, options: pearson.Options) -> tuple:
         BLOCK_L=block_l)
 
 
-def statistics(student: Tensor, teacher: Tensor, options: pearson.Options,
-               keep: bool) -> tuple:
+def statistics(student: Tensor, teacher: Tensor,
+               options: pearson.Options) -> tuple:
     """See :func:`.pearson.statistics`; what is kept is ``(3, N, L)``."""
     s, t = map(pearson.three_axes, (student, teacher))
     (N, C, L), (grid, fixed) = s.shape, _blocks(s, options)
@@ -208,7 +208,7 @@ def statistics(student: Tensor, teacher: Tensor, options: pearson.Options,
 def gradient(student: Tensor, teacher: Tensor, options: pearson.Options,
              row_weight: Tensor, columns: Tensor, kept: Tensor) -> Tensor:
     """See :func:`.pearson.gradient`."""
-    result = pearson.Table(student, None).new_gradient(student)
+    result = pearson.new_gradient(student)
     s, t, out = map(pearson.three_axes, (student, teacher, result))
     grid, fixed = _blocks(s, options)
     _gradient_kernel[grid](s, t, out, kept, columns.float(),

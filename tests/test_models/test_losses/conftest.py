@@ -16,6 +16,5 @@ def way(request, monkeypatch):
 def in_chunks(monkeypatch):
     """Small tables are computed as large ones are."""
     monkeypatch.setattr(pearson, 'SMALL_NUMEL', 0)
-    monkeypatch.setattr(pearson, 'TINY_NUMEL', 0)
     monkeypatch.setattr(pearson, 'CHUNK_NUMEL', 24)
     monkeypatch.setattr(pearson, 'CHUNKS', 1)

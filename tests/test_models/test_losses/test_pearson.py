@@ -204,15 +204,34 @@ def test_it_compiles_whole(activations, shape):
     torch.testing.assert_close(*results)
 
 
-def test_a_second_derivative_is_refused():
-    """Not a wrong one."""
-    student, teacher = logits((30, 4))
-    student.requires_grad_()
-    terms = dist_terms(student, teacher)
-    grad, = torch.autograd.grad(
-        terms['inter'] + terms['intra'], student, create_graph=True)
-    with pytest.raises(RuntimeError, match='twice'):
-        grad.sum().backward()
+@pytest.mark.parametrize('small', [0, SMALL_NUMEL])
+@pytest.mark.parametrize('activations', [*ACTIVATIONS, ('none', 'none')])
+def test_the_second_derivative_is_right(activations, small, monkeypatch):
+    """By finite differences, with a constant row and a masked class."""
+    monkeypatch.setattr(pearson, 'SMALL_NUMEL', small)
+    student, teacher = logits((7, 4), scale=1.)
+    student[2] = 0
+    if activations[0] == 'softmax':
+        student = torch.cat([student, torch.full((7, 1), -torch.inf)], 1)
+        teacher = torch.cat([teacher, teacher[:, :1]], 1)
+    # The constant row has a gradient as soon as it varies.
+    varying = torch.ones(7, 4, dtype=torch.bool)
+    varying[2] = False
+
+    def terms(x):
+        x = student[:, :4].masked_scatter(varying, x)
+        x = torch.cat([x, student[:, 4:]], 1)
+        return tuple(dist_terms(x, teacher, 2., *activations).values())
+
+    free = student[:, :4][varying].requires_grad_()
+    assert torch.autograd.gradgradcheck(terms, free)
+    whole = student.clone().requires_grad_()
+    first, = torch.autograd.grad(
+        sum(dist_terms(whole, teacher, 2., *activations).values()),
+        whole,
+        create_graph=True)
+    second, = torch.autograd.grad(first.square().sum(), whole)
+    assert first.isfinite().all() and second.isfinite().all()
 
 
 def test_it_is_deterministic():
