@@ -35,7 +35,7 @@ class Objects(NamedTuple):
     Attributes:
         boxes (Tensor): ``(K, 4)``, corners in pixels of the input.
         labels (Tensor): ``(K, )``, int64.
-        masks (Any): Of the data sample; None if there are none.
+        masks (Any): The sample's; None if there are none.
         size (tuple[int, int]): Height and width of the padded input.
     """
     boxes: Tensor
@@ -171,19 +171,19 @@ def labels_of_maps(samples: Sequence[Any], size: Sequence[int],
     labels = torch.stack([sample.gt_sem_seg.data for sample in samples])
     if points is not None:
         from mmcv.ops import point_sample
-        return point_sample(
+        found = point_sample(
             labels.float(),
             points,
             mode='nearest',
-            align_corners=align_corners)[:, 0].long()
-    on_device, under = dict(device=labels.device), []
+            align_corners=align_corners)
+        return found[:, 0].long()
+    under = []
     for length, count in zip(labels.shape[2:], size):
         if align_corners:
-            index = torch.linspace(0, length - 1, count, **on_device).round()
+            index = torch.linspace(0, length - 1, count).round()
         else:
-            centres = torch.arange(count, **on_device) + 0.5
-            index = centres * length / count
-        under.append(index.long())
+            index = (torch.arange(count) + 0.5) * length / count
+        under.append(index.long().to(labels.device))
     return labels[:, 0, under[0][:, None], under[1]].long()
 
 
@@ -207,16 +207,14 @@ def labels_of_images(samples: Sequence[Any],
     Of one class: 0 where an image has it, NONE, or IGNORED.
     """
     if num_classes == 1:
-        labels = []
-        for sample in samples:
-            if 'gt_score' in sample:
-                score = float(sample.gt_score)
-                labels.append(IGNORED if score < 0 else 0 if score >
-                              0.5 else NONE)
-            else:
-                labels.append(0 if sample.gt_label.numel() else NONE)
-        first = samples[0].get('gt_score', samples[0].get('gt_label'))
-        return torch.tensor(labels, device=first.device)
+        # The score of the class, or 1 where it is among the labels.
+        scores = torch.stack([
+            sample.gt_score.max() if 'gt_score' in sample else
+            sample.gt_label.new_tensor(sample.gt_label.numel() > 0).float()
+            for sample in samples
+        ])
+        known = torch.where(scores > 0.5, 0, NONE)
+        return known.masked_fill(scores < 0, IGNORED)
     labels = [getattr(sample, 'gt_label', None) for sample in samples]
     if any('gt_score' in sample or label is None or label.numel() != 1
            for sample, label in zip(samples, labels)):

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from mmdist.errors import ConfigError
 from mmdist.utils import load_config, scope_of
 from ..class_mapping import classes_of_teacher
+from ..taps.batch import TeacherBatch
 from ..taps.watch import tensors_in
-from .batch import TeacherBatch
 from .checkpoint import load_strictly, read_checkpoint
 
 

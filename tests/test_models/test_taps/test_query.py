@@ -171,8 +171,7 @@ def test_mask_queries_of_both_kinds_learn_from_each_other():
 def test_boxes_and_masks_are_not_matched(names):
     """Nothing says which queries of the two are one object."""
     student, teacher = (build(detector(name)) for name in names)
-    with refused('model.teacher.config',
-                 'one predicts boxes, the other masks'):
+    with refused('model.teacher.config', 'matches its queries by'):
         build_tap(student).connect(student, teacher)
 
 

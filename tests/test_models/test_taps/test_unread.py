@@ -3,7 +3,7 @@ import pytest
 import torch
 from torch import nn
 
-from mmdist.models.taps.unread import left_out, unread_layers
+from mmdist.models.taps.probe import left_out, unread_layers
 from tests.helpers import (batch, build, build_distiller, detector, prepared,
                            save_teacher)
 
