@@ -128,14 +128,8 @@ def check_all_named(spec: Any, teacher_names: Names,
 def class_map_in_training(spec: Any, teacher_classes: DataClasses,
                           data: DataClasses,
                           number: Optional[int]) -> Optional[List[int]]:
-    """Compare the teacher's classes with those of the training set.
-
-    Args:
-        spec (str | Sequence, optional): ``model.teacher.class_map``.
-        teacher_classes (DataClasses): The teacher's classes.
-        data (DataClasses): The classes of the training set.
-        number (int, optional): Classes that the student predicts, if its head
-            says so.
+    """Compare the teacher's classes with those of the training set, and with
+    the ``number`` that the student predicts, if its head says so.
 
     Returns:
         list[int] | None: The map that 'names' stands for; None for any other

@@ -4,8 +4,9 @@ from typing import Any
 from torch import nn
 
 from mmdist.errors import ConfigError, NoClassLogitsError
+from mmdist.registry import TAPS
 from .base import (LogitPair, LogitTap, find_tap, pair_logits, pair_of,
-                   registered_taps, unknown_arguments)
+                   unknown_arguments)
 from .box_alignment import BoxTap
 from .columns import reads_text
 from .dense import DenseTap
@@ -38,7 +39,7 @@ def build_tap(student: nn.Module, **options: Any) -> LogitTap:
                           f"it can be 'boxes' or left out, but is {align!r}")
     kind = find_tap(student)
     if kind is None:
-        reads = [c for tap in registered_taps() for c in tap.reads]
+        reads = [c for tap in TAPS.module_dict.values() for c in tap.reads]
         raise NoClassLogitsError(
             'model.student', f'it is a {type(student).__name__}, and none of '
             f'its heads has class logits to distil'

@@ -271,14 +271,10 @@ def pair_of(tap: LogitTap, call: Call, batch: TeacherBatch, own: ClassLogits,
                      })
 
 
-def registered_taps() -> List[Type[LogitTap]]:
-    """All taps by priority."""
-    return sorted(TAPS.module_dict.values(), key=lambda tap: tap.priority)
-
-
 def find_tap(model: nn.Module) -> Optional[Type[LogitTap]]:
     """The first tap by priority that reads a model."""
-    return next((tap for tap in registered_taps() if tap.find(model)), None)
+    taps = sorted(TAPS.module_dict.values(), key=lambda tap: tap.priority)
+    return next((tap for tap in taps if tap.find(model)), None)
 
 
 def unknown_arguments(model: nn.Module, reads: Sequence[LossCall]) -> str:

@@ -206,8 +206,8 @@ class QueryBoxes:
         """The boxes of all queries."""
         from mmdet.structures.bbox import bbox_cxcywh_to_xyxy
         queries, columns = student_queries(call)
-        boxes = bbox_cxcywh_to_xyxy(
-            queries.boxes.detach()) * batch.image_sizes()[:, None]
+        boxes = bbox_cxcywh_to_xyxy(queries.boxes.detach())
+        boxes = boxes * batch.image_sizes()[:, None]
         return Boxes(list(boxes), list(queries.logits), columns)
 
     @staticmethod

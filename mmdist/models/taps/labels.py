@@ -135,33 +135,29 @@ def labels_of_queries(objects: Sequence[Objects], queries: Queries,
                       matches: Sequence[Tuple[Tensor, Tensor]]) -> Tensor:
     """Labels of matched queries: an object's goes to the match of the
     teacher's nearest query. See ``match_queries``."""
-    labels = []
-    for i, (truth, (_, match)) in enumerate(zip(objects, matches)):
-        own = truth.labels.new_full((len(match), ), NONE)
-        theirs = queries.of_image(i)
-        places = _as_queries(truth, theirs)
-        if places is not None and len(truth.labels):
-            nearest = place_cost(places, theirs).argmin(1)
-            found, which = (nearest[:, None] == match).nonzero().T
-            own[which] = truth.labels[found]
-        labels.append(own)
-    return torch.cat(labels)
-
-
-def _as_queries(truth: Objects, like: Queries) -> Optional[Queries]:
-    """Objects as queries, with boxes or masks as some others have them."""
     from mmdet.structures.bbox import bbox_xyxy_to_cxcywh
-    if like.boxes is not None:
-        size = truth.boxes.new_tensor(truth.size).flip(0).repeat(2)
-        return Queries(
-            truth.labels, boxes=bbox_xyxy_to_cxcywh(truth.boxes / size))
-    if truth.masks is None:
-        return None
-    masks = truth.masks
-    if not isinstance(masks, Tensor):  # BoxInst's are tensors
-        masks = masks.to_tensor(torch.float32, truth.labels.device)
-    certain = 40 * masks.float() - 20
-    return Queries(truth.labels, masks=certain.unsqueeze(1))
+    labels = []
+    for i, ((boxes, classes, masks, size),
+            (_, match)) in enumerate(zip(objects, matches)):
+        own = classes.new_full((len(match), ), NONE)
+        labels.append(own)
+        theirs = queries.of_image(i)
+        # The objects as queries, with boxes or masks as the others have them.
+        if theirs.boxes is not None:
+            scale = boxes.new_tensor(size).flip(0).repeat(2)
+            truth = Queries(classes, boxes=bbox_xyxy_to_cxcywh(boxes / scale))
+        elif masks is not None:
+            if not isinstance(masks, Tensor):  # BoxInst's are tensors
+                masks = masks.to_tensor(torch.float32, classes.device)
+            certain = 40 * masks.float() - 20
+            truth = Queries(classes, masks=certain.unsqueeze(1))
+        else:
+            continue
+        if len(classes):
+            nearest = place_cost(truth, theirs).argmin(1)
+            found, which = (nearest[:, None] == match).nonzero().T
+            own[which] = classes[found]
+    return torch.cat(labels)
 
 
 def labels_of_maps(samples: Sequence[Any], size: Sequence[int],

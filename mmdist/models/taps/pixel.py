@@ -176,11 +176,11 @@ class PixelTap(LogitTap):
         prefix, _, loss = name.partition('.')
         if 'loss' not in loss or loss.startswith(BOUNDARY_LOSS):
             return False
-        for path in self.heads:  # 'auxiliary_head.1' logs 'aux_1'
-            group, _, index = path.partition('.')
-            if prefix == '_'.join(filter(None, [PREFIXES[group], index])):
-                return True
-        return False
+        groups = [path.split('.') for path in self.heads]
+        # 'auxiliary_head.1' logs 'aux_1'
+        return prefix in [
+            '_'.join([PREFIXES[group], *index]) for group, *index in groups
+        ]
 
     def describe(self, student: nn.Module, teacher: nn.Module) -> str:
         """E.g. ``pixels x 19 (softmax), decode_head <- decode_head``."""
@@ -243,10 +243,10 @@ def _class_logits(output: Any, head: nn.Module) -> List[Tensor]:
     ]
 
 
-def _losses_of(head: nn.Module) -> List[nn.Module]:
+def _losses_of(head: nn.Module) -> List[Any]:
     """The losses of a head, or of the first head within it (K-Net)."""
     losses = next((m.loss_decode
-                   for m in head.modules() if hasattr(m, 'loss_decode')), [])
+                   for m in head.modules() if hasattr(m, 'loss_decode')), None)
     return list(losses) if isinstance(losses,
                                       (nn.ModuleList, list)) else [losses]
 
@@ -256,16 +256,17 @@ def _classifies(loss: nn.Module) -> bool:
     return any(word in type(loss).__name__ for word in CLASS_LOSSES)
 
 
-def _main_loss(head: nn.Module) -> Any:
-    """The loss that stands for the head: that on classes, or the first."""
+def _of_main_loss(head: nn.Module, name: str, default: Any) -> Any:
+    """An attribute of the head's loss on classes, or of its first."""
     losses = _losses_of(head)
-    return next(filter(_classifies, losses), losses[0] if losses else None)
+    loss = next(filter(_classifies, losses), losses[0])
+    return getattr(loss, name, default)
 
 
 def _columns(head: nn.Module) -> Columns:
     """A column for each class, with the activation of the loss on classes."""
-    sigmoid = head.out_channels == 1 or getattr(
-        _main_loss(head), 'use_sigmoid', False)
+    sigmoid = head.out_channels == 1 or _of_main_loss(head, 'use_sigmoid',
+                                                      False)
     return Columns(head.out_channels, 'sigmoid' if sigmoid else 'softmax')
 
 
@@ -276,4 +277,4 @@ def _loss_weights(head: nn.Module, num_outputs: int) -> List[float]:
     if len(losses) == num_outputs and all(map(_classifies, losses)):
         return [loss.loss_weight for loss in losses]
     # … or all losses on each.
-    return [getattr(_main_loss(head), 'loss_weight', 1.0)] * num_outputs
+    return [_of_main_loss(head, 'loss_weight', 1.)] * num_outputs

@@ -120,17 +120,10 @@ def _decoded(head: nn.Module, scores: Tensor,
              places: Tensor) -> Tuple[Queries, Columns]:
     """Queries of a transformer, whose places are boxes or masks."""
     if places.dim() == 3:
-        return Queries(scores, boxes=places), _columns(head, scores)
+        return _queries(head, scores, boxes=places)
     # Of videos they have a dimension for the frames.
     masks = places if places.dim() == 5 else places.unsqueeze(2)
-    return Queries(scores, masks=masks), _columns(head, scores)
-
-
-def _columns(head: nn.Module, logits: Tensor) -> Columns:
-    activation, number = activation_of(head), logits.shape[-1]
-    if activation == 'sigmoid':  # the tokens of a text, or the classes
-        return Columns(number, activation)
-    return Columns(head.num_classes, activation, number > head.num_classes)
+    return _queries(head, scores, masks=masks)
 
 
 def _proposals(head: nn.Module, scores: Tensor, corners: Tensor,
@@ -139,5 +132,14 @@ def _proposals(head: nn.Module, scores: Tensor, corners: Tensor,
     from mmdet.structures.bbox import bbox_xyxy_to_cxcywh
     corners = corners.view(len(size), -1, 4) / size.view(len(size), -1, 4)
     scores = scores.view(*corners.shape[:2], -1)
-    queries = Queries(scores, boxes=bbox_xyxy_to_cxcywh(corners))
-    return queries, _columns(head, scores)
+    return _queries(head, scores, boxes=bbox_xyxy_to_cxcywh(corners))
+
+
+def _queries(head: nn.Module, scores: Tensor,
+             **places: Tensor) -> Tuple[Queries, Columns]:
+    activation, number = activation_of(head), scores.shape[-1]
+    columns = Columns(number, activation)  # the tokens of a text, or classes
+    if activation == 'softmax':
+        background = number > head.num_classes
+        columns = Columns(head.num_classes, activation, background)
+    return Queries(scores, **places), columns

@@ -38,7 +38,7 @@ def watched_pairs(student, teacher, inputs, samples, **options):
 
 @torch.no_grad()
 def class_logits(model, inputs):
-    """What the plain head's forward predicts, a level each."""
+    """Predictions of the plain head's forward, one per level."""
     return model.bbox_head(model.extract_feat(inputs))[0]
 
 
@@ -60,7 +60,7 @@ def anchors(logits, num_columns=NUM_CLASSES):
 
 @pytest.mark.parametrize('name', DENSE)
 def test_levels_are_those_of_the_plain_forward(name):
-    """A pair a level, with A * C channels of both plain heads."""
+    """One pair per level, with A * C channels of both plain heads."""
     student = build(detector(name)).train()
     teacher = build(detector(name), seed=1).eval()
     inputs, samples = prepared(student, batch(name))
