@@ -19,17 +19,16 @@ def classes_of_teacher(content: Dict[str, Any], cfg: Config) -> DataClasses:
     data of the config, where they are at hand, say how labels are numbered.
     """
     meta = content.get('meta') or {}
-    dataset_meta = meta.get('dataset_meta') or meta
-    if isinstance(dataset_meta, dict):
+    meta = meta.get('dataset_meta') or meta
+    if isinstance(meta, dict):
         # CLASSES in MMCV 1 and in the first checkpoints of MMEngine
-        names = dataset_meta.get('classes', dataset_meta.get('CLASSES'))
-        dataset_meta = dict(classes=names)
+        meta = dict(classes=meta.get('classes', meta.get('CLASSES')))
     try:
-        listed, of_config = names_in(dataset_meta), data_classes_of(cfg)
+        listed, of_config = names_in(meta), data_classes_of(cfg)
     except ConfigError:  # data sets of different classes were joined
         return DataClasses()
-    return of_config if listed in (None,
-                                   of_config.listed) else DataClasses(listed)
+    known = listed in (None, of_config.listed)
+    return of_config if known else DataClasses(listed)
 
 
 def class_map_of(spec: Any,
@@ -62,34 +61,32 @@ def class_map_of(spec: Any,
         raise ConfigError(
             field, "it must be 'names' or a list of the teacher's classes, "
             f'as names or labels, but is {spec!r}')
-    known, labels, missing = spelt_alike(teacher_names or ()), [], []
+    known, labels = spelt_alike(teacher_names or ()), []
     for item in wanted:
         if isinstance(item, str):
-            if not known:
-                raise ConfigError(
-                    field, f'it has the name {item!r}, but neither the '
-                    "checkpoint nor the config of the teacher says the "
-                    "teacher's names", 'list labels instead')
             name, = spelt_alike([item])
-            if name in known:
-                labels.append(known.index(name))
-            else:
-                missing.append(repr(item))
+            labels.append(known.index(name) if name in known else item)
         elif isinstance(item, bool) or not isinstance(item, int) or item < 0:
             raise ConfigError(
                 field, f'it has {item!r}, which is neither a name nor a '
                 'label (0, 1, …)')
         else:
             labels.append(item)
+    missing = ', '.join(repr(x) for x in labels if isinstance(x, str))
+    if missing and not known:
+        raise ConfigError(
+            field, f'it has the name {missing}, but neither the checkpoint '
+            "nor the config of the teacher says the teacher's names",
+            'list labels instead')
     if missing:
         raise ConfigError(
-            field, f'the teacher has no class {", ".join(missing)}, but has '
+            field, f'the teacher has no class {missing}, but has '
             f'{", ".join(map(repr, teacher_names))}')
-    twice = [label for label in labels if labels.count(label) > 1]
-    if twice:
-        raise ConfigError(
-            field,
-            f'it has the class {twice[0]} of the teacher more than once')
+    for label in labels:
+        if labels.count(label) > 1:
+            raise ConfigError(
+                field,
+                f'it has the class {label} of the teacher more than once')
     return labels
 
 
@@ -131,14 +128,8 @@ def check_all_named(spec: Any, teacher_names: Names,
 def class_map_in_training(spec: Any, teacher_classes: DataClasses,
                           data: DataClasses,
                           number: Optional[int]) -> Optional[List[int]]:
-    """Compare the teacher's classes with those of the training set.
-
-    Args:
-        spec (str | Sequence, optional): ``model.teacher.class_map``.
-        teacher_classes (DataClasses): The teacher's classes.
-        data (DataClasses): The classes of the training set.
-        number (int, optional): Classes that the student predicts, if its head
-            says so.
+    """Compare the teacher's classes with those of the training set, and with
+    the ``number`` that the student predicts, if its head says so.
 
     Returns:
         list[int] | None: The map that 'names' stands for; None for any other

@@ -106,7 +106,7 @@ def test_a_checkpoint_with_state_dict_is_loaded(saved, weights):
 
 
 def test_a_plain_state_dict_is_loaded(retina, weights, tmp_path):
-    """As torchvision and publishing scripts write it."""
+    """Torchvision and publishing scripts write such files."""
     assert_loaded(make(retina, save(weights, tmp_path)), weights)
 
 
@@ -118,7 +118,7 @@ def test_a_checkpoint_of_ddp_is_loaded(retina, weights, tmp_path):
 
 
 def test_keys_that_the_teacher_has_not_are_ignored(retina, weights, tmp_path):
-    """As MMEngine does: checkpoints carry auxiliary heads and the like."""
+    """MMEngine ignores them, too: checkpoints carry auxiliary heads."""
     path = save(dict(weights, extra=torch.zeros(1)), tmp_path)
     assert_loaded(make(retina, path), weights)
 
@@ -156,7 +156,7 @@ def test_home_is_expanded(saved, tmp_path, monkeypatch, weights):
 
 @pytest.fixture(scope='module')
 def trained(retina, tmp_path_factory):
-    """What MMEngine's Runner writes after two real iterations."""
+    """The checkpoint of MMEngine's Runner after two real iterations."""
     folder = tmp_path_factory.mktemp('trained')
     data_root = write_coco(folder / 'coco')
     cfg = Config(
@@ -435,7 +435,7 @@ def test_safetensors(retina, weights, tmp_path):
 @pytest.mark.parametrize('value', [float('nan'), float('inf')])
 def test_weights_that_are_no_numbers_are_refused(retina, weights, tmp_path,
                                                  value):
-    """What is left of a training that diverged."""
+    """A training that diverged leaves such weights."""
     weights['bbox_head.retina_cls.bias'][1] = value
     weights['backbone.bn1.running_var'][0] = value
     text = refusal(retina, save(weights, tmp_path))
@@ -450,7 +450,7 @@ def test_weights_that_are_no_numbers_are_refused(retina, weights, tmp_path,
 ])
 def test_weights_under_another_key_or_prefix(retina, weights, tmp_path, key,
                                              prefix):
-    """Of timm, DDP, an EMA, MMRazor and torch.compile."""
+    """timm, DDP, an EMA, MMRazor and torch.compile write such files."""
     own = {f'{prefix}{name}': value for name, value in weights.items()}
     own['steps'] = torch.tensor(3)  # an EMA counts them
     content = own if key is None else {key: own, 'epoch': 3}
@@ -467,7 +467,7 @@ def test_parts_that_were_compiled(retina, weights, tmp_path):
 
 
 def test_several_models_in_one_file_are_refused(retina, weights, tmp_path):
-    """As Soft Teacher keeps them: nothing says which is meant."""
+    """Soft Teacher keeps two: nothing says which is meant."""
     own = {
         f'{prefix}.{name}': value
         for prefix in ('student', 'teacher')
@@ -478,7 +478,7 @@ def test_several_models_in_one_file_are_refused(retina, weights, tmp_path):
 
 
 def test_the_keys_that_were_found_are_shown(retina, weights, tmp_path):
-    """Where they are understood in no way."""
+    """The error shows them where no prefix is understood."""
     own = {f'x{name}': value for name, value in weights.items()}
     text = refusal(retina, save(own, tmp_path))
     assert 'its own keys are like xbackbone.conv1.weight, ' in text
@@ -567,7 +567,7 @@ def test_a_model_dict_without_type_is_refused(saved):
 
 
 def features_alone(model, data):
-    """Features by plain MMDetection of raw pictures."""
+    """Features by plain MMDetection of raw images."""
     model = copy.deepcopy(model).eval()
     with torch.no_grad():
         return model.extract_feat(prepared(model, data)[0])
@@ -587,8 +587,8 @@ def pixel_tolerance(teacher):
 
 @pytest.mark.parametrize('student', NORMALISATIONS)
 @pytest.mark.parametrize('teacher', NORMALISATIONS)
-def test_the_teacher_gets_the_picture_that_it_expects(student, teacher):
-    """As if its own preprocessor had seen the raw, differently sized ones."""
+def test_the_teacher_gets_the_image_that_it_expects(student, teacher):
+    """Its own preprocessor would make the same of the raw images."""
     student, teacher = NORMALISATIONS[student], NORMALISATIONS[teacher]
     preprocessors = [
         DetDataPreprocessor(pad_size_divisor=32, **{
@@ -647,7 +647,7 @@ def test_the_same_preprocessor_passes_the_very_tensor():
 
 
 @pytest.mark.parametrize('student', [IMAGENET, CAFFE, YOLOX])
-def test_features_are_those_of_the_raw_pictures(retina, tmp_path, student):
+def test_features_are_those_of_the_raw_images(retina, tmp_path, student):
     """End to end, with mmdet's own preprocessing beside."""
     saved = save_teacher(retina, tmp_path)
     preprocessor = DetDataPreprocessor(pad_size_divisor=32, **student)
@@ -804,7 +804,7 @@ def test_preserve_rng_covers_all_three_generators(error):
     (None, None),
 ])
 def test_class_names_of_a_checkpoint(retina, tmp_path, meta, expected):
-    """Of MMEngine's and of the first MMDetection 3 and MMCV 1 checkpoints."""
+    """MMEngine's, and the first of MMDetection 3 and MMCV 1."""
     saved = save_teacher(retina, tmp_path, meta=meta)
     assert make(**saved).class_names == expected
 
@@ -842,7 +842,7 @@ def test_a_checkpoint_of_mmengines_save_checkpoint(retina, tmp_path):
 
 
 def kd_losses(saved, **options):
-    """Of a student that learns from a teacher with options."""
+    """Losses of a student that learns from a teacher with options."""
     wrapper = build_distiller(detector('retina'), {**saved, **options}).train()
     losses = wrapper.loss(*prepared(wrapper, batch()))
     return torch.stack([losses['loss_kd_inter'],
@@ -886,6 +886,6 @@ def test_operators_without_bfloat16_are_refused(tmp_path):
 
 
 def test_an_unknown_precision_is_refused(saved):
-    """By the name of the field."""
+    """The error names the field."""
     with refused('model.teacher.dtype', "must be 'float32'.*'half'"):
         Teacher(**saved, dtype='half')

@@ -4,15 +4,16 @@ from typing import Any
 from torch import nn
 
 from mmdist.errors import ConfigError, NoClassLogitsError
+from mmdist.registry import TAPS
 from .base import (LogitPair, LogitTap, find_tap, pair_logits, pair_of,
-                   registered_taps, unknown_arguments)
+                   unknown_arguments)
 from .box_alignment import BoxTap
+from .columns import reads_text
 from .dense import DenseTap
 from .image import ImageTap
 from .pixel import PixelTap
 from .query import QueryTap
 from .roi import RoITap
-from .text import reads_text
 from .watch import LossCall, owner_of, tensors_in, watch_heads, watch_method
 
 ProposalTap = TransformerTap = QueryTap  # names of the first edition
@@ -38,7 +39,7 @@ def build_tap(student: nn.Module, **options: Any) -> LogitTap:
                           f"it can be 'boxes' or left out, but is {align!r}")
     kind = find_tap(student)
     if kind is None:
-        reads = [c for tap in registered_taps() for c in tap.reads]
+        reads = [c for tap in TAPS.module_dict.values() for c in tap.reads]
         raise NoClassLogitsError(
             'model.student', f'it is a {type(student).__name__}, and none of '
             f'its heads has class logits to distil'
@@ -52,20 +53,15 @@ def build_tap(student: nn.Module, **options: Any) -> LogitTap:
             f'{", ".join(unknown)}, but {", ".join(known) or "no options"}')
     tap = kind(student, **options)
     # A teacher within the student (semi-supervised) does not learn.
-    tap.heads = {
-        path: None
-        for path in tap.heads if _learns(student.get_submodule(path))
-    }
+    for path in list(tap.heads):
+        parameters = list(student.get_submodule(path).parameters())
+        if parameters and not any(p.requires_grad for p in parameters):
+            del tap.heads[path]
     if not tap.heads:
         raise ConfigError(
             'model.student', f'it is a {type(student).__name__} whose heads '
             'are frozen, so nothing can be distilled into them')
     return tap
-
-
-def _learns(head: nn.Module) -> bool:
-    parameters = list(head.parameters())
-    return not parameters or any(p.requires_grad for p in parameters)
 
 
 __all__ = [

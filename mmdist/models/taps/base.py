@@ -5,25 +5,21 @@ computes its loss, and the names of that method's arguments say what they
 are. A tap says which call this is, which heads of both models belong
 together, and what the teacher says about the same instances.
 """
-import inspect
 from abc import ABCMeta, abstractmethod
 from dataclasses import dataclass
-from typing import (TYPE_CHECKING, Any, Callable, Dict, List, Optional,
-                    Sequence, Tuple, Type)
+from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple, Type
 
 import torch
 from torch import Tensor, nn
 
 from mmdist.errors import ConfigError
 from mmdist.registry import TAPS
-from ..class_mapping import check_numbers
-from .columns import ClassLogits, as_columns_of
+from ..class_mapping import FIELD, check_numbers
+from .batch import TeacherBatch
+from .columns import (ClassLogits, as_columns_of, check_alike, common_tokens,
+                      reads_text)
 from .labels import NONE, threshold_of
-from .text import check_texts
-from .watch import Call, LossCall, loss_call, owner_of
-
-if TYPE_CHECKING:
-    from ..teacher.batch import TeacherBatch
+from .watch import Call, LossCall, loss_call, owner_of, signature_of
 
 
 @dataclass
@@ -34,8 +30,7 @@ class LogitPair:
         student (Tensor): ``(R, C)``, or ``(N, C, *spatial)`` where every
             position is a row.
         teacher (Tensor): The same shape, without gradient.
-        student_activation (str): 'softmax' or 'sigmoid'.
-        teacher_activation (str): 'softmax' or 'sigmoid'.
+        student_activation, teacher_activation (str): 'softmax' or 'sigmoid'.
         weight (float): The weight that the student's head gives its own loss.
         name (str): The stage, level or head, e.g. 'level 0'.
         num_classes (int): The columns' classes; beside them there may be a
@@ -66,20 +61,15 @@ class LogitPair:
 
     @property
     def num_answers(self) -> int:
-        """Number of answers that a row chooses from.
-
-        The classes; for one class 2, that it is there or not; 0 if the
-        columns do not tell, or are no classes.
-        """
+        """Number of answers of a row: the classes; for one class 2, that it
+        is there or not; 0 if the columns do not tell, or are no classes."""
         if self.num_classes != 1:
             return self.num_classes
         return 2 if self.background or self.thresholds else 0
 
     def truth(self) -> Optional[Tensor]:
-        """The right answer of each row, -1 where it is unknown.
-
-        The label; for one class, 0 where it is and 1 where it is not.
-        """
+        """The right answer of each row, -1 where it is unknown: the label;
+        for one class, 0 where it is and 1 where it is not."""
         labels = self.labels()
         if labels is None or self.num_classes != 1:
             return labels
@@ -117,6 +107,10 @@ class LogitTap(metaclass=ABCMeta):
     def __init__(self, model: nn.Module) -> None:
         self.heads: Dict[str, Optional[str]] = dict.fromkeys(self.find(model))
         self.class_map: Optional[List[int]] = None
+        self._calls = {
+            path: loss_call(model.get_submodule(path), self.reads)
+            for path in self.heads
+        }
 
     @classmethod
     def find(cls, model: nn.Module) -> List[str]:
@@ -132,22 +126,24 @@ class LogitTap(metaclass=ABCMeta):
                 class_map: Optional[List[int]] = None) -> None:
         """Find the teacher's head for each of the student's.
 
-        Args:
-            student (nn.Module): The student.
-            teacher (nn.Module): The teacher.
-            class_map (list[int], optional): The teacher's class for each of
-                the student's.
-
         Raises:
             ConfigError: If no pair is possible.
         """
-        check_texts(student, teacher, class_map)
+        check_alike(
+            'classifies {}', *[
+                'the tokens of a text' if reads_text(model) else 'classes'
+                for model in (student, teacher)
+            ])
+        if reads_text(student) and class_map is not None:
+            raise ConfigError(
+                FIELD, 'it is of no use here: the text that both models are '
+                'given names the classes', 'leave it out')
         self.class_map = class_map
         # A teacher that holds several models answers with one of them.
         owners = {path: owner_of(teacher, path) for path in self.find(teacher)}
-        own = owner_of(student, next(iter(self.heads)))
-        chosen = own if own in owners.values() else next(
-            iter(owners.values()), None)
+        chosen = owner_of(student, next(iter(self.heads)))
+        if chosen not in owners.values():
+            chosen = next(iter(owners.values()), None)
         found = [path for path, owner in owners.items() if owner == chosen]
         if not found:
             raise ConfigError(
@@ -170,19 +166,16 @@ class LogitTap(metaclass=ABCMeta):
     def _match(self, student: nn.Module, teacher: nn.Module,
                found: List[str]) -> Dict[str, str]:
         """The teacher's head for each of the student's; one by one."""
-        if len(self.heads) != len(found):
-            raise ConfigError(
-                'model.teacher.config',
-                f'its model has {len(found)} heads for {self.rows} but '
-                f'model.student has {len(self.heads)}',
-                'choose a teacher with as many')
+        check_alike(f'has {{}} heads for {self.rows}', len(self.heads),
+                    len(found))
         return dict(zip(self.heads, found))
 
-    def _check_heads(self, head_s: nn.Module, head_t: nn.Module) -> None:
+    def _check_heads(self, student_head: nn.Module,
+                     teacher_head: nn.Module) -> None:
         """Raise ConfigError if a head cannot learn from its match."""
 
     @abstractmethod
-    def pairs(self, call: Call, batch: 'TeacherBatch') -> Sequence[LogitPair]:
+    def pairs(self, call: Call, batch: TeacherBatch) -> Sequence[LogitPair]:
         """Pair the student's logits with the teacher's for the same instances.
 
         Args:
@@ -193,7 +186,7 @@ class LogitTap(metaclass=ABCMeta):
             Sequence[LogitPair]: One for each stage, level or output.
         """
 
-    def _check_images(self, calls: List[Call], batch: 'TeacherBatch') -> None:
+    def _check_images(self, calls: List[Call], batch: TeacherBatch) -> None:
         """Raise ConfigError if losses are of images that the student chose
         (semi-supervised models): the teacher's heads know one batch."""
         if any(call.images is not None and call.images is not batch.images
@@ -204,86 +197,84 @@ class LogitTap(metaclass=ABCMeta):
                 'choose a two-stage student, or the detector within')
 
     def is_classification_loss(self, name: str) -> bool:
-        """Whether a loss of the student is on the tapped class logits.
-
-        Args:
-            name (str): The key in the student's losses, e.g. 's0.loss_cls'.
-        """
+        """Whether a loss of the student, e.g. 's0.loss_cls', is on the tapped
+        class logits."""
         return 'loss_cls' in name and 'rpn' not in name
 
     def describe(self, student: nn.Module, teacher: nn.Module) -> str:
         """Rows, columns and heads, e.g. ``images x 10 (softmax), head <-
         head``, for the start-up line."""
-        parts = [self._describe_rows(student)]
-        for path, twin in self.heads.items():
-            if twin is not None:
-                parts.append(f'{path or "the model"} <- {twin or "the model"}')
-        return ', '.join(parts)
+        learning = {s: t for s, t in self.heads.items() if t is not None}
+        rows = self._describe_rows(student, next(iter(learning)))
+        return ', '.join([rows] + [
+            f'{path or "the model"} <- {twin or "the model"}'
+            for path, twin in learning.items()
+        ])
 
-    def _describe_rows(self, student: nn.Module) -> str:
+    def _describe_rows(self, student: nn.Module, path: str) -> str:
         return self.rows
 
 
 def pair_logits(tap: LogitTap, calls: List[Call],
-                batch: 'TeacherBatch') -> List[LogitPair]:
+                batch: TeacherBatch) -> List[LogitPair]:
     """Pair the logits of all heads that learn from the teacher.
-
-    Args:
-        tap (LogitTap): The connected tap.
-        calls (list[Call]): The loss calls, from ``watch_heads``.
-        batch (TeacherBatch): The batch, to ask the teacher about.
 
     Raises:
         ConfigError: If a head computed no loss, or one of other images.
     """
-    learning = [path for path, twin in tap.heads.items() if twin is not None]
-    read = [call for call in calls if call.path in learning and call.is_whole]
-    answered = [call.path for call in read]
-    for path in learning:
-        if path not in answered:
-            method = tap.reads[0].method
+    read = [
+        call for call in calls if tap.heads.get(call.path) is not None and all(
+            call.arguments.get(name) is not None
+            for name in tap._calls[call.path].needs)
+    ]
+    for path, twin in tap.heads.items():
+        if twin is not None and path not in [call.path for call in read]:
+            method = tap._calls[path].method
             raise ConfigError(
                 f'model.student.{path}', 'it computes its loss without a call '
                 f'of its `{method}`, where its class logits are read',
                 f'let its `loss` call `{method}`, or choose another head')
-    tap._check_images(calls, batch)
+    tap._check_images(read, batch)
     return [pair for call in read for pair in tap.pairs(call, batch)]
 
 
-def pair_of(tap: LogitTap, call: Call, batch: 'TeacherBatch', own: ClassLogits,
-            theirs: ClassLogits, **others: Any) -> LogitPair:
+def pair_of(tap: LogitTap, call: Call, batch: TeacherBatch, own: ClassLogits,
+            theirs: ClassLogits, **fields: Any) -> LogitPair:
     """Pair a head's logits with those of its match, in the student's columns.
 
     Args:
         tap (LogitTap): The connected tap.
         call (Call): The loss call of the student's head.
         batch (TeacherBatch): The batch.
-        own (ClassLogits): The student's.
-        theirs (ClassLogits): The teacher's, of the same instances.
-        **others: Further fields of the pair.
+        own (tuple[Tensor, Columns]): The student's class logits ``(N, C, *)``
+            and the meaning of ``C``.
+        theirs (tuple[Tensor, Columns]): The teacher's, of the same instances.
+        **fields: Further fields of the pair.
     """
-    columns = own.columns
-    logits, activation = as_columns_of(columns, theirs.columns, theirs.logits,
+    student_logits, columns = own
+    logits, teacher_columns = theirs
+    logits, activation = as_columns_of(columns, teacher_columns, logits,
                                        tap.class_map)
-    thresholds = (threshold_of(call.student, call.path),
-                  threshold_of(batch.model, tap.heads[call.path]))
-    fields = dict(
-        num_classes=columns.num_classes,
-        background=columns.background,
-        thresholds=None if None in thresholds else thresholds)
-    fields.update(others)
-    return LogitPair(own.logits, logits, columns.activation, activation,
-                     **fields)
-
-
-def registered_taps() -> List[Type[LogitTap]]:
-    """All taps by priority."""
-    return sorted(TAPS.module_dict.values(), key=lambda tap: tap.priority)
+    facts = dict(
+        num_classes=columns.num_classes, background=columns.background)
+    if reads_text(call.student):
+        student_logits, logits = common_tokens(student_logits, logits)
+        facts['num_classes'] = 0
+    elif columns.num_classes == 1:
+        thresholds = (threshold_of(call.student, call.path),
+                      threshold_of(batch.model, tap.heads[call.path]))
+        facts['thresholds'] = None if None in thresholds else thresholds
+    return LogitPair(student_logits, logits, columns.activation, activation,
+                     **{
+                         **facts,
+                         **fields
+                     })
 
 
 def find_tap(model: nn.Module) -> Optional[Type[LogitTap]]:
     """The first tap by priority that reads a model."""
-    return next((tap for tap in registered_taps() if tap.find(model)), None)
+    taps = sorted(TAPS.module_dict.values(), key=lambda tap: tap.priority)
+    return next((tap for tap in taps if tap.find(model)), None)
 
 
 def unknown_arguments(model: nn.Module, reads: Sequence[LossCall]) -> str:
@@ -292,7 +283,7 @@ def unknown_arguments(model: nn.Module, reads: Sequence[LossCall]) -> str:
     known = dict.fromkeys(name for c in reads for name in c.class_arguments)
     for path, head in model.named_modules():
         call = getattr(head, 'loss_by_feat', None)
-        names = list(inspect.signature(call).parameters) if call else []
+        names = signature_of(call).parameters if call else ()
         if names and not set(names) & set(known):
             return (f' ({path}.loss_by_feat takes {", ".join(names)}; its '
                     'class logits are found if their argument is called '

@@ -1,15 +1,17 @@
 """Teachers of another family: a row is a box, whoever predicted it."""
 from contextlib import contextmanager
 from functools import partial
-from typing import (TYPE_CHECKING, Any, Dict, Iterator, List, NamedTuple,
-                    Optional, Sequence, Tuple)
+from typing import (Any, Dict, Iterator, List, NamedTuple, Optional, Sequence,
+                    Tuple)
 
 import torch
+from mmengine.config import ConfigDict
 from torch import Tensor, nn
 
 from mmdist.errors import ConfigError
 from .base import LogitPair, LogitTap, find_tap, pair_of
-from .columns import ClassLogits, Columns, class_probabilities
+from .batch import TeacherBatch
+from .columns import Columns, class_probabilities
 from .dense import ClassMaps, DenseTap, class_maps
 from .labels import labels_of_boxes, object_labels
 from .matching import Queries, match_queries
@@ -17,9 +19,6 @@ from .probe import eval_mode
 from .query import QueryTap, are_boxes, student_queries, teacher_queries
 from .roi import RoITap, roi_logits, score_rois, stage_weight
 from .watch import Call
-
-if TYPE_CHECKING:
-    from ..teacher.batch import TeacherBatch
 
 
 class Boxes(NamedTuple):
@@ -30,19 +29,15 @@ class Boxes(NamedTuple):
             the input, without gradient.
         logits (list[Tensor]): ``(R, C)`` for each image.
         columns (Columns): Meaning of ``C``.
-        weight (float): The weight that the student gives the loss.
-        one_to_one (bool): Whether each box is an object of its own.
     """
     boxes: List[Tensor]
     logits: List[Tensor]
     columns: Columns
-    weight: float = 1.
-    one_to_one: bool = False
 
 
-# Indices of the boxes with an answer and the logits of these, ``(R, C)``, for
-# each image, and the meaning of the columns.
-Answer = Tuple[List[Tensor], List[Tensor], Columns]
+# The teacher's logits ``(R, C)`` for each image, the meaning of ``C``, and
+# the indices of the boxes that have them; None for all.
+Answer = Tuple[List[Tensor], Columns, Optional[List[Tensor]]]
 
 
 class BoxTap(LogitTap):
@@ -66,11 +61,10 @@ class BoxTap(LogitTap):
             raise ConfigError(
                 'model.tap.num_boxes', 'it must be a whole number of at least '
                 f'1, but is {num_boxes!r}')
-        super().__init__(student)
-        self.num_boxes = num_boxes
         # The tap that would read the student without align='boxes'.
         self._own = find_tap(student)(student)
-        self.reads = self._own.reads
+        self.reads, self.num_boxes = self._own.reads, num_boxes
+        super().__init__(student)
         self._asks: Any = None
         self._answers: Any = None
 
@@ -90,31 +84,30 @@ class BoxTap(LogitTap):
         twin = found[-1 if self._answers is QueryBoxes else 0]
         return dict.fromkeys(own, twin)
 
-    def _check_images(self, calls: List[Call], batch: 'TeacherBatch') -> None:
-        if not isinstance(self._own, RoITap):
+    def _check_images(self, calls: List[Call], batch: TeacherBatch) -> None:
+        if self._asks is not RoIBoxes:
             super()._check_images(calls, batch)
 
-    def pairs(self, call: Call, batch: 'TeacherBatch') -> List[LogitPair]:
+    def pairs(self, call: Call, batch: TeacherBatch) -> List[LogitPair]:
         """One pair of ``(boxes, C)`` logits."""
-        twin = self.heads[call.path]
         own = self._asks.own(call, self.num_boxes, batch)
-        kept, answer, columns = self._answers.answer(batch, twin, own, call,
-                                                     self.class_map)
-        boxes = [b[i] for b, i in zip(own.boxes, kept)]
+        theirs, columns, kept = self._answers.answer(self, call, batch, own)
+        if kept is not None:
+            boxes, logits = ([t[i] for t, i in zip(tables, kept)]
+                             for tables in own[:2])
+            own = Boxes(boxes, logits, own.columns)
+        weight = stage_weight(call) if self._asks is RoIBoxes else 1.
         return [
             pair_of(
                 self,
                 call,
-                batch,
-                ClassLogits(
-                    torch.cat([t[i] for t, i in zip(own.logits, kept)]),
-                    own.columns),
-                ClassLogits(torch.cat(answer), columns),
-                weight=own.weight,
+                batch, (torch.cat(own.logits), own.columns),
+                (torch.cat(theirs), columns),
+                weight=weight,
                 name=f'boxes of {call.path}',
                 num_classes=call.head.num_classes,
-                **object_labels(batch, len(boxes),
-                                partial(labels_of_boxes, boxes=boxes)))
+                **object_labels(batch, len(own.boxes),
+                                partial(labels_of_boxes, boxes=own.boxes)))
         ]
 
     def is_classification_loss(self, name: str) -> bool:
@@ -128,18 +121,18 @@ class RoIBoxes:
     predicts_boxes = staticmethod(lambda head: True)
 
     @staticmethod
-    def own(call: Call, num_boxes: int, batch: 'TeacherBatch') -> Boxes:
+    def own(call: Call, num_boxes: int, batch: TeacherBatch) -> Boxes:
         """The sampled RoIs."""
         rois = call.arguments['rois'].detach()
         table, columns = roi_logits(call.arguments['cls_score'], call.head)
         num_images = len(call.images)
         images = [rois[:, 0] % num_images == i for i in range(num_images)]
         return Boxes([rois[i, 1:] for i in images], [table[i] for i in images],
-                     columns, stage_weight(call))
+                     columns)
 
     @staticmethod
-    def answer(batch: 'TeacherBatch', path: str, own: Boxes, call: Call,
-               class_map: Optional[List[int]]) -> Answer:
+    def answer(tap: BoxTap, call: Call, batch: TeacherBatch,
+               own: Boxes) -> Answer:
         """The scores of the boxes as RoIs."""
         from mmdet.structures.bbox import bbox2roi
 
@@ -148,9 +141,9 @@ class RoIBoxes:
             torch.cat([b[:, :2], b[:, 2:].maximum(b[:, :2])], dim=1)
             for b in own.boxes
         ])
-        table, columns = score_rois(batch, path, call.images, rois)
-        return (_all_of(own.boxes),
-                list(table.split([len(b) for b in own.boxes])), columns)
+        table, columns = score_rois(batch, tap.heads[call.path], call.images,
+                                    rois)
+        return [table], columns, None
 
 
 class DenseBoxes:
@@ -164,7 +157,7 @@ class DenseBoxes:
                 for m in maps] == ['cls_scores'] and maps[0].position == 0
 
     @staticmethod
-    def own(call: Call, num_boxes: int, batch: 'TeacherBatch') -> Boxes:
+    def own(call: Call, num_boxes: int, batch: TeacherBatch) -> Boxes:
         """The highest-scoring decoded boxes; their logits have a gradient."""
         head = call.head
         maps, = class_maps(head)
@@ -181,10 +174,11 @@ class DenseBoxes:
                      [t[i] for t, i in zip(rows, best)], maps.columns)
 
     @staticmethod
-    def answer(batch: 'TeacherBatch', path: str, own: Boxes, call: Call,
-               class_map: Optional[List[int]]) -> Answer:
+    def answer(tap: BoxTap, call: Call, batch: TeacherBatch,
+               own: Boxes) -> Answer:
         """The location whose decoded box overlaps most with each box."""
         from mmdet.structures.bbox import bbox_overlaps
+        path = tap.heads[call.path]
         head = batch.model.get_submodule(path)
         maps, = class_maps(head)
         with _decoding(head):
@@ -199,7 +193,7 @@ class DenseBoxes:
                 bbox_overlaps(b, theirs).argmax(1) for b in boxes.split(32)
             ]
             logits.append(table[torch.cat(best)] if best else table[:0])
-        return _all_of(own.boxes), logits, maps.columns
+        return logits, maps.columns, None
 
 
 class QueryBoxes:
@@ -208,36 +202,34 @@ class QueryBoxes:
     predicts_boxes = staticmethod(are_boxes)
 
     @staticmethod
-    def own(call: Call, num_boxes: int, batch: 'TeacherBatch') -> Boxes:
+    def own(call: Call, num_boxes: int, batch: TeacherBatch) -> Boxes:
         """The boxes of all queries."""
         from mmdet.structures.bbox import bbox_cxcywh_to_xyxy
         queries, columns = student_queries(call)
-        boxes = bbox_cxcywh_to_xyxy(
-            queries.boxes.detach()) * batch.image_sizes()[:, None]
-        return Boxes(
-            list(boxes), list(queries.logits), columns, one_to_one=True)
+        boxes = bbox_cxcywh_to_xyxy(queries.boxes.detach())
+        boxes = boxes * batch.image_sizes()[:, None]
+        return Boxes(list(boxes), list(queries.logits), columns)
 
     @staticmethod
-    def answer(batch: 'TeacherBatch', path: str, own: Boxes, call: Call,
-               class_map: Optional[List[int]]) -> Answer:
+    def answer(tap: BoxTap, call: Call, batch: TeacherBatch,
+               own: Boxes) -> Answer:
         """The query of the least cost for each box.
 
         They are assigned one to one where the boxes are a student's queries;
         of RoIs and locations many are of one object.
         """
         from mmdet.structures.bbox import bbox_xyxy_to_cxcywh
-        queries, columns = teacher_queries(batch, path)
+        queries, columns = teacher_queries(batch, tap.heads[call.path])
         kept, logits = [], []
         for i, size in enumerate(batch.image_sizes()):
-            ours = Queries(own.logits[i][None],
-                           bbox_xyxy_to_cxcywh(own.boxes[i] / size)[None])
-            theirs = Queries(queries.logits[i:i + 1], queries.boxes[i:i + 1])
-            (match_s, match_t), = match_queries(ours, own.columns, theirs,
-                                                columns, class_map,
-                                                own.one_to_one)
-            kept.append(match_s)
-            logits.append(queries.logits[i][match_t])
-        return kept, logits, columns
+            boxes = bbox_xyxy_to_cxcywh(own.boxes[i] / size)
+            (index, match), = match_queries(
+                Queries(own.logits[i][None], boxes[None]), own.columns,
+                Queries(queries.logits[i:i + 1], queries.boxes[i:i + 1]),
+                columns, tap.class_map, tap._asks is QueryBoxes)
+            kept.append(index)
+            logits.append(queries.logits[i][match])
+        return logits, columns, kept
 
 
 SOURCES = {RoITap: RoIBoxes, DenseTap: DenseBoxes, QueryTap: QueryBoxes}
@@ -246,18 +238,13 @@ SOURCES = {RoITap: RoIBoxes, DenseTap: DenseBoxes, QueryTap: QueryBoxes}
 def _source(model: nn.Module, heads: Sequence[str], field: str) -> Any:
     """The class that reads a model's boxes, by the tap that reads its
     heads."""
-    kind = find_tap(model)
-    source = next((s for tap, s in SOURCES.items() if issubclass(kind, tap)),
-                  None)
-    if source and source.predicts_boxes(model.get_submodule(heads[-1])):
-        return source
+    kind, head = find_tap(model), model.get_submodule(heads[-1])
+    for tap, source in SOURCES.items():
+        if issubclass(kind, tap) and source.predicts_boxes(head):
+            return source
     raise ConfigError(
         field, f"it is a {type(model).__name__}, which predicts no boxes, but "
         "model.tap has align='boxes'", 'choose a detector')
-
-
-def _all_of(boxes: List[Tensor]) -> List[Tensor]:
-    return [torch.arange(len(b), device=b.device) for b in boxes]
 
 
 @torch.no_grad()
@@ -269,15 +256,9 @@ def decoded_boxes(maps: ClassMaps, outputs: Sequence[Any],
     is given made-up scores in which the first class of each anchor is above
     it, and decreases from anchor to anchor.
 
-    Args:
-        maps (ClassMaps): The class logits of a head.
-        outputs (Sequence): The result of its ``forward`` in eval mode.
-        metas (Sequence[dict]): Of the images.
-
     Returns:
         list[Tensor]: ``(L, 4)`` for each image, as ``ClassMaps.rows``.
     """
-    from mmengine.config import ConfigDict
     head, columns = maps.head, maps.columns
     levels, number_of_boxes = [], 0
     for scores in outputs[maps.position]:
@@ -289,20 +270,15 @@ def decoded_boxes(maps: ClassMaps, outputs: Sequence[Any],
             table[:, -1] = 0
         if getattr(getattr(head, 'loss_cls', None), 'activated', False):
             table = table.sigmoid()
-        levels.append(
-            table.view(height, width,
-                       channels).permute(2, 0,
-                                         1).expand(num_images, -1, -1, -1))
+        made_up = table.view(height, width, channels).permute(2, 0, 1)
+        levels.append(made_up.expand(num_images, -1, -1, -1))
         number_of_boxes += number
     keep_all = dict(score_thr=0., min_bbox_size=-1, nms_pre=10**9)
     results = head.predict_by_feat(
         levels,
         *outputs[1:],
         batch_img_metas=metas,
-        cfg=ConfigDict({
-            **(head.test_cfg or {}),
-            **keep_all
-        }),
+        cfg=ConfigDict(head.test_cfg or {}, **keep_all),
         rescale=False,
         with_nms=False)
     boxes = [result.bboxes for result in results]

@@ -1,12 +1,16 @@
-"""Columns of class logits: their classes, activation and background."""
+"""Columns of class logits: classes or tokens, activation and background."""
 from typing import NamedTuple, Optional, Sequence, Tuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import logsigmoid
 
+from mmdist.errors import ConfigError
+
 EPS = 1e-6
 """Distance of probabilities from 0 and 1 where logits are needed."""
+LEAST_LOGIT = -50.
+"""Logit of a token that a caption does not have but others of the batch do."""
 
 
 class Columns(NamedTuple):
@@ -27,10 +31,8 @@ class Columns(NamedTuple):
         return self.num_classes + self.background
 
 
-class ClassLogits(NamedTuple):
-    """Class logits, ``(N, C, *)``, and the meaning of ``C``."""
-    logits: Tensor
-    columns: Columns
+# Class logits, ``(N, C, *)``, and the meaning of ``C``.
+ClassLogits = Tuple[Tensor, Columns]
 
 
 def as_columns_of(
@@ -45,13 +47,6 @@ def as_columns_of(
     teacher's, renormalised. Beside a softmax with a background, a sigmoid
     teacher gets one of ``1 - max p``, and all are normalised. Beside sigmoids,
     a softmax teacher has its probabilities without its background.
-
-    Args:
-        student (Columns): The student's.
-        teacher (Columns): The teacher's.
-        logits (Tensor): The teacher's, ``(N, C, *)``.
-        class_map (Sequence[int], optional): The teacher's class for each of
-            the student's.
 
     Returns:
         tuple[Tensor, str]: ``(N, student.number, *)``, and their activation:
@@ -126,3 +121,42 @@ def class_logits(scores: Tensor, head: nn.Module) -> Tensor:
         probabilities = loss.get_activation(scores.float())
         return probabilities.clamp(min=torch.finfo(torch.float32).tiny).log()
     return scores
+
+
+def check_alike(what: str,
+                student: object,
+                teacher: object,
+                remedy: str = 'choose a teacher of the same kind') -> None:
+    """Raise ConfigError if a fact about two models is not the same; ``what``
+    is the fact, with {} for its value."""
+    if student != teacher:
+        raise ConfigError(
+            'model.teacher.config',
+            f'it {what.format(teacher)} but model.student has {student}',
+            remedy)
+
+
+def reads_text(model: nn.Module) -> bool:
+    """Whether a model classifies the tokens of a text (GLIP, Grounding
+    DINO)."""
+    return hasattr(model, 'language_model')
+
+
+def common_tokens(student_logits: Tensor,
+                  teacher_logits: Tensor) -> Tuple[Tensor, Tensor]:
+    """Leave out the tokens that no caption of the batch has.
+
+    They are minus infinity in ``(N, T, *)`` logits. A token that only some
+    captions miss gets a low number.
+    """
+    both = student_logits, teacher_logits
+    check_alike('reads {} tokens of a text',
+                *[logits.shape[1] for logits in both],
+                'give both the same language_model and max_tokens')
+    kept = [
+        logits.isfinite().transpose(0, 1).flatten(1).any(1) for logits in both
+    ]
+    index = (kept[0] & kept[1]).nonzero()[:, 0]
+    return tuple(
+        logits.index_select(1, index).clamp(min=LEAST_LOGIT)
+        for logits in both)

@@ -1,8 +1,6 @@
 """Dense heads: a row is a location of a feature level."""
-import inspect
 from dataclasses import replace
-from typing import (TYPE_CHECKING, Any, Dict, List, NamedTuple, Optional,
-                    Sequence)
+from typing import Any, Dict, List, NamedTuple, Optional, Sequence, Tuple
 
 import torch
 from torch import Tensor, nn
@@ -10,16 +8,12 @@ from torch import Tensor, nn
 from mmdist.errors import ConfigError
 from mmdist.registry import TAPS
 from .base import LogitPair, LogitTap, pair_of
-from .columns import (ClassLogits, Columns, activation_of, class_log_odds,
-                      class_logits, logits_of)
+from .batch import TeacherBatch
+from .columns import (Columns, activation_of, check_alike, class_log_odds,
+                      class_logits, logits_of, reads_text)
 from .labels import Objects, labels_at, object_labels
-from .probe import CannotSay, cannot_say, probed
-from .text import common_tokens, reads_text
-from .unread import left_out, unread_layers
-from .watch import Call, LossCall, loss_call, tensors_in
-
-if TYPE_CHECKING:
-    from ..teacher.batch import TeacherBatch
+from .probe import CannotSay, cannot_say, left_out, probed, unread_layers
+from .watch import Call, LossCall, loss_call, signature_of
 
 
 class Layout(NamedTuple):
@@ -54,17 +48,13 @@ LAYOUTS = {
 
 
 class ClassMaps:
-    """The maps of class logits that a dense head predicts.
-
-    Args:
-        head (nn.Module): Of the student or the teacher.
-        name (str): An argument of its loss call, a key of ``LAYOUTS``.
-    """
+    """The maps of class logits that a dense head predicts, by the name of an
+    argument of its loss call, a key of ``LAYOUTS``."""
 
     def __init__(self, head: nn.Module, name: str) -> None:
         self.head, self.name, self.layout = head, name, LAYOUTS[name]
         # Heads return what their loss call takes, in this order.
-        self.names = list(inspect.signature(head.loss_by_feat).parameters)
+        self.names = list(signature_of(head.loss_by_feat).parameters)
         self.position = self.names.index(name)
         self.columns = Columns(
             head.num_classes, self.layout.activation or activation_of(head),
@@ -74,44 +64,31 @@ class ClassMaps:
         self.objects_apart = (
             self.layout.objectness is not None or OBJECTNESS in self.names)
 
-    def read(self, outputs: Sequence[Any]) -> List[Tensor]:
-        """The tensors among a head's outputs that :meth:`levels` reads."""
-        names = {self.name, OBJECTNESS} & set(self.names)
-        return list(
-            tensors_in([outputs[self.names.index(name)] for name in names]))
-
     def levels(self,
                outputs: Sequence[Any],
                given_object: bool = False) -> List[Tensor]:
         """The logits of each level, ``(N, A, C, H, W)``.
 
-        Of a head that classifies tokens of a text (GLIP), ``(N, 1, T, L, 1)``
-        with all anchors of all locations in one row.
-
-        Args:
-            outputs (Sequence): What the loss call takes, in its order.
-            given_object (bool): Leave the probability of an object out, where
-                the head predicts it apart.
+        A head that classifies tokens of a text (GLIP) has ``(N, 1, T, L, 1)``
+        with all anchors of all locations in one row. With ``given_object``,
+        the probability of an object is left out where it is predicted apart.
         """
-        levels = []
+        layout, levels = self.layout, []
         for i, scores in enumerate(outputs[self.position]):
             if scores.dim() == 3:
                 levels.append(scores.transpose(1, 2)[:, None, ..., None])
                 continue
-            if self.layout.probabilities:
-                logits = logits_of(scores)
-            else:
-                logits = class_logits(scores, self.head)
-            maps = self._by_anchor(logits)[:, :, self.layout.first_class:]
+            logits = (
+                logits_of(scores) if layout.probabilities else class_logits(
+                    scores, self.head))
+            maps = self._by_anchor(logits)[:, :, layout.first_class:]
             if self.objects_apart and not given_object:
-                if self.layout.objectness is not None:
-                    objects = self._by_anchor(scores)[:, :,
-                                                      self.layout.objectness,
-                                                      None]
-                else:
+                if layout.objectness is None:
                     objects = outputs[self.names.index(OBJECTNESS)][i]
-                    objects = objects.unsqueeze(2)
-                maps = logits_of(maps.sigmoid() * objects.sigmoid())
+                else:
+                    objects = self._by_anchor(scores)[:, :, layout.objectness]
+                maps = logits_of(maps.sigmoid() *
+                                 objects.sigmoid().unsqueeze(2))
             levels.append(maps)
         return levels
 
@@ -127,11 +104,6 @@ class ClassMaps:
             for level in self.levels(outputs)
         ]
         return list(torch.cat(tables, dim=1))
-
-    def best(self, maps: Tensor) -> Tensor:
-        """The highest score of a location's anchors, ``(N, 1, C, H, W)``."""
-        odds = class_log_odds(maps.flatten(0, 1), self.columns)
-        return odds.unflatten(0, (len(maps), -1)).amax(1, keepdim=True)
 
 
 @TAPS.register_module()
@@ -185,25 +157,6 @@ class DenseTap(LogitTap):
                 return []
         return paths
 
-    def _check_heads(self, head_s: nn.Module, head_t: nn.Module) -> None:
-        names_s, names_t = ([maps.name for maps in class_maps(head)]
-                            for head in (head_s, head_t))
-        if len(names_s) != len(names_t):
-            raise ConfigError(
-                'model.teacher.config',
-                f'it predicts classes as {" and ".join(names_t)} but '
-                f'model.student as {" and ".join(names_s)}',
-                "choose a teacher with the student's kind of head")
-        strides_s, strides_t = strides_of(head_s), strides_of(head_t)
-        missing = set(strides_s) - set(strides_t) if strides_t else ()
-        if missing:
-            raise ConfigError(
-                'model.teacher.config',
-                f'its feature levels have the strides {strides_t} but those '
-                f'of model.student {strides_s}: nothing pairs with '
-                f'{sorted(missing)}', 'choose a teacher with these strides, '
-                "or change the neck and strides of the student's head")
-
     def connect(self,
                 student: nn.Module,
                 teacher: nn.Module,
@@ -213,114 +166,110 @@ class DenseTap(LogitTap):
         super().connect(student, teacher, class_map)
         self._merged = []
         for path, twin in self.heads.items():
-            head_s = student.get_submodule(path)
-            head_t = teacher.get_submodule(twin)
-            if _anchors_differ(head_s, head_t):
+            heads = student.get_submodule(path), teacher.get_submodule(twin)
+            if _anchors_differ(*heads):
                 self._merged.append(path)
-            every = class_maps(head_t)
+            maps = class_maps(heads[1])
             self._unread[twin] = unread_layers(
                 teacher,
                 twin,
-                lambda outputs, every=every:
-                [t for maps in every for t in maps.read(outputs)])
-            if not (strides_of(head_s) and strides_of(head_t)):
+                lambda outputs, maps=maps:
+                [level for part in maps for level in part.levels(outputs)])
+            if not all(map(strides_of, heads)):
                 # How many levels a head has then, only an image shows.
                 try:
-                    numbers = [
-                        _num_levels(student, path),
-                        _num_levels(teacher, twin)
-                    ]
+                    _match_levels(*heads, _num_levels(student, path),
+                                  _num_levels(teacher, twin))
                 except CannotSay:
-                    continue  # the first iteration says it
-                _match_levels(head_s, head_t, *numbers)
+                    pass  # the first iteration says it
 
-    def pairs(self, call: Call, batch: 'TeacherBatch') -> List[LogitPair]:
+    def _check_heads(self, student_head: nn.Module,
+                     teacher_head: nn.Module) -> None:
+        check_alike(
+            'predicts {} maps of classes per level',
+            *[len(class_maps(head)) for head in (student_head, teacher_head)])
+        own, theirs = strides_of(student_head), strides_of(teacher_head)
+        missing = set(own) - set(theirs) if theirs else ()
+        if missing:
+            raise ConfigError(
+                'model.teacher.config',
+                f'its feature levels have the strides {theirs} but those of '
+                f'model.student {own}: nothing pairs with {sorted(missing)}',
+                'choose a teacher with these strides, or change the neck and '
+                "strides of the student's head")
+
+    def pairs(self, call: Call, batch: TeacherBatch) -> List[LogitPair]:
         """One pair of ``(N, A * C, H, W)`` logits for each level."""
         twin = self.heads[call.path]
-        head_s = call.head
-        head_t = batch.model.get_submodule(twin)
-        outputs_s = list(call.arguments.values())
+        heads = call.head, batch.model.get_submodule(twin)
         # SOLO suppresses neighbours in eval mode.
-        outputs_t = batch.head_outputs(
-            [twin], head_s.training,
-            lambda _: left_out(head_t, self._unread[twin]))[twin]
+        outputs = list(call.arguments.values()), batch.head_outputs(
+            [twin], call.head.training, left_out(heads[1],
+                                                 self._unread[twin]))[twin]
         pairs = []
-        for maps_s, maps_t in zip(class_maps(head_s), class_maps(head_t)):
+        for maps in zip(*map(class_maps, heads)):
             # Where both predict objects apart, their classes do not say
             # whether there is one.
-            apart = maps_s.objects_apart and maps_t.objects_apart
-            levels_s = maps_s.levels(outputs_s, given_object=apart)
-            levels_t = maps_t.levels(outputs_t, given_object=apart)
-            indices = _match_levels(head_s, head_t, len(levels_s),
-                                    len(levels_t))
-            for i, index in enumerate(indices):
-                pair = self._pair_level(call, batch, maps_s, maps_t, i,
-                                        levels_s[i], levels_t[index])
-                if apart:
-                    pair.thresholds = None
-                pairs.append(pair)
+            apart = all(part.objects_apart for part in maps)
+            own, theirs = (part.levels(output, given_object=apart)
+                           for part, output in zip(maps, outputs))
+            levels = _match_levels(*heads, len(own), len(theirs))
+            for i, index in enumerate(levels):
+                pair = self._pair_level(call, batch, maps, i,
+                                        [own[i], theirs[index]])
+                pairs.append(replace(pair, thresholds=None) if apart else pair)
         return pairs
 
-    def _pair_level(self, call: Call, batch: 'TeacherBatch', maps_s: ClassMaps,
-                    maps_t: ClassMaps, level: int, logits_s: Tensor,
-                    logits_t: Tensor) -> LogitPair:
+    def _pair_level(self, call: Call, batch: TeacherBatch,
+                    maps: Tuple[ClassMaps, ClassMaps], level: int,
+                    logits: List[Tensor]) -> LogitPair:
         """The pair of two maps ``(N, A, C, H, W)``."""
-        name = f'level {level} of {maps_s.name}'
-        grid = tuple(logits_s.shape[3:])
-        if logits_t.shape[3:] != grid:
+        head, columns = maps[0].head, [part.columns for part in maps]
+        name = f'level {level} of {maps[0].name}'
+        grid, theirs = (tuple(each.shape[3:]) for each in logits)
+        if grid != theirs:
             raise ConfigError(
                 'model.student.data_preprocessor.pad_size_divisor',
-                f'{name} has {grid} locations but {tuple(logits_t.shape[3:])} '
-                'in model.teacher', 'set it to the largest stride, and give '
-                'both heads the same strides or num_grids')
-        others: Dict[str, Any] = {}
-        masks = getattr(maps_s.head, 'text_masks', None)
+                f'{name} has {grid} locations but {theirs} in model.teacher',
+                'set it to the largest stride, and give both heads the same '
+                'strides or num_grids')
+        masks = getattr(head, 'text_masks', None)
         if masks is not None:  # of the tokens of each caption
-            logits_s, logits_t = common_tokens(
-                logits_s, logits_t, 2,
-                masks.bool()[:, None, :, None, None])
-            others['num_classes'] = 0
-        columns_s, columns_t = maps_s.columns, maps_t.columns
-        if call.path in self._merged:
-            logits_s, logits_t = maps_s.best(logits_s), maps_t.best(logits_t)
-            columns_s = Columns(columns_s.num_classes, 'sigmoid')
-            columns_t = Columns(columns_t.num_classes, 'sigmoid')
-        num_images, num_anchors = logits_s.shape[:2]
-        pair = pair_of(
-            self,
-            call,
-            batch,
-            ClassLogits(logits_s.flatten(0, 1), columns_s),
-            ClassLogits(logits_t.flatten(0, 1), columns_t),
-            name=name,
-            **others)
+            missing = ~masks.bool()[:, None, :, None, None]
+            logits = [each.masked_fill(missing, -torch.inf) for each in logits]
+        num_images, num_anchors = logits[0].shape[:2]
+        logits = [each.flatten(0, 1) for each in logits]
+        if call.path in self._merged:  # the best anchor for each class
+            logits = [
+                class_log_odds(each, c).unflatten(0, (num_images, -1)).amax(1)
+                for each, c in zip(logits, columns)
+            ]
+            columns = [Columns(c.num_classes, 'sigmoid') for c in columns]
+            num_anchors = 1
+        pair = pair_of(self, call, batch, *zip(logits, columns), name=name)
         # The probabilities of a softmax sum to 1 within an anchor.
-        by_anchor = self.anchors_as_rows or 'softmax' in (
-            pair.student_activation, pair.teacher_activation)
-        if not by_anchor:
+        if not self.anchors_as_rows and 'softmax' not in (
+                pair.student_activation, pair.teacher_activation):
+            num_anchors, pair.background = 1, False
             pair.student, pair.teacher = (
-                logits.unflatten(0, (num_images, -1)).flatten(1, 2)
-                for logits in (pair.student, pair.teacher))
-            pair.background = False
+                each.unflatten(0, (num_images, -1)).flatten(1, 2)
+                for each in (pair.student, pair.teacher))
 
         def assign(objects: Sequence[Objects]) -> Tensor:
-            labels = labels_at(objects, grid, strides_of(maps_s.head), level,
-                               maps_s.layout.place)
-            return labels.repeat_interleave(
-                num_anchors if by_anchor else 1, dim=0)
+            labels = labels_at(objects, grid, strides_of(head), level,
+                               maps[0].layout.place)
+            return labels.repeat_interleave(num_anchors, dim=0)
 
         return replace(pair, **object_labels(batch, num_images, assign))
 
-    def _describe_rows(self, student: nn.Module) -> str:
-        path = next(iter(self.heads))
+    def _describe_rows(self, student: nn.Module, path: str) -> str:
         head = student.get_submodule(path)
         columns = class_maps(head)[0].columns
+        rows, number = 'locations', columns.number * _anchors(head, 0)[0]
         if path in self._merged:
             rows, number = 'best anchors of locations', columns.num_classes
         elif self.anchors_as_rows or columns.activation == 'softmax':
             rows, number = 'anchors', columns.number
-        else:
-            rows, number = 'locations', columns.number * _num_anchors(head, 0)
         if reads_text(student):
             number = 'tokens'
         strides = ', '.join(f'{stride:g}' for stride in strides_of(head))
@@ -349,52 +298,52 @@ def strides_of(head: nn.Module) -> List[float]:
     return [s[0] if isinstance(s, (list, tuple)) else s for s in strides]
 
 
-def _match_levels(head_s: nn.Module, head_t: nn.Module, number_s: int,
-                  number_t: int) -> List[int]:
+def _match_levels(student_head: nn.Module, teacher_head: nn.Module,
+                  number: int, teacher_number: int) -> List[int]:
     """For each level of the student, the teacher's level of that stride.
 
     Levels of heads that do not say their strides (heatmaps) are paired in
     order.
     """
-    strides_s, strides_t = strides_of(head_s), strides_of(head_t)
-    if strides_s and strides_t:
+    own, theirs = strides_of(student_head), strides_of(teacher_head)
+    if own and theirs:
         return [
             # SOLO has several levels of one stride.
-            [i for i, s in enumerate(strides_t)
-             if s == stride][strides_s[:level].count(stride)]
-            for level, stride in enumerate(strides_s)
+            [i for i, s in enumerate(theirs)
+             if s == stride][own[:level].count(stride)]
+            for level, stride in enumerate(own)
         ]
-    if number_s != number_t:
-        raise ConfigError(
-            'model.teacher.config', f'it predicts classes on {number_t} '
-            f'levels but model.student has {number_s}',
-            'choose a teacher with as many')
-    return list(range(number_s))
+    check_alike('predicts classes on {} levels', number, teacher_number)
+    return list(range(number))
 
 
-def _num_anchors(head: nn.Module, level: int) -> int:
-    """Anchors of a location of a level; SSD's levels differ."""
-    anchors = getattr(head, 'num_base_priors', 1)
-    return anchors[level] if isinstance(anchors, (list, tuple)) else anchors
+def _anchors(head: nn.Module, level: int) -> Tuple[int, Optional[Tensor]]:
+    """The number of anchors of a location of a level, and their shapes; None
+    for points."""
+    number = getattr(head, 'num_base_priors', 1)
+    if isinstance(number, (list, tuple)):  # SSD's levels differ
+        number = number[level]
+    boxes = getattr(
+        getattr(head, 'prior_generator', None), 'base_anchors', None)
+    if boxes is None:
+        return number, None
+    extent = boxes[level][:, 2:4] - boxes[level][:, :2]
+    return number, extent / extent.max()
 
 
-def _anchors_differ(head_s: nn.Module, head_t: nn.Module) -> bool:
+def _anchors_differ(student_head: nn.Module, teacher_head: nn.Module) -> bool:
     """Whether the anchors of a location do not correspond one to one.
 
     All may be larger by one factor, as for another octave_base_scale.
     """
-    strides = strides_of(head_s)
-    levels = _match_levels(head_s, head_t, len(strides), len(strides))
-    for level_s, level_t in enumerate(levels or [0]):
-        if _num_anchors(head_s, level_s) != _num_anchors(head_t, level_t):
+    number = len(strides_of(student_head))
+    levels = _match_levels(student_head, teacher_head, number, number)
+    for level, index in enumerate(levels or [0]):
+        own, shapes = _anchors(student_head, level)
+        theirs, their_shapes = _anchors(teacher_head, index)
+        if own != theirs:
             return True
-        shapes = []
-        for head, level in ((head_s, level_s), (head_t, level_t)):
-            generator = getattr(head, 'prior_generator', None)
-            if hasattr(generator, 'base_anchors'):  # otherwise points
-                boxes = generator.base_anchors[level]
-                extent = boxes[:, 2:4] - boxes[:, :2]
-                shapes.append(extent / extent.max())
-        if len(shapes) == 2 and not torch.allclose(*shapes, rtol=0.05):
-            return True
+        if shapes is not None and their_shapes is not None:
+            if not torch.allclose(shapes, their_shapes, rtol=0.05):
+                return True
     return False

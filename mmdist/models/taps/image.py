@@ -1,6 +1,6 @@
 """Classification heads: a row is an image."""
 from functools import partial
-from typing import TYPE_CHECKING, Dict, List
+from typing import Dict, List
 
 from torch import nn
 
@@ -8,12 +8,10 @@ from mmdist.errors import ConfigError
 from mmdist.registry import TAPS
 from ..class_mapping import check_numbers
 from .base import LogitPair, LogitTap, pair_of
-from .columns import ClassLogits, Columns
+from .batch import TeacherBatch
+from .columns import Columns
 from .labels import labels_of_images
 from .watch import Call, LossCall, tensors_in
-
-if TYPE_CHECKING:
-    from ..teacher.batch import TeacherBatch
 
 
 @TAPS.register_module()
@@ -35,48 +33,45 @@ class ImageTap(LogitTap):
 
     def _match(self, student: nn.Module, teacher: nn.Module,
                found: List[str]) -> Dict[str, str]:
-        for model, paths, field in ((student, list(self.heads),
-                                     'model.student'),
-                                    (teacher, found, 'model.teacher.config')):
+        for paths, field in ((list(self.heads), 'model.student'),
+                             (found, 'model.teacher.config')):
             if len(paths) > 1:
                 raise ConfigError(
-                    field, f'it is a {type(model).__name__} with several '
-                    f'heads ({", ".join(paths)}), of which nothing says which '
-                    'to distil', 'choose a model with one')
+                    field, f'it has several heads ({", ".join(paths)}), of '
+                    'which nothing says which to distil',
+                    'choose a model with one')
         return super()._match(student, teacher, found)
 
-    def pairs(self, call: Call, batch: 'TeacherBatch') -> List[LogitPair]:
+    def pairs(self, call: Call, batch: TeacherBatch) -> List[LogitPair]:
         """One pair of ``(N, C)`` logits for each output of the head."""
         twin = self.heads[call.path]
-        activation_s = _activation_of(call.head)
-        activation_t = _activation_of(batch.model.get_submodule(twin))
-        outputs_s = call.logits
-        outputs_t = list(tensors_in(batch.head_outputs([twin])[twin]))
-        if len(outputs_t) != len(outputs_s):
-            outputs_t = [sum(outputs_t)] * len(outputs_s)
+        activation = _activation_of(batch.model.get_submodule(twin))
+        outputs = list(tensors_in(batch.head_outputs([twin])[twin]))
+        if len(outputs) != len(call.logits):
+            outputs = [sum(outputs)] * len(call.logits)
         pairs = []
-        for i, (logits_s, logits_t) in enumerate(zip(outputs_s, outputs_t)):
-            number_s, number_t = logits_s.shape[1], logits_t.shape[1]
+        for i, (own, theirs) in enumerate(zip(call.logits, outputs)):
             # Some heads do not say how many classes they have.
-            check_numbers(number_s, number_t, self.class_map)
+            number = own.shape[1]
+            check_numbers(number, theirs.shape[1], self.class_map)
+            labels = partial(labels_of_images, call.arguments['data_samples'],
+                             number)
             pairs.append(
                 pair_of(
                     self,
                     call,
-                    batch,
-                    ClassLogits(logits_s, Columns(number_s, activation_s)),
-                    ClassLogits(logits_t, Columns(number_t, activation_t)),
+                    batch, (own, Columns(number, _activation_of(call.head))),
+                    (theirs, Columns(theirs.shape[1], activation)),
                     name=f'output {i}',
-                    labels=partial(labels_of_images,
-                                   call.arguments['data_samples'], number_s)))
+                    labels=labels))
         return pairs
 
     def is_classification_loss(self, name: str) -> bool:
         """All losses of a classifier are."""
         return 'loss' in name
 
-    def _describe_rows(self, student: nn.Module) -> str:
-        head = student.get_submodule(next(iter(self.heads)))
+    def _describe_rows(self, student: nn.Module, path: str) -> str:
+        head = student.get_submodule(path)
         number = getattr(head, 'num_classes', None) or 'classes'
         return f'images x {number} ({_activation_of(head)})'
 

@@ -35,7 +35,7 @@ class Objects(NamedTuple):
     Attributes:
         boxes (Tensor): ``(K, 4)``, corners in pixels of the input.
         labels (Tensor): ``(K, )``, int64.
-        masks (Any): Of the data sample; None if there are none.
+        masks (Any): The sample's; None if there are none.
         size (tuple[int, int]): Height and width of the padded input.
     """
     boxes: Tensor
@@ -135,33 +135,29 @@ def labels_of_queries(objects: Sequence[Objects], queries: Queries,
                       matches: Sequence[Tuple[Tensor, Tensor]]) -> Tensor:
     """Labels of matched queries: an object's goes to the match of the
     teacher's nearest query. See ``match_queries``."""
-    labels = []
-    for i, (truth, (_, match)) in enumerate(zip(objects, matches)):
-        own = truth.labels.new_full((len(match), ), NONE)
-        theirs = queries.of_image(i)
-        places = _as_queries(truth, theirs)
-        if places is not None and len(truth.labels):
-            nearest = place_cost(places, theirs).argmin(1)
-            found, which = (nearest[:, None] == match).nonzero().T
-            own[which] = truth.labels[found]
-        labels.append(own)
-    return torch.cat(labels)
-
-
-def _as_queries(truth: Objects, like: Queries) -> Optional[Queries]:
-    """Objects as queries, with boxes or masks as some others have them."""
     from mmdet.structures.bbox import bbox_xyxy_to_cxcywh
-    if like.boxes is not None:
-        size = truth.boxes.new_tensor(truth.size).flip(0).repeat(2)
-        return Queries(
-            truth.labels, boxes=bbox_xyxy_to_cxcywh(truth.boxes / size))
-    if truth.masks is None:
-        return None
-    masks = truth.masks
-    if not isinstance(masks, Tensor):  # BoxInst's are tensors
-        masks = masks.to_tensor(torch.float32, truth.labels.device)
-    certain = 40 * masks.float() - 20
-    return Queries(truth.labels, masks=certain.unsqueeze(1))
+    labels = []
+    for i, ((boxes, classes, masks, size),
+            (_, match)) in enumerate(zip(objects, matches)):
+        own = classes.new_full((len(match), ), NONE)
+        labels.append(own)
+        theirs = queries.of_image(i)
+        # The objects as queries, with boxes or masks as the others have them.
+        if theirs.boxes is not None:
+            scale = boxes.new_tensor(size).flip(0).repeat(2)
+            truth = Queries(classes, boxes=bbox_xyxy_to_cxcywh(boxes / scale))
+        elif masks is not None:
+            if not isinstance(masks, Tensor):  # BoxInst's are tensors
+                masks = masks.to_tensor(torch.float32, classes.device)
+            certain = 40 * masks.float() - 20
+            truth = Queries(classes, masks=certain.unsqueeze(1))
+        else:
+            continue
+        if len(classes):
+            nearest = place_cost(truth, theirs).argmin(1)
+            found, which = (nearest[:, None] == match).nonzero().T
+            own[which] = classes[found]
+    return torch.cat(labels)
 
 
 def labels_of_maps(samples: Sequence[Any], size: Sequence[int],
@@ -171,19 +167,19 @@ def labels_of_maps(samples: Sequence[Any], size: Sequence[int],
     labels = torch.stack([sample.gt_sem_seg.data for sample in samples])
     if points is not None:
         from mmcv.ops import point_sample
-        return point_sample(
+        found = point_sample(
             labels.float(),
             points,
             mode='nearest',
-            align_corners=align_corners)[:, 0].long()
-    on_device, under = dict(device=labels.device), []
+            align_corners=align_corners)
+        return found[:, 0].long()
+    under = []
     for length, count in zip(labels.shape[2:], size):
         if align_corners:
-            index = torch.linspace(0, length - 1, count, **on_device).round()
+            index = torch.linspace(0, length - 1, count).round()
         else:
-            centres = torch.arange(count, **on_device) + 0.5
-            index = centres * length / count
-        under.append(index.long())
+            index = (torch.arange(count) + 0.5) * length / count
+        under.append(index.long().to(labels.device))
     return labels[:, 0, under[0][:, None], under[1]].long()
 
 
@@ -207,16 +203,14 @@ def labels_of_images(samples: Sequence[Any],
     Of one class: 0 where an image has it, NONE, or IGNORED.
     """
     if num_classes == 1:
-        labels = []
-        for sample in samples:
-            if 'gt_score' in sample:
-                score = float(sample.gt_score)
-                labels.append(IGNORED if score < 0 else 0 if score >
-                              0.5 else NONE)
-            else:
-                labels.append(0 if sample.gt_label.numel() else NONE)
-        first = samples[0].get('gt_score', samples[0].get('gt_label'))
-        return torch.tensor(labels, device=first.device)
+        # The score of the class, or 1 where it is among the labels.
+        scores = torch.stack([
+            sample.gt_score.max() if 'gt_score' in sample else
+            sample.gt_label.new_tensor(sample.gt_label.numel() > 0).float()
+            for sample in samples
+        ])
+        known = torch.where(scores > 0.5, 0, NONE)
+        return known.masked_fill(scores < 0, IGNORED)
     labels = [getattr(sample, 'gt_label', None) for sample in samples]
     if any('gt_score' in sample or label is None or label.numel() != 1
            for sample, label in zip(samples, labels)):

@@ -33,26 +33,23 @@ class Queries(NamedTuple):
 
 @torch.no_grad()
 def match_queries(student: Queries,
-                  columns_s: Columns,
+                  student_columns: Columns,
                   teacher: Queries,
-                  columns_t: Columns,
+                  teacher_columns: Columns,
                   class_map: Optional[Sequence[int]] = None,
                   one_to_one: bool = True) -> List[Tuple[Tensor, Tensor]]:
-    """Match the queries of each image by the least cost.
+    """The indices of matched queries of student and teacher for each image,
+    by the least cost.
 
     Without `one_to_one`, several of the student's may have one of the
     teacher's.
-
-    Returns:
-        list[tuple[Tensor, Tensor]]: For each image the indices of matched
-        queries of the student and of the teacher, int64.
     """
     from scipy.optimize import linear_sum_assignment
     matches = []
     for i in range(len(student.logits)):
         own, theirs = student.of_image(i), teacher.of_image(i)
-        p_s = class_probabilities(own.logits, columns_s)
-        p_t = class_probabilities(theirs.logits, columns_t)
+        p_s = class_probabilities(own.logits, student_columns)
+        p_t = class_probabilities(theirs.logits, teacher_columns)
         if class_map is not None:
             p_t = p_t[:, list(class_map)]
         # half the absolute difference
@@ -91,6 +88,6 @@ def place_cost(student: Queries, teacher: Queries) -> Tensor:
                     align_corners=False).sigmoid().flatten(1)
                 for masks in (student.masks, teacher.masks))
             squares = a.square().sum(1)[:, None] + b.square().sum(1)
-            cost = cost + DICE_COST * (1 -
-                                       2 * a @ b.T / squares.clamp(min=1e-6))
+            dice = 2 * a @ b.T / squares.clamp(min=1e-6)
+            cost = cost + DICE_COST * (1 - dice)
     return cost

@@ -1,6 +1,6 @@
 """Decode heads: a row is a pixel of the head's own logits."""
 from functools import lru_cache, partial
-from typing import TYPE_CHECKING, Any, Dict, List, Optional, Sequence
+from typing import Any, Dict, List, Optional, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -8,13 +8,12 @@ from torch import Tensor, nn
 
 from mmdist.errors import ConfigError
 from mmdist.registry import TAPS
+from ..class_mapping import FIELD
 from .base import LogitPair, LogitTap, pair_of, unknown_arguments
-from .columns import ClassLogits, Columns
+from .batch import TeacherBatch
+from .columns import Columns, check_alike
 from .labels import labels_of_maps, labels_of_pixels
 from .watch import Call, LossCall, loss_call, tensors_in
-
-if TYPE_CHECKING:
-    from ..teacher.batch import TeacherBatch
 
 DECODE, AUXILIARY = 'decode_head', 'auxiliary_head'
 # How MMSegmentation prefixes the losses of its heads.
@@ -73,112 +72,77 @@ class PixelTap(LogitTap):
     def _match(self, student: nn.Module, teacher: nn.Module,
                found: List[str]) -> Dict[str, str]:
         """Pair decode heads from the last, and auxiliary heads in order."""
-        maps_s, maps_t = ([
-            path for path in paths
-            if not _has_points(model.get_submodule(path))
-        ] for model, paths in ((student, self.heads), (teacher, found)))
-        for model, paths, field in ((student, maps_s, 'model.student'),
-                                    (teacher, maps_t, 'model.teacher.config')):
-            if not _in_group(DECODE, paths):
-                self._refuse(model, field)
-        twins = {}
-        for group in PREFIXES:
-            own, theirs = _in_group(group, maps_s), _in_group(group, maps_t)
-            shift = 0 if group == AUXILIARY else len(theirs) - len(own)
-            for i, path in enumerate(own, start=shift):
-                if i < len(theirs):
-                    twins[path] = theirs[max(i, 0)]
+        own, theirs = (_in_groups(model, paths, field)
+                       for model, paths, field in ((student, self.heads,
+                                                    'model.student'),
+                                                   (teacher, found,
+                                                    'model.teacher.config')))
+        twins = dict(zip(own[AUXILIARY], theirs[AUXILIARY]))
+        last = len(theirs[DECODE]) - 1
+        for i, path in enumerate(reversed(own[DECODE])):
+            twins[path] = theirs[DECODE][max(last - i, 0)]
         # A point may be looked up in a map of logits.
-        points_t = [path for path in found if path not in maps_t]
-        last = (points_t or _in_group(DECODE, maps_t))[-1]
-        for path in self.heads:
-            if path not in maps_s:
-                twins[path] = last
+        for path in own[POINTS]:
+            twins[path] = (theirs[POINTS] or theirs[DECODE])[-1]
         return twins
 
-    def _refuse(self, model: nn.Module, field: str) -> None:
-        """Say why the decode head that predicts is not read."""
-        path = _in_group(DECODE, _all_heads(model))[-1]
-        head = f'it has a {type(model.get_submodule(path)).__name__}'
-        if path in self.find(model):
+    def _check_heads(self, student_head: nn.Module,
+                     teacher_head: nn.Module) -> None:
+        heads = student_head, teacher_head
+        if self.class_map is None:
+            check_alike('scores a pixel with {} numbers',
+                        *[head.out_channels for head in heads],
+                        'set out_channels of the heads alike')
+        elif any(head.out_channels != head.num_classes for head in heads):
             raise ConfigError(
-                field, f'{head} for a decode head that is frozen, so nothing '
-                'can be distilled into it', 'let its parameters be trained')
-        raise ConfigError(
-            field, f'{head} for a decode head, which has no class logits for '
-            f'pixels{unknown_arguments(model, self.reads)}', 'choose another')
-
-    def _check_heads(self, head_s: nn.Module, head_t: nn.Module) -> None:
-        if self.class_map is not None and any(
-                head.out_channels != head.num_classes
-                for head in (head_s, head_t)):
-            raise ConfigError(
-                'model.teacher.class_map', 'it needs a column for each class',
+                FIELD, 'it needs a column for each class',
                 'set out_channels of both heads to their num_classes')
-        if self.class_map is None and (head_s.out_channels
-                                       != head_t.out_channels):
-            raise ConfigError(
-                'model.teacher.config',
-                f'it scores a pixel with {head_t.out_channels} numbers but '
-                f'model.student with {head_s.out_channels}',
-                'set out_channels of the heads alike')
 
-    def pairs(self, call: Call, batch: 'TeacherBatch') -> List[LogitPair]:
+    def pairs(self, call: Call, batch: TeacherBatch) -> List[LogitPair]:
         """One pair of ``(N, C, H, W)`` logits for each output of the head."""
-        head_s = call.head
-        twin = self.heads[call.path]
-        head_t = batch.model.get_submodule(twin)
-        name, = loss_call(head_s, self.reads).class_arguments
-        outputs_s = _class_logits(call.arguments[name], head_s.out_channels)
-        points = call.arguments['points'] if name == POINTS else None
-        outputs_t = self._teacher_outputs(batch, twin, points)
-        if len(outputs_t) != len(outputs_s):
+        head, twin = call.head, self.heads[call.path]
+        columns = _columns(batch.model.get_submodule(twin))
+        points = call.arguments.get('points')
+        outputs = _class_logits(call.logits, head)
+        answers = self._teacher_outputs(batch, twin, points)
+        if len(answers) != len(outputs):
             # The first is the one that a head with several predicts with.
-            outputs_t = outputs_t[:1] * len(outputs_s)
+            answers = answers[:1] * len(outputs)
         # Outputs of one size share the teacher's resized logits.
         resize = lru_cache(
             partial(
                 F.interpolate,
                 mode='bilinear',
-                align_corners=head_s.align_corners))
+                align_corners=head.align_corners))
         pairs = []
-        for i, (logits_s, logits_t, weight) in enumerate(
-                zip(outputs_s, outputs_t,
-                    _loss_weights(head_s, len(outputs_s)))):
-            size = logits_s.shape[2:]
-            if logits_t.shape[2:] != size:
-                logits_t = resize(logits_t, size)
+        for i, (own, theirs, weight) in enumerate(
+                zip(outputs, answers, _loss_weights(head, len(outputs)))):
+            size = own.shape[2:]
+            if theirs.shape[2:] != size:
+                theirs = resize(theirs, size)
             labels = lru_cache(
                 partial(labels_of_maps, call.arguments['batch_data_samples'],
-                        size, head_s.align_corners, points))
+                        size, head.align_corners, points))
             kept = slice(None)
-            if self.ignore_label_pixels and head_s.ignore_index is not None:
-                kept = labels() != head_s.ignore_index
-                logits_s, logits_t = (
-                    logits.movedim(1, -1)[kept]
-                    for logits in (logits_s, logits_t))
+            if self.ignore_label_pixels and head.ignore_index is not None:
+                kept = labels() != head.ignore_index
+                own, theirs = (
+                    logits.movedim(1, -1)[kept] for logits in (own, theirs))
             pairs.append(
                 pair_of(
                     self,
                     call,
-                    batch,
-                    ClassLogits(logits_s, _columns(head_s)),
-                    ClassLogits(logits_t, _columns(head_t)),
+                    batch, (own, _columns(head)), (theirs, columns),
                     weight=weight,
                     name=f'{call.path}, output {i}',
                     labels=lambda labels=labels, kept=kept: labels_of_pixels(
-                        labels()[kept], head_s)))
+                        labels()[kept], head)))
         return pairs
 
-    def _teacher_outputs(self, batch: 'TeacherBatch', path: str,
+    def _teacher_outputs(self, batch: TeacherBatch, path: str,
                          points: Optional[Tensor]) -> List[Tensor]:
-        """The teacher's class logits of one head, or at the student's points.
-
-        Args:
-            batch (TeacherBatch): The batch.
-            path (str): The teacher's head.
-            points (Tensor, optional): ``(N, P, 2)`` in [0, 1].
-        """
+        """The teacher's class logits of one head, or at the student's points,
+        ``(N, P, 2)`` in [0, 1]."""
         head = batch.model.get_submodule(path)
         # One forward for all heads that have maps.
         maps = [
@@ -187,7 +151,7 @@ class PixelTap(LogitTap):
         ]
         outputs = batch.head_outputs(maps)
         if path in maps:
-            logits = _class_logits(outputs[path], head.out_channels)
+            logits = _class_logits(outputs[path], head)
             if points is None:
                 return logits
             from mmcv.ops import point_sample
@@ -212,23 +176,21 @@ class PixelTap(LogitTap):
         prefix, _, loss = name.partition('.')
         if 'loss' not in loss or loss.startswith(BOUNDARY_LOSS):
             return False
-        for path in self.heads:  # 'auxiliary_head.1' logs 'aux_1'
-            group, _, index = path.partition('.')
-            if prefix == '_'.join(filter(None, [PREFIXES[group], index])):
-                return True
-        return False
+        groups = [path.split('.') for path in self.heads]
+        # 'auxiliary_head.1' logs 'aux_1'
+        return prefix in [
+            '_'.join([PREFIXES[group], *index]) for group, *index in groups
+        ]
 
     def describe(self, student: nn.Module, teacher: nn.Module) -> str:
         """E.g. ``pixels x 19 (softmax), decode_head <- decode_head``."""
         columns = _columns(student.get_submodule(next(iter(self.heads))))
         parts = [f'pixels x {columns.number} ({columns.activation})']
         for path in _all_heads(student):
-            if self.heads.get(path):
-                parts.append(f'{path} <- {self.heads[path]}')
-            elif path in self.heads:
-                parts.append(f'{path} has no counterpart')
-            else:
-                parts.append(f'{path} is left alone')
+            twin = self.heads.get(path)
+            fate = ('has no counterpart'
+                    if path in self.heads else 'is left alone')
+            parts.append(f'{path} {f"<- {twin}" if twin else fate}')
         return ', '.join(parts)
 
 
@@ -244,8 +206,28 @@ def _all_heads(model: nn.Module) -> List[str]:
     return paths
 
 
-def _in_group(group: str, paths: Sequence[str]) -> List[str]:
-    return [path for path in paths if path.partition('.')[0] == group]
+def _in_groups(model: nn.Module, paths: Sequence[str],
+               field: str) -> Dict[str, List[str]]:
+    """The decode heads, auxiliary heads and heads of points among some heads.
+
+    Raises:
+        ConfigError: If the decode head that predicts is not among them.
+    """
+    groups: Dict[str, List[str]] = {DECODE: [], AUXILIARY: [], POINTS: []}
+    for path in paths:
+        points = _has_points(model.get_submodule(path))
+        groups[POINTS if points else path.partition('.')[0]].append(path)
+    if groups[DECODE]:
+        return groups
+    path = [p for p in _all_heads(model) if p.startswith(DECODE)][-1]
+    head = f'it has a {type(model.get_submodule(path)).__name__}'
+    if path in PixelTap.find(model):
+        raise ConfigError(
+            field, f'{head} for a decode head that is frozen, so nothing '
+            'can be distilled into it', 'let its parameters be trained')
+    raise ConfigError(
+        field, f'{head} for a decode head, which has no class logits for '
+        f'pixels{unknown_arguments(model, PixelTap.reads)}', 'choose another')
 
 
 def _has_points(head: nn.Module) -> bool:
@@ -253,18 +235,18 @@ def _has_points(head: nn.Module) -> bool:
     return POINTS in loss_call(head, PixelTap.reads).class_arguments
 
 
-def _class_logits(output: Any, num_columns: int) -> List[Tensor]:
+def _class_logits(output: Any, head: nn.Module) -> List[Tensor]:
     """The ``(N, C, *)`` class logits among the outputs of a head."""
     return [
         logits for logits in tensors_in(output)
-        if logits.dim() > 2 and logits.shape[1] == num_columns
+        if logits.dim() > 2 and logits.shape[1] == head.out_channels
     ]
 
 
-def _losses_of(head: nn.Module) -> List[nn.Module]:
+def _losses_of(head: nn.Module) -> List[Any]:
     """The losses of a head, or of the first head within it (K-Net)."""
     losses = next((m.loss_decode
-                   for m in head.modules() if hasattr(m, 'loss_decode')), [])
+                   for m in head.modules() if hasattr(m, 'loss_decode')), None)
     return list(losses) if isinstance(losses,
                                       (nn.ModuleList, list)) else [losses]
 
@@ -274,16 +256,17 @@ def _classifies(loss: nn.Module) -> bool:
     return any(word in type(loss).__name__ for word in CLASS_LOSSES)
 
 
-def _main_loss(head: nn.Module) -> Any:
-    """The loss that stands for the head: that on classes, or the first."""
+def _of_main_loss(head: nn.Module, name: str, default: Any) -> Any:
+    """An attribute of the head's loss on classes, or of its first."""
     losses = _losses_of(head)
-    return next(filter(_classifies, losses), losses[0] if losses else None)
+    loss = next(filter(_classifies, losses), losses[0])
+    return getattr(loss, name, default)
 
 
 def _columns(head: nn.Module) -> Columns:
     """A column for each class, with the activation of the loss on classes."""
-    sigmoid = head.out_channels == 1 or getattr(
-        _main_loss(head), 'use_sigmoid', False)
+    sigmoid = head.out_channels == 1 or _of_main_loss(head, 'use_sigmoid',
+                                                      False)
     return Columns(head.out_channels, 'sigmoid' if sigmoid else 'softmax')
 
 
@@ -294,4 +277,4 @@ def _loss_weights(head: nn.Module, num_outputs: int) -> List[float]:
     if len(losses) == num_outputs and all(map(_classifies, losses)):
         return [loss.loss_weight for loss in losses]
     # … or all losses on each.
-    return [getattr(_main_loss(head), 'loss_weight', 1.0)] * num_outputs
+    return [_of_main_loss(head, 'loss_weight', 1.)] * num_outputs

@@ -1,12 +1,15 @@
-"""Features and outputs of heads for a random image."""
-from contextlib import contextmanager
-from typing import Any, Callable, Iterator, List, NamedTuple, Sequence
+"""Facts about a model that a random image shows."""
+import logging
+from contextlib import ExitStack, contextmanager
+from typing import Any, Callable, Dict, Iterator, List, NamedTuple, Sequence
 
 import torch
-from torch import nn
+from mmengine.logging import print_log
+from torch import Tensor, nn
 
 from mmdist.errors import ConfigError
-from .watch import owner_of
+from .columns import check_alike
+from .watch import owner_of, replaced
 
 RGB = 3
 # The side of 128 is the largest stride; SSD needs more.
@@ -53,12 +56,11 @@ def eval_mode(module: nn.Module) -> Iterator[None]:
 
 def first_channels(model: nn.Module) -> int:
     """Number of channels that the first convolution of a model takes."""
-    convolution = next((layer for layer in model.modules()
-                        if getattr(layer, 'weight', None) is not None
-                        and layer.weight.dim() >= 4), None)
-    if convolution is None:
-        return RGB
-    return convolution.weight.shape[1] * getattr(convolution, 'groups', 1)
+    for layer in model.modules():
+        weight = getattr(layer, 'weight', None)
+        if weight is not None and weight.dim() >= 4:
+            return weight.shape[1] * getattr(layer, 'groups', 1)
+    return RGB
 
 
 @contextmanager
@@ -104,6 +106,101 @@ def probed(model: nn.Module, path: str) -> Iterator[Callable[[], Any]]:
         yield lambda: model.get_submodule(path)(features)
 
 
+@contextmanager
+def left_out(head: nn.Module,
+             layers: Dict[str, int],
+             value: float = 0.) -> Iterator[None]:
+    """Let layers of a head, by path, return maps of so many channels and of
+    one value at once."""
+
+    def constant(channels: int) -> Callable:
+        return lambda x: x.new_full((len(x), channels, *x.shape[2:]), value)
+
+    with ExitStack() as stack:
+        for path, channels in layers.items():
+            layer = head.get_submodule(path)
+            stack.enter_context(replaced(layer, 'forward', constant(channels)))
+        yield
+
+
+@torch.no_grad()
+def unread_layers(model: nn.Module, path: str,
+                  read: Callable[[Any], List[Tensor]]) -> Dict[str, int]:
+    """The layers of a teacher's head that the read logits do not need.
+
+    A dense head predicts boxes beside classes, by half of its layers, which
+    the teacher need not compute. The tensors that `read` returns of the result
+    for a random image stay the same bit by bit whatever these layers return,
+    in the head's training and eval mode. Heads that take more than features
+    are left as they are.
+
+    Returns:
+        dict[str, int]: Paths in the head and channels, for :func:`left_out`.
+    """
+    head = model.get_submodule(path)
+    try:
+        with probed(model, path) as outputs:
+            whole = {}
+            for mode in (False, True):
+                head.training = mode
+                with cannot_say():
+                    predicted = outputs()
+                whole[mode] = read(predicted)
+
+            def same(layers: Dict[str, int], value: float) -> bool:
+                with left_out(head, layers, value), cannot_say():
+                    others = outputs()
+                return all(
+                    map(torch.equal, whole[head.training], read(others)))
+
+            found = {
+                layer: channels
+                for layer, channels in _map_layers(head, outputs).items()
+                if same({layer: channels}, 0.)
+            }
+            for mode in whole:
+                head.training = mode
+                if not all(same(found, value) for value in (0., 100., -100.)):
+                    return {}
+            return found
+    except CannotSay as error:
+        print_log(
+            f"All layers of the teacher's {path} are computed, because it "
+            f'does not run on features alone: {error.__cause__!r}',
+            logger='current',
+            level=logging.DEBUG)
+        return {}
+    finally:
+        head.training = False
+
+
+def _map_layers(head: nn.Module, outputs: Callable[[], Any]) -> Dict[str, int]:
+    """The outermost layers with weights that turn a map into one of its size,
+    and their channels."""
+    channels: Dict[str, int] = {}
+
+    def note(path: str, inputs: tuple, output: Any) -> None:
+        maps = (*inputs, output)
+        if len(maps) == 2 and all(
+                isinstance(x, Tensor) and x.dim() == 4
+                for x in maps) and inputs[0].shape[2:] == output.shape[2:]:
+            channels[path] = output.shape[1]
+
+    with ExitStack() as stack, cannot_say():
+        for path, layer in head.named_modules():
+            if next(layer.parameters(), None) is not None:
+                stack.callback(
+                    layer.register_forward_hook(
+                        lambda _, inputs, output, path=path: note(
+                            path, inputs, output)).remove)
+        outputs()
+    return {
+        path: channels[path]
+        for path in channels
+        if not any(path.startswith(f'{outer}.') for outer in channels)
+    }
+
+
 def neck_channels(student: nn.Module, teacher: nn.Module) -> List[List[int]]:
     """The channels of the levels that leave the necks of both models.
 
@@ -142,12 +239,9 @@ def check_image_channels(student: nn.Module, teacher: nn.Module) -> None:
     if first_channels(student) == first_channels(teacher):
         return
     try:
-        number_s, number_t = (
-            probe(model).channels for model in (student, teacher))
+        channels = [probe(model).channels for model in (student, teacher)]
     except CannotSay:
         return  # the first iteration says it
-    if number_s != number_t:
-        raise ConfigError(
-            'model.teacher.config', f'it takes images of {number_t} channels '
-            f'but model.student of {number_s}', 'choose a teacher of the same '
-            'images, or set in_channels of both backbones alike')
+    check_alike(
+        'takes images of {} channels', *channels, 'choose a teacher of the '
+        'same images, or set in_channels of both backbones alike')

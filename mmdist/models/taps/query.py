@@ -1,20 +1,16 @@
 """Query heads: a row is a query of the student and the teacher's match."""
-from typing import TYPE_CHECKING, Dict, List, Tuple
+from typing import Any, Dict, List, Tuple
 
 import torch
 from torch import Tensor, nn
 
-from mmdist.errors import ConfigError
 from mmdist.registry import TAPS
 from .base import LogitPair, LogitTap, pair_of
-from .columns import ClassLogits, Columns, activation_of
+from .batch import Answered, TeacherBatch
+from .columns import Columns, activation_of, check_alike, reads_text
 from .labels import labels_of_queries, object_labels
 from .matching import Queries, match_queries
-from .text import common_tokens, reads_text
-from .watch import Call, LossCall, loss_call
-
-if TYPE_CHECKING:
-    from ..teacher.batch import TeacherBatch
+from .watch import Call, LossCall, loss_call, owner_of, watch_method
 
 OF_MASKS = 'all_cls_scores'  # of queries that are masks
 
@@ -41,43 +37,36 @@ class QueryTap(LogitTap):
                found: List[str]) -> Dict[str, str]:
         return {list(self.heads)[-1]: found[-1]}
 
-    def _check_heads(self, head_s: nn.Module, head_t: nn.Module) -> None:
-        if are_boxes(head_s) != are_boxes(head_t):
-            raise ConfigError(
-                'model.teacher.config', f'it has a {type(head_t).__name__} '
-                f'and model.student a {type(head_s).__name__}: one predicts '
-                'boxes, the other masks, by which queries are matched',
-                'choose a teacher of the same kind')
+    def _check_heads(self, student_head: nn.Module,
+                     teacher_head: nn.Module) -> None:
+        check_alike(
+            'matches its queries by {}', *[
+                'boxes' if are_boxes(head) else 'masks'
+                for head in (student_head, teacher_head)
+            ])
 
-    def pairs(self, call: Call, batch: 'TeacherBatch') -> List[LogitPair]:
+    def pairs(self, call: Call, batch: TeacherBatch) -> List[LogitPair]:
         """One pair of ``(matches, C)`` logits."""
-        queries_s, columns_s = student_queries(call)
-        queries_t, columns_t = teacher_queries(batch, self.heads[call.path])
-        matches = match_queries(queries_s, columns_s, queries_t, columns_t,
+        own, own_columns = student_queries(call)
+        theirs, their_columns = teacher_queries(batch, self.heads[call.path])
+        matches = match_queries(own, own_columns, theirs, their_columns,
                                 self.class_map)
-        rows_s, rows_t = (torch.cat([
-            logits[index] for logits, index in zip(queries.logits, indices)
-        ]) for queries, indices in zip((queries_s, queries_t), zip(*matches)))
-        if reads_text(call.student):
-            rows_s, rows_t = common_tokens(rows_s, rows_t, 1)
-        truth = object_labels(
-            batch, len(matches),
-            lambda objects: labels_of_queries(objects, queries_t, matches))
-        if reads_text(call.student):
-            truth['num_classes'] = 0
+        rows, their_rows = (torch.cat([
+            table[i] for table, i in zip(queries.logits, indices)
+        ]) for queries, indices in zip((own, theirs), zip(*matches)))
         return [
             pair_of(
                 self,
                 call,
-                batch,
-                ClassLogits(rows_s, columns_s),
-                ClassLogits(rows_t, columns_t),
+                batch, (rows, own_columns), (their_rows, their_columns),
                 name='queries',
-                **truth)
+                **object_labels(
+                    batch, len(matches), lambda objects: labels_of_queries(
+                        objects, theirs, matches)))
         ]
 
-    def _describe_rows(self, student: nn.Module) -> str:
-        head = student.get_submodule(list(self.heads)[-1])
+    def _describe_rows(self, student: nn.Module, path: str) -> str:
+        head = student.get_submodule(path)
         columns = ('tokens'
                    if reads_text(student) else f'{head.num_classes} classes')
         return f'queries x {columns} ({activation_of(head)})'
@@ -102,38 +91,39 @@ def student_queries(call: Call) -> Tuple[Queries, Columns]:
     return _decoded(head, scores[-1][:, first:last], places[-1][:, first:last])
 
 
-def teacher_queries(batch: 'TeacherBatch',
-                    path: str) -> Tuple[Queries, Columns]:
+def teacher_queries(batch: TeacherBatch, path: str) -> Tuple[Queries, Columns]:
     """The queries of the last layer of a head of the teacher."""
     head = batch.model.get_submodule(path)
     roi_head, _, stage = path.partition('.bbox_head.')
-    if stage:
-        results = batch.result_of(
-            roi_head, '_bbox_forward',
-            lambda arguments: arguments['stage'] == int(stage))
-        return _proposals(head, results['cls_score'],
-                          results['decoded_bboxes'], batch.image_sizes())
-    outputs = batch.head_outputs([path])[path]
-    # SAN returns its masks first.
-    scores, places = sorted((o[-1] for o in outputs[:2]), key=Tensor.dim)
-    return _decoded(head, scores, places)
+    if not stage:
+        outputs = batch.head_outputs([path])[path]
+        # SAN returns its masks first.
+        scores, places = sorted((o[-1] for o in outputs[:2]), key=Tensor.dim)
+        return _decoded(head, scores, places)
+    results: List[Dict[str, Any]] = []
+
+    def read(arguments: Dict[str, Any], result: Dict[str, Any]) -> None:
+        if arguments['stage'] == int(stage):
+            results.append(result)
+            raise Answered
+
+    owner = batch.model.get_submodule(owner_of(batch.model, path))
+    with watch_method(
+            batch.model.get_submodule(roi_head), '_bbox_forward', [], read):
+        batch.run([path], owner.predict, batch.show(batch.images),
+                  batch.samples)
+    return _proposals(head, results[0]['cls_score'],
+                      results[0]['decoded_bboxes'], batch.image_sizes())
 
 
 def _decoded(head: nn.Module, scores: Tensor,
              places: Tensor) -> Tuple[Queries, Columns]:
     """Queries of a transformer, whose places are boxes or masks."""
     if places.dim() == 3:
-        return Queries(scores, boxes=places), _columns(head, scores)
+        return _queries(head, scores, boxes=places)
     # Of videos they have a dimension for the frames.
     masks = places if places.dim() == 5 else places.unsqueeze(2)
-    return Queries(scores, masks=masks), _columns(head, scores)
-
-
-def _columns(head: nn.Module, logits: Tensor) -> Columns:
-    activation, number = activation_of(head), logits.shape[-1]
-    if activation == 'sigmoid':  # the tokens of a text, or the classes
-        return Columns(number, activation)
-    return Columns(head.num_classes, activation, number > head.num_classes)
+    return _queries(head, scores, masks=masks)
 
 
 def _proposals(head: nn.Module, scores: Tensor, corners: Tensor,
@@ -142,5 +132,14 @@ def _proposals(head: nn.Module, scores: Tensor, corners: Tensor,
     from mmdet.structures.bbox import bbox_xyxy_to_cxcywh
     corners = corners.view(len(size), -1, 4) / size.view(len(size), -1, 4)
     scores = scores.view(*corners.shape[:2], -1)
-    queries = Queries(scores, boxes=bbox_xyxy_to_cxcywh(corners))
-    return queries, _columns(head, scores)
+    return _queries(head, scores, boxes=bbox_xyxy_to_cxcywh(corners))
+
+
+def _queries(head: nn.Module, scores: Tensor,
+             **places: Tensor) -> Tuple[Queries, Columns]:
+    activation, number = activation_of(head), scores.shape[-1]
+    columns = Columns(number, activation)  # the tokens of a text, or classes
+    if activation == 'softmax':
+        background = number > head.num_classes
+        columns = Columns(head.num_classes, activation, background)
+    return Queries(scores, **places), columns

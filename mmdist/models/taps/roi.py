@@ -1,7 +1,6 @@
 """RoI heads: a row is one of the student's sampled boxes."""
-import inspect
 from functools import partial
-from typing import TYPE_CHECKING, Dict, List, Tuple
+from typing import Any, Dict, List, Tuple
 
 import torch
 from mmengine.structures import InstanceData
@@ -10,12 +9,10 @@ from torch import Tensor, nn
 from mmdist.errors import ConfigError
 from mmdist.registry import TAPS
 from .base import LogitPair, LogitTap, pair_of
+from .batch import Answered, TeacherBatch
 from .columns import ClassLogits, Columns, activation_of, class_logits
 from .labels import NONE, areas_of
-from .watch import Call, LossCall, owner_of
-
-if TYPE_CHECKING:
-    from ..teacher.batch import TeacherBatch
+from .watch import Call, LossCall, owner_of, signature_of, watch_method
 
 
 @TAPS.register_module()
@@ -38,16 +35,13 @@ class RoITap(LogitTap):
     @classmethod
     def find(cls, model: nn.Module) -> List[str]:
         """Box heads; DIIHead inherits the loss call but does not make it."""
-
-        def takes_rois(head: nn.Module) -> bool:
-            targets = getattr(head, 'loss_and_target', None)
-            return not targets or 'rois' in inspect.signature(
-                targets).parameters
-
-        return [
-            path for path in super().find(model)
-            if takes_rois(model.get_submodule(path))
-        ]
+        paths = []
+        for path in super().find(model):
+            targets = getattr(
+                model.get_submodule(path), 'loss_and_target', None)
+            if not targets or 'rois' in signature_of(targets).parameters:
+                paths.append(path)
+        return paths
 
     def _match(self, student: nn.Module, teacher: nn.Module,
                found: List[str]) -> Dict[str, str]:
@@ -57,9 +51,10 @@ class RoITap(LogitTap):
             for path in self.heads
         }
 
-    def _check_heads(self, head_s: nn.Module, head_t: nn.Module) -> None:
-        for head, field in ((head_s, 'model.student'),
-                            (head_t, 'model.teacher.config')):
+    def _check_heads(self, student_head: nn.Module,
+                     teacher_head: nn.Module) -> None:
+        for head, field in ((student_head, 'model.student'),
+                            (teacher_head, 'model.teacher.config')):
             width = getattr(
                 getattr(head, 'fc_cls', None), 'out_features', None)
             known = None, head.num_classes, head.num_classes + 1
@@ -71,7 +66,7 @@ class RoITap(LogitTap):
                     f'{head.num_classes} classes', 'use a loss_cls with one '
                     'column for each class and one for the background')
 
-    def _check_images(self, calls: List[Call], batch: 'TeacherBatch') -> None:
+    def _check_images(self, calls: List[Call], batch: TeacherBatch) -> None:
         """RoIs may be of any images whose features are known."""
         if any(call.images is None for call in calls):
             raise ConfigError(
@@ -79,24 +74,32 @@ class RoITap(LogitTap):
                 '`extract_feat`, so the teacher cannot be shown the images '
                 'of its RoIs')
 
-    def pairs(self, call: Call, batch: 'TeacherBatch') -> List[LogitPair]:
+    def pairs(self, call: Call, batch: TeacherBatch) -> List[LogitPair]:
         """One pair of ``(RoIs, classes + background)`` logits."""
         rois = call.arguments['rois']
-        own = roi_logits(call.arguments['cls_score'], call.head)
-        theirs = score_rois(batch, self.heads[call.path], call.images, rois)
-        others = dict(
-            weight=stage_weight(call),
-            name=f'stage {split_stage(call.path)[1]}',
-            areas=partial(areas_of, rois[:, 1:]))
+        logits, columns = own = roi_logits(call.arguments['cls_score'],
+                                           call.head)
+        fields: Dict[str, Any] = {}
         labels = call.arguments.get('labels')
         # CrowdDet has two for each RoI.
-        if labels is not None and labels.shape == (len(own.logits), ):
-            background = labels >= own.columns.num_classes
-            others['labels'] = partial(labels.masked_fill, background, NONE)
-        return [pair_of(self, call, batch, own, theirs, **others)]
+        if labels is not None and labels.shape == (len(logits), ):
+            background = labels >= columns.num_classes
+            fields['labels'] = partial(labels.masked_fill, background, NONE)
+        return [
+            pair_of(
+                self,
+                call,
+                batch,
+                own,
+                score_rois(batch, self.heads[call.path], call.images, rois),
+                weight=stage_weight(call),
+                name=f'stage {split_stage(call.path)[1]}',
+                areas=partial(areas_of, rois[:, 1:]),
+                **fields)
+        ]
 
-    def _describe_rows(self, student: nn.Module) -> str:
-        columns = roi_columns(student.get_submodule(next(iter(self.heads))))
+    def _describe_rows(self, student: nn.Module, path: str) -> str:
+        columns = roi_columns(student.get_submodule(path))
         return f'RoIs x {columns.number} ({columns.activation})'
 
 
@@ -133,38 +136,40 @@ def roi_logits(cls_score: Tensor, head: nn.Module) -> ClassLogits:
     """``(R, C)`` logits, a distribution per row."""
     columns = roi_columns(head)
     logits = class_logits(cls_score, head).reshape(-1, columns.number)
-    return ClassLogits(logits, columns)
+    return logits, columns
 
 
-def score_rois(batch: 'TeacherBatch', path: str, images: Tensor,
+def score_rois(batch: TeacherBatch, path: str, images: Tensor,
                rois: Tensor) -> ClassLogits:
-    """The teacher's class logits ``(R, C)`` for given RoIs.
-
-    Args:
-        batch (TeacherBatch): The batch.
-        path (str): The teacher's box head.
-        images (Tensor): ``(N, C, H, W)``, the student's.
-        rois (Tensor): ``(R, 5)``: the index of the image, and corners.
+    """The class logits ``(R, C)`` of the teacher's head at ``path``, for RoIs
+    ``(R, 5)`` of the student's images: the index of the image, and corners.
     """
     roi_path, stage = split_stage(path)
     features = batch.features(images, owner_of(batch.model, path))
-    num_images = len(features[0])
     # A student that multiplies its images (TridentNet) puts the copies
     # behind them.
-    rois = torch.cat([rois[:, :1] % num_images, rois[:, 1:]], dim=1)
+    index = rois[:, 0] % len(features[0])
+    rois = torch.cat([index[:, None], rois[:, 1:]], dim=1)
     roi_head = batch.model.get_submodule(roi_path)
     arguments = dict(stage=stage, x=features, rois=rois)
-    names = inspect.signature(roi_head._bbox_forward).parameters
+    names = signature_of(roi_head._bbox_forward).parameters
     if set(names) - set(arguments):
         # HTC's semantics and the like: the head computes them itself when
         # it is given the RoIs as proposals.
+        found: Dict[str, Any] = {}
+
+        def note(given: Dict[str, Any]) -> None:
+            found.update(given)
+            raise Answered
+
         proposals = [
-            InstanceData(bboxes=rois[rois[:, 0] == i, 1:])
-            for i in range(num_images)
+            InstanceData(bboxes=rois[index == i, 1:])
+            for i in range(len(features[0]))
         ]
-        more = batch.arguments_of(roi_path, '_bbox_forward', roi_head.predict,
-                                  features, proposals, batch.samples)
-        arguments = {**(more or {}), **arguments}
+        with watch_method(
+                roi_head, '_bbox_forward', [], lambda *_: None, before=note):
+            batch.run([], roi_head.predict, features, proposals, batch.samples)
+        arguments = {**found, **arguments}
     with batch.computing():
         scores = roi_head._bbox_forward(**{
             n: x

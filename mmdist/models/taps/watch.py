@@ -1,9 +1,10 @@
 """Watches the calls in which heads hand their class logits to their loss."""
 import inspect
-from collections import deque
+from collections import defaultdict
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from functools import partial, wraps
+from functools import lru_cache, partial, wraps
+from types import MethodType
 from typing import (TYPE_CHECKING, Any, Callable, Dict, Iterator, List,
                     NamedTuple, Optional, Sequence, Tuple)
 
@@ -13,13 +14,34 @@ if TYPE_CHECKING:
     from .base import LogitTap
 
 
+@lru_cache(maxsize=256)
+def _signature(function: Callable) -> inspect.Signature:
+    return inspect.signature(MethodType(function, function))
+
+
+def signature_of(function: Callable) -> inspect.Signature:
+    """The signature of a function or a method.
+
+    That of a method is read once for its class, so that steps do not pay for
+    it; models are not referred to.
+    """
+    if inspect.ismethod(function):
+        return _signature(function.__func__)
+    return inspect.signature(function)
+
+
+def named_arguments(function: Callable, args: Sequence[Any],
+                    kwargs: Dict[str, Any]) -> Dict[str, Any]:
+    """The arguments of a call by name; some may be missing."""
+    return dict(signature_of(function).bind_partial(*args, **kwargs).arguments)
+
+
 class LossCall(NamedTuple):
     """A call of a head's loss, in which its class logits are read.
 
     Attributes:
         method (str): The method that computes the loss.
-        class_arguments (Sequence[str]): Names of arguments that hold class
-            logits.
+        class_arguments (Sequence[str]): Names of arguments with class logits.
         needs (Sequence[str]): Further arguments that the method must have and
             that must not be None in a call.
     """
@@ -27,20 +49,17 @@ class LossCall(NamedTuple):
     class_arguments: Sequence[str]
     needs: Sequence[str] = ()
 
-    def of(self, head: nn.Module) -> Optional['LossCall']:
-        """The call with the class arguments of one head; None without any."""
-        method = getattr(head, self.method, None)
-        names = list(inspect.signature(method).parameters) if method else []
-        found = [name for name in names if name in self.class_arguments]
-        if not found or not set(self.needs) <= set(names):
-            return None
-        return self._replace(class_arguments=found)
-
 
 def loss_call(head: nn.Module,
               reads: Sequence[LossCall]) -> Optional[LossCall]:
     """The first of some calls that a head has, with its class arguments."""
-    return next(filter(None, (call.of(head) for call in reads)), None)
+    for call in reads:
+        method = getattr(head, call.method, None)
+        names = signature_of(method).parameters if method else ()
+        found = [name for name in names if name in call.class_arguments]
+        if found and set(call.needs) <= set(names):
+            return call._replace(class_arguments=found)
+    return None
 
 
 @dataclass
@@ -56,7 +75,6 @@ class Call:
         given (dict): The arguments by name of the last call of the module
             that takes the features: the head, or its RoI extractor.
         logits (list[Tensor]): All class logits among the arguments.
-        is_whole (bool): Whether no argument that the tap needs is None.
     """
     student: nn.Module
     path: str
@@ -64,7 +82,6 @@ class Call:
     images: Optional[Tensor] = None
     given: Dict[str, Any] = field(default_factory=dict)
     logits: List[Tensor] = field(default_factory=list)
-    is_whole: bool = True
 
     @property
     def head(self) -> nn.Module:
@@ -96,25 +113,18 @@ def watch_method(
         before: Optional[Callable[[dict], None]] = None) -> Iterator[None]:
     """Record each call of a method of one object, then restore the object.
 
-    Args:
-        owner (Any): The object; only this instance is watched.
-        method (str): The method's name.
-        record (list | deque): Gets ``read(arguments, result)`` of each call,
-            with the arguments by name.
-        read (Callable): See ``record``.
-        before (Callable, optional): Gets the arguments by name before the
-            method runs.
+    ``record`` gets ``read(arguments, result)`` of each call, with the
+    arguments by name, which ``before`` gets before the method runs.
     """
     original = getattr(owner, method)
-    signature = inspect.signature(original)
 
     @wraps(original)  # keeps the signature for whoever else watches it
     def watched(*args, **kwargs):
-        arguments = signature.bind(*args, **kwargs).arguments
+        arguments = named_arguments(original, args, kwargs)
         if before:
             before(dict(arguments))
         result = original(*args, **kwargs)
-        record.append(read(dict(arguments), result))
+        record.append(read(arguments, result))
         return result
 
     with replaced(owner, method, watched):
@@ -134,18 +144,17 @@ def watch_heads(
     whose features the head was given.
 
     Args:
-        tap (LogitTap): The heads and what it reads of them.
+        tap (LogitTap): The student's tap.
         student (nn.Module): The student, or a copy of it.
-        see (Callable): Gets the images before the student computes their
-            features.
+        see (Callable): Gets the images before their features are computed.
 
     Yields:
         list[Call]: Filled while the student computes its loss.
     """
     calls: List[Call] = []
     extracted: List[Tuple[Any, Any]] = []
-    # The last arguments of the modules that take the features.
-    given: Dict[str, Any] = {path: deque(maxlen=1) for path in tap.heads}
+    # The calls of the modules that take the features, by head.
+    given: Dict[str, List[dict]] = defaultdict(list)
 
     def images_of(arguments: dict) -> Any:
         taken = next(tensors_in(_first(arguments)), None)
@@ -155,39 +164,36 @@ def watch_heads(
         # Transformers stand between the features and the head.
         return extracted[-1][0] if extracted else None
 
-    def read(path: str, call: LossCall, arguments: dict, _: Any) -> Call:
+    def read(path: str, arguments: dict, _: Any) -> Call:
         last = given[path][-1] if given[path] else {}
-        logits = [arguments.get(name) for name in call.class_arguments]
-        needed = [arguments.get(name) is not None for name in call.needs]
+        names = tap._calls[path].class_arguments
         return Call(student, path, arguments, images_of(last), last,
-                    list(tensors_in(logits)), all(needed))
+                    list(tensors_in([arguments.get(n) for n in names])))
 
     def see_first(arguments: dict) -> None:
         if not extracted:
             see(_first(arguments))
 
     with ExitStack() as stack:
-        for owner in dict.fromkeys(
-                owner_of(student, path) for path in tap.heads):
-            if owner is not None:
-                stack.enter_context(
-                    watch_method(
-                        student.get_submodule(owner), 'extract_feat',
-                        extracted, lambda arguments, features:
-                        (_first(arguments), features), see_first))
-        modules = dict(student.named_modules())
+        for owner in {owner_of(student, path) for path in tap.heads} - {None}:
+            stack.enter_context(
+                watch_method(
+                    student.get_submodule(owner), 'extract_feat', extracted,
+                    lambda arguments, features: (_first(arguments), features),
+                    see_first))
         for path in tap.heads:
-            head = modules[path]
-            call = loss_call(head, tap.reads)
-            # RoI extractors take the features for box heads.
-            takes = modules.get(
-                path.replace('.bbox_head', '.bbox_roi_extractor'), head)
+            head = takes = student.get_submodule(path)
+            parent, _, stage = path.partition('.bbox_head')
+            if hasattr(student.get_submodule(parent), 'bbox_roi_extractor'):
+                # RoI extractors take the features for box heads.
+                takes = student.get_submodule(
+                    f'{parent}.bbox_roi_extractor{stage}')
             stack.enter_context(
                 watch_method(takes, 'forward', given[path],
                              lambda arguments, _: arguments))
             stack.enter_context(
-                watch_method(head, call.method, calls,
-                             partial(read, path, call)))
+                watch_method(head, tap._calls[path].method, calls,
+                             partial(read, path)))
         yield calls
 
 
@@ -207,9 +213,7 @@ def tensors_in(nested: Any) -> Iterator[Tensor]:
 def owner_of(model: nn.Module, path: str) -> Optional[str]:
     """Path of the innermost model around a head that computes its features: ''
     for the whole model, None without ``extract_feat``."""
-    parts = path.split('.')
-    for end in range(len(parts) - 1, -1, -1):
-        owner = '.'.join(parts[:end])
-        if hasattr(model.get_submodule(owner), 'extract_feat'):
-            return owner
-    return None
+    outer = path.rpartition('.')[0]
+    if hasattr(model.get_submodule(outer), 'extract_feat'):
+        return outer
+    return owner_of(model, outer) if outer else None

@@ -1,4 +1,4 @@
-from .batch import TeacherBatch
+from ..taps.batch import TeacherBatch
 from .checkpoint import load_strictly, read_checkpoint
 from .model import Renormalise, Teacher, build_model, preserve_rng
 

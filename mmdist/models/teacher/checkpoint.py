@@ -22,6 +22,13 @@ from mmdist.utils import allow_mmengine_checkpoints
 FIELD = 'model.teacher.checkpoint'
 
 
+def _refusal(field: str,
+             checkpoint: str,
+             problem: str,
+             remedy: str = '') -> ConfigError:
+    return ConfigError(field, f'{checkpoint!r} {problem}', remedy)
+
+
 def read_checkpoint(checkpoint: str,
                     trusted: bool = False,
                     field: str = FIELD) -> Dict[str, Any]:
@@ -39,28 +46,20 @@ def read_checkpoint(checkpoint: str,
             containers are read.
         field (str): The field of the user's config, for errors.
 
-    Returns:
-        dict: The content.
-
     Raises:
         ConfigError: If there is no such file, or it cannot be read.
     """
+    refusal = partial(_refusal, field, checkpoint)
     path = osp.expanduser(checkpoint)
     scheme, is_url, _ = checkpoint.partition('://')
-    if is_url and scheme not in ('http', 'https'):
-        # MMEngine's loaders of these read without the restriction.
-        raise ConfigError(
-            field,
-            f'of URLs only http and https are read (got {checkpoint!r})',
+    # MMEngine's loaders of other URLs read without the restriction.
+    if is_url and (trusted or scheme not in ('http', 'https')):
+        raise refusal(
+            'is not downloaded: only http and https are, and '
+            'trust_checkpoint is for files of your own',
             'download it and name the file')
-    if is_url and trusted:
-        raise ConfigError(
-            field, f'trust_checkpoint is for files of your own, but this is '
-            f'{checkpoint!r}', 'download it first')
     if not (is_url or osp.isfile(path)):
-        fault = 'this is a folder' if osp.isdir(
-            path) else 'there is no such file'
-        raise ConfigError(field, f'{fault}: {checkpoint!r}')
+        raise refusal('is a folder' if osp.isdir(path) else 'is no such file')
     unread: Set[str] = set()
     try:
         if is_url:
@@ -72,33 +71,29 @@ def read_checkpoint(checkpoint: str,
         else:
             content, unread = _read_restricted(path)
     except URLError as error:
-        raise ConfigError(field,
-                          f'{checkpoint!r} cannot be downloaded ({error})',
-                          'download it elsewhere and name the file') from error
+        raise refusal(f'cannot be downloaded ({error})',
+                      'download it elsewhere and name the file') from error
     except Exception as error:
         # PyTorch may add a page of advice to the first sentence.
         reason = re.split(r'\.\s|\n|\.$', str(error).strip())[0]
         reason = f'{type(error).__name__}: {reason}'.rstrip(': ')
-        raise ConfigError(
-            field, f'{checkpoint!r} cannot be read; it may be truncated or no '
-            f'PyTorch checkpoint ({reason})') from error
+        raise refusal('cannot be read; it may be truncated or no PyTorch '
+                      f'checkpoint ({reason})') from error
     weights = _weights_of(content)
     parts = weights.values() if isinstance(weights, dict) else [weights]
+    names = ', '.join(sorted(unread))
     if any(isinstance(part, Unread) for part in parts):
-        raise ConfigError(
-            field, f'{checkpoint!r} is not loaded: to read its weights would '
-            f'run {", ".join(sorted(unread))}',
+        raise refusal(
+            f'is not loaded: to read its weights would run {names}',
             'keep the weights alone in a file of their own, or, if you made '
             'it yourself, set model.teacher.trust_checkpoint=True')
     if unread:
         print_log(
-            f'{path}: beside the weights, {", ".join(sorted(unread))} was '
-            'left unread',
+            f'{path}: beside the weights, {names} was left unread',
             logger='current')
     if not isinstance(content, dict):
-        raise ConfigError(
-            field, f'{checkpoint!r} holds a {type(content).__name__} instead '
-            'of a dict of weights')
+        raise refusal(
+            f'holds a {type(content).__name__} instead of a dict of weights')
     return content
 
 
@@ -204,16 +199,16 @@ def load_strictly(model: nn.Module,
         ConfigError: If there are no weights or several models', a key is
             missing or has another shape, or a weight is no number.
     """
+    refusal = partial(_refusal, field, checkpoint)
     weights = _weights_of(content)
     if not (isinstance(weights, dict)
             and all(isinstance(key, str) for key in weights)):
-        raise ConfigError(
-            field, f'{checkpoint!r} holds no weights by name under '
-            f'`state_dict`, but {", ".join(map(str, content)) or "nothing"}')
+        raise refusal('holds no weights by name under `state_dict`, but '
+                      f'{", ".join(map(str, content)) or "nothing"}')
     # torch.compile puts this before the keys of whatever it compiles.
     plain = {key.replace('_orig_mod.', ''): w for key, w in weights.items()}
     if len(plain) == len(weights) and plain.keys() != weights.keys():
-        weights = plain
+        weights = plain  # otherwise its metadata, read by old layers, is kept
     keys = list(model.state_dict())
     prefixes = [
         key[:-len(keys[0])] for key in weights
@@ -222,31 +217,28 @@ def load_strictly(model: nn.Module,
     ]
     if keys[0] not in weights and prefixes:
         if len(prefixes) > 1:
-            raise ConfigError(
-                field, f'{checkpoint!r} holds several models, under '
+            raise refusal(
+                'holds several models, under '
                 f'{" and ".join(map(repr, prefixes))}', 'keep one of them in '
                 'a file of its own, its keys without the prefix')
         weights = {
             key[len(prefixes[0]):]: weight
             for key, weight in weights.items() if key.startswith(prefixes[0])
         }
+    remedy = 'name the config that it was trained with'
     try:
         missing = model.load_state_dict(weights, strict=False).missing_keys
     except RuntimeError as error:  # shapes
         lines = str(error).strip().split('\n\t')
-        raise ConfigError(
-            field, f'{checkpoint!r} does not fit its config: '
-            f'{lines[1] if lines[1:] else lines[0]}',
-            'name the config that it was trained with') from error
+        raise refusal(f'does not fit its config: {lines[:2][-1]}',
+                      remedy) from error
     # Old batch norms did not count; MMEngine lets this pass, too.
     missing = [key for key in missing if 'num_batches_tracked' not in key]
     if missing:
-        raise ConfigError(
-            field, f'{checkpoint!r} does not cover its config: '
-            f'{len(missing)} of {len(keys)} keys are missing, '
-            f'first {", ".join(missing[:3])}, and its own keys are like '
-            f'{", ".join(list(weights)[:3]) or "nothing"}',
-            'name the config that it was trained with')
+        raise refusal(
+            f'does not cover its config: {len(missing)} of {len(keys)} keys '
+            f'are missing, first {", ".join(missing[:3])}, and its own keys '
+            f'are like {", ".join(list(weights)[:3]) or "nothing"}', remedy)
     parameters = dict(model.named_parameters())
     broken = [
         name for name, weight in model.state_dict().items()
@@ -255,10 +247,9 @@ def load_strictly(model: nn.Module,
         and not weight.isfinite().all()
     ]
     if broken:
-        raise ConfigError(
-            field, f'{checkpoint!r} has weights that are no numbers (inf or '
-            f'nan): {len(broken)}, first {", ".join(broken[:3])}',
-            'choose an earlier checkpoint')
+        raise refusal(
+            f'has weights that are no numbers (inf or nan): {len(broken)}, '
+            f'first {", ".join(broken[:3])}', 'choose an earlier checkpoint')
 
 
 def _weights_of(content: Any) -> Any:

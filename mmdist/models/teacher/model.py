@@ -2,8 +2,7 @@
 import copy
 import random
 from contextlib import contextmanager, nullcontext
-from functools import partial
-from typing import (Any, ContextManager, Iterator, List, NamedTuple, Optional,
+from typing import (Any, ContextManager, Iterator, NamedTuple, Optional,
                     Sequence, Tuple, Union)
 
 import numpy as np
@@ -15,18 +14,15 @@ from torch import Tensor, nn
 from mmdist.errors import ConfigError
 from mmdist.utils import load_config, scope_of
 from ..class_mapping import classes_of_teacher
+from ..taps.batch import TeacherBatch
 from ..taps.watch import tensors_in
-from .batch import TeacherBatch
 from .checkpoint import load_strictly, read_checkpoint
 
 
 @contextmanager
 def preserve_rng() -> Iterator[None]:
-    """Leave all random states as they were.
-
-    Building a teacher draws random numbers; without this the student of a
-    seed would differ from the plain student of the same seed.
-    """
+    """Leave all random states as they were, so that the student of a seed is
+    the plain student of that seed."""
     python_state, numpy_state = random.getstate(), np.random.get_state()
     try:
         with torch.random.fork_rng(devices=[]):  # models are built on the CPU
@@ -40,17 +36,11 @@ def build_model(source: Union[str, dict],
                 field: str,
                 data_preprocessor: Optional[dict] = None,
                 resolve: bool = True) -> Tuple[nn.Module, Config]:
-    """Build the model of a config in that config's own scope.
+    """The model of a config, built in that config's own scope, and the config.
 
-    Args:
-        source (str | dict): See :func:`mmdist.utils.load_config`.
-        field (str): The field of the user's config, for errors.
-        data_preprocessor (dict, optional): For a model that names none.
-        resolve (bool): See :func:`mmdist.utils.load_config`.
-
-    Returns:
-        tuple[nn.Module, Config]: The model, its weights not initialised, and
-        the config.
+    Weights are not initialised. See :func:`mmdist.utils.load_config` for
+    ``source`` and ``resolve``; ``data_preprocessor`` is for a model that names
+    none, and ``field`` for errors.
 
     Raises:
         ConfigError: If there is no such config, or it cannot be built.
@@ -154,30 +144,25 @@ class Teacher:
               swapped: bool = False) -> TeacherBatch:
         """A batch of the student's, for the taps to ask the teacher about.
 
-        Args:
-            inputs (Tensor | dict): ``(N, 3, H, W)`` or what else the student
-                takes, normalised for the student.
-            data_samples (Sequence | dict): The data samples that go with it.
-            swapped (bool): Exchange red and blue of what the teacher sees.
-
-        Returns:
-            TeacherBatch: Nothing is computed yet.
+        Nothing is computed yet. With ``swapped``, red and blue are exchanged
+        in the images that the teacher sees.
         """
         device = next(tensors_in(inputs)).device
         if next(self.model.parameters()).device != device:
             self.model.to(device)
-        return TeacherBatch(self.model, inputs, data_samples,
-                            self._swapped if swapped else self._renormalise,
-                            partial(self._precision, device.type))
 
-    def _swapped(self, images: Tensor, shapes: Any) -> Tensor:
-        return self._renormalise(images, shapes).flip(-3)
+        def renormalise(images: Tensor, shapes: Any) -> Tensor:
+            images = self._renormalise(images, shapes)
+            return images.flip(-3) if swapped else images
 
-    def _precision(self, device: str) -> ContextManager:
-        if self.dtype is None:
-            return nullcontext()
-        return torch.autocast(
-            device, self.dtype, enabled=self.dtype != torch.float32)
+        def precision() -> ContextManager:
+            if self.dtype is None:
+                return nullcontext()
+            return torch.autocast(
+                device.type, self.dtype, enabled=self.dtype != torch.float32)
+
+        return TeacherBatch(self.model, inputs, data_samples, renormalise,
+                            precision)
 
 
 class Normalisation(NamedTuple):
@@ -187,53 +172,43 @@ class Normalisation(NamedTuple):
     flipped: bool  # red and blue are exchanged
     pad_value: float
 
-    @classmethod
-    def of(cls, preprocessor: nn.Module) -> 'Normalisation':
-        """The normalisation of a library's preprocessor."""
-        # Semi-supervised models wrap theirs.
-        preprocessor = getattr(preprocessor, 'data_preprocessor', preprocessor)
-        mean, std = (0., ), (1., )
-        if getattr(preprocessor, '_enable_normalize', False):
-            mean = tuple(preprocessor.mean.flatten().tolist())
-            std = tuple(preprocessor.std.flatten().tolist())
 
-        def first(*names: str) -> Any:
-            return next((getattr(preprocessor, name)
-                         for name in names if hasattr(preprocessor, name)), 0)
-
-        # Names of MMEngine and MMDetection, MMSegmentation, and MMPretrain.
-        return cls(
-            mean, std,
-            first('_channel_conversion', 'channel_conversion', 'to_rgb'),
-            first('pad_value', 'pad_val'))
+def normalisation_of(preprocessor: nn.Module) -> Normalisation:
+    """The normalisation of a library's preprocessor."""
+    # Semi-supervised models wrap theirs.
+    preprocessor = getattr(preprocessor, 'data_preprocessor', preprocessor)
+    facts = vars(preprocessor)
+    mean, std = (0., ), (1., )
+    if facts.get('_enable_normalize'):
+        mean = tuple(preprocessor.mean.flatten().tolist())
+        std = tuple(preprocessor.std.flatten().tolist())
+    # Names of MMEngine and MMDetection, MMSegmentation, and MMPretrain.
+    return Normalisation(
+        mean, std,
+        any(
+            facts.get(name) for name in ('_channel_conversion',
+                                         'channel_conversion', 'to_rgb')),
+        facts.get('pad_value', facts.get('pad_val', 0)))
 
 
 class Renormalise:
-    """Takes images from the student's normalisation to the teacher's.
-
-    Args:
-        preprocessor (nn.Module, optional): The student's data preprocessor;
-            None if it is the teacher's.
-        teacher_preprocessor (nn.Module): The teacher's.
-    """
+    """Takes images from the normalisation of the student's data preprocessor
+    to that of the teacher's; None is the teacher's own."""
 
     def __init__(self, preprocessor: Optional[nn.Module],
                  teacher_preprocessor: nn.Module) -> None:
-        self.given = Normalisation.of(preprocessor or teacher_preprocessor)
-        self.wanted = Normalisation.of(teacher_preprocessor)
+        self.given = normalisation_of(preprocessor or teacher_preprocessor)
+        self.wanted = normalisation_of(teacher_preprocessor)
 
-    def __call__(
-        self,
-        inputs: Tensor,
-        img_shapes: Optional[List[Optional[Tuple[int,
-                                                 int]]]] = None) -> Tensor:
+    def __call__(self,
+                 inputs: Tensor,
+                 img_shapes: Optional[Sequence[Any]] = None) -> Tensor:
         """Renormalise a batch; the padding gets the teacher's pad value.
 
         Args:
             inputs (Tensor): ``(*, 3, H, W)``.
             img_shapes (list[tuple[int, int] | None], optional): Height and
-                width of each image without its padding, in pixels, where
-                known.
+                width of each image without its padding, where known.
 
         Returns:
             Tensor: ``(*, 3, H, W)``; ``inputs`` itself if nothing differs.

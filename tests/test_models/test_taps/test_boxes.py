@@ -103,7 +103,7 @@ def test_a_dense_student_asks_a_roi_head():
 
 
 def test_a_dense_student_chooses_its_highest_scores():
-    """Of all anchors of a picture."""
+    """They are chosen among all anchors of an image."""
     student, teacher = models('retina', 'faster')
     (pair, ), calls, _, _ = paired(student, teacher, num_boxes=20)
     rows = ClassMaps(student.bbox_head,
@@ -127,9 +127,9 @@ def test_a_two_stage_student_asks_the_best_location(teacher_name):
     rows = side.rows(outputs)
     # a background of 1 - max p beside the classes, normalised
     for row, roi in zip(pair.teacher.softmax(1), rois):
-        picture = int(roi[0])
-        overlaps = bbox_overlaps(roi[None, 1:], boxes[picture])[0]
-        p = rows[picture][overlaps.argmax()].sigmoid()
+        image = int(roi[0])
+        overlaps = bbox_overlaps(roi[None, 1:], boxes[image])[0]
+        p = rows[image][overlaps.argmax()].sigmoid()
         expected = torch.cat([p, 1 - p.max()[None]])
         torch.testing.assert_close(
             row, expected / expected.sum(), rtol=1e-4, atol=1e-5)
@@ -203,9 +203,9 @@ def test_objects_apart_are_multiplied_in():
     ]
     p = tables[0].sigmoid() * tables[1].sigmoid()
     for row, roi in zip(pair.teacher.softmax(1), calls[0].arguments['rois']):
-        picture = int(roi[0])
-        best = bbox_overlaps(roi[None, 1:], boxes[picture])[0].argmax()
-        score = p[picture, best]
+        image = int(roi[0])
+        best = bbox_overlaps(roi[None, 1:], boxes[image])[0].argmax()
+        score = p[image, best]
         expected = torch.cat([score, 1 - score.max()[None]])
         torch.testing.assert_close(
             row, expected / expected.sum(), rtol=1e-4, atol=1e-5)

@@ -75,7 +75,7 @@ def test_other_classes_belong_to_the_background(student):
 
 
 def test_chosen_classes_are_renormalised_without_a_background():
-    """As of pixels, every one of which has a class."""
+    """Every pixel has a class."""
     student = Columns(2, 'softmax', False)
     ours, activation = as_columns_of(student, PIXELS, logits(PIXELS), [2, 0])
     p = activate(logits(PIXELS), 'softmax')[:, [2, 0]]

@@ -9,7 +9,7 @@ from mmengine.logging import MessageHub
 
 from mmdist.models.losses import DISTLoss
 from mmdist.models.taps import build_tap, pair_logits, watch_heads
-from mmdist.models.taps.text import LEAST_LOGIT, common_tokens
+from mmdist.models.taps.columns import LEAST_LOGIT, common_tokens
 from mmdist.models.taps.watch import Call
 from mmdist.models.teacher import TeacherBatch
 from tests.helpers import (DENSE, NUM_CLASSES, ZOO, batch, build,
@@ -38,7 +38,7 @@ def watched_pairs(student, teacher, inputs, samples, **options):
 
 @torch.no_grad()
 def class_logits(model, inputs):
-    """What the plain head's forward predicts, a level each."""
+    """Predictions of the plain head's forward, one per level."""
     return model.bbox_head(model.extract_feat(inputs))[0]
 
 
@@ -60,7 +60,7 @@ def anchors(logits, num_columns=NUM_CLASSES):
 
 @pytest.mark.parametrize('name', DENSE)
 def test_levels_are_those_of_the_plain_forward(name):
-    """A pair a level, with A * C channels of both plain heads."""
+    """One pair per level, with A * C channels of both plain heads."""
     student = build(detector(name)).train()
     teacher = build(detector(name), seed=1).eval()
     inputs, samples = prepared(student, batch(name))
@@ -394,6 +394,7 @@ def test_tokens_that_no_caption_has_are_left_out():
     inputs, samples = prepared(student, batch())
     tap = connected(student, teacher)
     student.bbox_head.text_masks = torch.tensor([[1, 1, 0, 0], [1, 0, 0, 0]])
+    student.language_model = torch.nn.Identity()
     scores_s, scores_t = torch.randn(2, 2, 6, 4)
     call = Call(student, 'bbox_head', dict(cls_scores=[scores_s] * 5), inputs)
     ask = TeacherBatch(teacher, inputs, samples)
@@ -406,16 +407,17 @@ def test_tokens_that_no_caption_has_are_left_out():
         # The second caption has no second token.
         assert (logits[1, 1] == LEAST_LOGIT).all()
     assert pair.num_classes == 0  # no column is a class
-    with refused('model.teacher.config', '3 tokens .* model.student 4'):
-        common_tokens(scores_s, scores_t[..., :3], 2)
+    with refused('model.teacher.config', '3 tokens .* model.student has 4'):
+        common_tokens(scores_s.mT, scores_t[..., :3].mT)
 
 
 def test_words_and_classes_do_not_pair():
     """A detector that is given a text, and one that is not."""
     student, teacher = (build(detector('atss')) for _ in range(2))
     teacher.language_model = torch.nn.Identity()
-    with refused('model.teacher.config',
-                 'one classifies the tokens of a text'):
+    with refused(
+            'model.teacher.config',
+            'classifies the tokens of a text but model.student has classes'):
         connected(student, teacher)
     student.language_model = torch.nn.Identity()
     with refused('model.teacher.class_map', 'of no use here'):

@@ -1,4 +1,4 @@
-"""The labels of rows, against the ground truth of the pictures."""
+"""The labels of rows, against the ground truth of the images."""
 import pytest
 import torch
 from mmdet.models import BBoxHead
@@ -24,7 +24,7 @@ def pairs_of(name, tmp_path, **options):
 
 @pytest.mark.parametrize('name', ['faster', 'cascade', 'retina', 'fcos'])
 def test_labels_are_those_of_the_rows(name, tmp_path):
-    """One a row, of classes that the pictures have."""
+    """One label per row, of classes that the images have."""
     pairs, objects = pairs_of(name, tmp_path)
     present = set(torch.cat([o.labels for o in objects]).tolist())
     found = set()
@@ -39,7 +39,7 @@ def test_labels_are_those_of_the_rows(name, tmp_path):
 
 @pytest.mark.parametrize('name', ['retina', 'fcos', 'detr', 'deformable'])
 def test_areas_are_those_of_the_objects(name, tmp_path):
-    """Of every labelled row that of an object of its class."""
+    """Every labelled row has the area of an object of its class."""
     pairs, objects = pairs_of(name, tmp_path)
     truth = {(int(label), int((x2 - x1) * (y2 - y1)))
              for o in objects
@@ -54,7 +54,7 @@ def test_areas_are_those_of_the_objects(name, tmp_path):
 
 
 def test_rois_have_their_own_areas(tmp_path, monkeypatch):
-    """As numpy has them of the boxes that the head was given."""
+    """The areas that NumPy computes from the head's boxes."""
     seen = []
     head = 'mmdet.models.BBoxHead.loss_and_target'
     original = BBoxHead.loss_and_target
@@ -120,7 +120,7 @@ def test_objects_are_at_the_level_of_their_size():
 
 
 def test_corners_are_places_and_stay_within_the_level():
-    """CornerNet's, whose right bottom corner may be that of the picture."""
+    """CornerNet's, whose right bottom corner may be that of the image."""
     truth = Objects(
         torch.tensor([[8., 16., 64., 32.]]), torch.tensor([3]), None, (32, 64))
     for place, spot in ((0., [4, 2]), (1., [7, 15])):
@@ -136,8 +136,8 @@ def test_masks_may_be_tensors():
     assert objects_of([sample])[0].masks is masks
 
 
-def test_pictures_without_boxes_say_nothing():
-    """Those of segmentors, and what is no list of samples."""
+def test_images_without_boxes_say_nothing():
+    """Samples of segmentors, and inputs that are no list of samples."""
     assert objects_of(dict(sup=[])) is None
     assert objects_of([InstanceData()]) is None
 
@@ -179,7 +179,7 @@ def one_class_pairs(name, folder, **options):
     ])
 def test_one_class_is_told_from_the_background(name, background, thresholds,
                                                tmp_path):
-    """By a column, or by the threshold above which the head counts a box.
+    """A column says so, or the threshold above which the head counts a box.
 
     YOLOX says apart whether there is an object: its classes do not tell.
     """

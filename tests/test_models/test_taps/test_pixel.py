@@ -35,7 +35,7 @@ def watched_pairs(student, teacher, data=None, **options):
 
 @torch.no_grad()
 def head_logits(model, inputs, path='decode_head', *previous):
-    """What a head of the plain model predicts, before it is resized."""
+    """Logits of a head of the plain model, before they are resized."""
     head = model.get_submodule(path)
     return head.forward(model.extract_feat(inputs), *previous)
 
@@ -288,7 +288,7 @@ def test_a_sigmoid_head_says_so():
 
 @torch.no_grad()
 def point_logits(model, inputs, points):
-    """What PointRend's own prediction computes at given points."""
+    """Logits that PointRend's own prediction computes at given points."""
     fine, coarse = model.extract_feat(inputs), None
     first, head = model.decode_head
     coarse = first(fine)

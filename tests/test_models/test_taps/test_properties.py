@@ -1,4 +1,4 @@
-"""Pictures of any size and content, with any number of objects."""
+"""Images of any size and content, with any number of objects."""
 import functools
 import tempfile
 from pathlib import Path
@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from tests import helpers, segmentors
 from tests.helpers import assert_same, flat, gradients, total
 
-# What a picture is filled with; floats, as a pipeline may deliver.
+# What an image is filled with; floats, as a pipeline may deliver.
 FILLS = dict(
     noise=lambda size, rng: rng.integers(0, 256, size),
     black=lambda size, rng: np.zeros(size),
@@ -38,7 +38,7 @@ def wrapper_of(kind, loss):
 
 @st.composite
 def detection_batches(draw):
-    """Pictures of different sizes, and from no object to several."""
+    """Images of different sizes, and from no object to several."""
     sizes = draw(
         st.lists(
             st.tuples(st.integers(8, 80), st.integers(8, 80)),
@@ -47,7 +47,7 @@ def detection_batches(draw):
     rng = np.random.default_rng(draw(st.integers(0, 2**20)))
     numbers = [draw(st.integers(0, 4)) for _ in sizes]
     return dict(
-        inputs=[picture(draw, size, rng) for size in sizes],
+        inputs=[image(draw, size, rng) for size in sizes],
         data_samples=[
             helpers.sample(size, rng, False, number)
             for size, number in zip(sizes, numbers)
@@ -56,21 +56,20 @@ def detection_batches(draw):
 
 @st.composite
 def segmentation_batches(draw):
-    """Pictures of one size, as crops are; the labels may all be ignored."""
+    """Images of one size, as crops are; the labels may all be ignored."""
     size = tuple(8 * draw(st.integers(1, 8)) for _ in range(2))
     rng = np.random.default_rng(draw(st.integers(0, 2**20)))
-    # Batch norms of one value a picture need two.
+    # Batch norms of one value per image need two.
     samples = [
         segmentors.sample(size, rng) for _ in range(draw(st.integers(2, 3)))
     ]
     if draw(st.booleans()):
         samples[0].gt_sem_seg.data[:] = segmentors.IGNORED
     return dict(
-        inputs=[picture(draw, size, rng) for _ in samples],
-        data_samples=samples)
+        inputs=[image(draw, size, rng) for _ in samples], data_samples=samples)
 
 
-def picture(draw, size, rng):
+def image(draw, size, rng):
     fill = FILLS[draw(st.sampled_from(sorted(FILLS)))]
     return torch.from_numpy(np.array(fill((3, *size), rng), np.float32))
 
@@ -101,7 +100,7 @@ def check(kind, loss, data):
 @pytest.mark.parametrize('kind', ['faster', 'retina', 'detr'])
 @given(data=detection_batches())
 @SETTINGS
-def test_a_detector_of_any_pictures(kind, loss, data):
+def test_a_detector_of_any_images(kind, loss, data):
     """All losses and gradients are finite, and the teacher does not learn."""
     check(kind, loss, data)
 
@@ -109,6 +108,6 @@ def test_a_detector_of_any_pictures(kind, loss, data):
 @pytest.mark.parametrize('loss', ['DISTLoss', 'KDLoss'])
 @given(data=segmentation_batches())
 @SETTINGS
-def test_a_segmentor_of_any_pictures(loss, data):
-    """As detectors."""
+def test_a_segmentor_of_any_images(loss, data):
+    """All losses and gradients are finite here, too."""
     check('pspnet', loss, data)

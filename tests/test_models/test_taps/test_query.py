@@ -21,7 +21,7 @@ NUM_QUERIES = 6
 
 
 def queries(seed, num=NUM_QUERIES, columns=SIGMOID, masks=False):
-    """Random predictions for two pictures."""
+    """Random predictions for two images."""
     rng = torch.Generator().manual_seed(seed)
     logits = torch.randn(2, num, columns.number, generator=rng)
     boxes = torch.rand(2, num, 4, generator=rng) / 2 + 0.2
@@ -47,12 +47,12 @@ def test_the_same_queries_find_each_other(columns, masks):
         assert torch.equal(order[own], theirs)
 
 
-def cost(student, teacher, picture, i, j):
+def cost(student, teacher, image, i, j):
     """2 * half the absolute difference of class probabilities, 5 * L1 of
     the boxes and 2 * (1 - GIoU), written out."""
-    p, q = (x.logits[picture, k].sigmoid()
+    p, q = (x.logits[image, k].sigmoid()
             for x, k in ((student, i), (teacher, j)))
-    a, b = student.boxes[picture, i], teacher.boxes[picture, j]
+    a, b = student.boxes[image, i], teacher.boxes[image, j]
     giou = bbox_overlaps(
         bbox_cxcywh_to_xyxy(a[None]), bbox_cxcywh_to_xyxy(b[None]), 'giou')
     return float((p - q).abs().sum() + 5 * (a - b).abs().sum() + 2 *
@@ -61,14 +61,14 @@ def cost(student, teacher, picture, i, j):
 
 @pytest.mark.parametrize('num_teacher', [4, 5])
 def test_the_match_is_the_cheapest(num_teacher):
-    """Of all matches of four queries with four, or with four of five."""
+    """The least cost of all matches of four queries with four or five."""
     student, teacher = queries(1, num=4), queries(2, num=num_teacher)
     matches = match_queries(student, SIGMOID, teacher, SIGMOID)
-    for picture, match in enumerate(matches):
+    for image, match in enumerate(matches):
         costs = {
             order:
             sum(
-                cost(student, teacher, picture, i, j)
+                cost(student, teacher, image, i, j)
                 for i, j in enumerate(order))
             for order in itertools.permutations(range(num_teacher), 4)
         }
@@ -102,12 +102,12 @@ def sorted_rows(table):
 
 @pytest.mark.parametrize('name', QUERIES)
 def test_rows_are_all_queries_of_the_last_layer(name):
-    """Of the student without denoising queries; of the teacher those that
+    """The student's without denoising queries, and the teacher's that
     plain MMDetection predicts with."""
     student, teacher = models(name, name)
     tap, (pair, ), inputs, samples = watched(student, teacher, name)
     assert type(tap) is QueryTap
-    number = 2 * 8  # queries of two pictures
+    number = 2 * 8  # queries of two images
     assert pair.student.shape == pair.teacher.shape == (
         number, NUM_CLASSES + (pair.student_activation == 'softmax'))
     assert pair.student.requires_grad and not pair.teacher.requires_grad
@@ -171,8 +171,7 @@ def test_mask_queries_of_both_kinds_learn_from_each_other():
 def test_boxes_and_masks_are_not_matched(names):
     """Nothing says which queries of the two are one object."""
     student, teacher = (build(detector(name)) for name in names)
-    with refused('model.teacher.config',
-                 'one predicts boxes, the other masks'):
+    with refused('model.teacher.config', 'matches its queries by'):
         build_tap(student).connect(student, teacher)
 
 
@@ -198,14 +197,14 @@ def test_masks_of_a_video_match_in_all_frames():
 
 
 def test_several_may_have_one_match_if_asked():
-    """As RoIs of one object; each takes the cheapest."""
+    """RoIs of one object, for example; each takes the cheapest."""
     student, teacher = queries(1, num=6), queries(2, num=3)
     matches = match_queries(
         student, SIGMOID, teacher, SIGMOID, one_to_one=False)
-    for picture, (own, theirs) in enumerate(matches):
+    for image, (own, theirs) in enumerate(matches):
         assert own.tolist() == list(range(6))
         for i, j in zip(own, theirs):
-            costs = [cost(student, teacher, picture, i, k) for k in range(3)]
+            costs = [cost(student, teacher, image, i, k) for k in range(3)]
             assert costs.index(min(costs)) == j
 
 

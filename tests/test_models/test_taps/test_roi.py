@@ -40,7 +40,7 @@ def as_list(modules):
 
 
 def sampled_rois(student, inputs, samples):
-    """The boxes that plain MMDetection samples, a table a stage."""
+    """The boxes that plain MMDetection samples, a table per stage."""
     results = []
     for stage, sampler in enumerate(as_list(student.roi_head.bbox_sampler)):
 
@@ -227,7 +227,7 @@ def test_the_two_distributions_of_seesaw_become_one(own):
 
 
 def test_what_else_a_teacher_scores_rois_with_is_computed():
-    """As HTC's semantic branch, which its RoI head runs when it predicts."""
+    """E.g. HTC's semantic branch, which its RoI head runs to predict."""
     student, teacher = models('faster', 'faster')
     plain = copy.deepcopy(teacher)
     roi_head = teacher.roi_head
@@ -251,8 +251,8 @@ def test_what_else_a_teacher_scores_rois_with_is_computed():
     assert torch.equal(pair.teacher, scores(plain, 0, inputs, rois[0]))
 
 
-def test_rois_of_multiplied_pictures_are_those_of_the_originals():
-    """TridentNet puts copies of its pictures behind them."""
+def test_rois_of_multiplied_images_are_those_of_the_originals():
+    """TridentNet puts copies of its images behind them."""
     student, teacher = models('faster', 'faster')
     inputs, samples = prepared(student, batch())
     tap = build_tap(student)
@@ -267,7 +267,7 @@ def test_rois_of_multiplied_pictures_are_those_of_the_originals():
 
 
 def test_pisa_is_read_though_it_has_a_loss_of_its_own():
-    """It calls the box head's loss directly."""
+    """PISA calls the box head's loss directly."""
     student = build(detector('pisa')).train()
     teacher = build(detector('faster'), seed=1).eval()
     inputs, samples = prepared(student, batch())

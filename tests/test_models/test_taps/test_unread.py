@@ -3,13 +3,13 @@ import pytest
 import torch
 from torch import nn
 
-from mmdist.models.taps.unread import left_out, unread_layers
+from mmdist.models.taps.probe import left_out, unread_layers
 from tests.helpers import (batch, build, build_distiller, detector, prepared,
                            save_teacher)
 
 
 def classes(outputs):
-    """What is read of most dense heads."""
+    """The class logits of most dense heads."""
     return outputs[0]
 
 
@@ -19,7 +19,7 @@ def classes(outputs):
     ('gfl', {'reg_convs', 'gfl_reg', 'scales'}),
 ])
 def test_boxes_are_unread(name, unread):
-    """By the names that MMDetection gives them; the rest is needed."""
+    """Names are MMDetection's; the other layers are needed."""
     model = build(detector(name)).eval().requires_grad_(False)
     found = unread_layers(model, 'bbox_head', classes)
     assert {path.partition('.')[0] for path in found} == unread
@@ -74,7 +74,7 @@ class InTraining(TwoBranches):
 
 
 class Model(nn.Module):
-    """What is asked of a detector."""
+    """The parts of a detector that are used."""
 
     def __init__(self, head):
         super().__init__()
@@ -114,13 +114,13 @@ def test_a_mistake_in_reading_is_not_hidden():
 
 
 def test_a_head_that_takes_more_than_features_is_left_alone():
-    """It only loses the saving."""
+    """Only the saving is lost."""
     model = Model(nn.Bilinear(3, 3, 2)).eval()
     assert unread_layers(model, 'bbox_head', classes) == {}
 
 
 def test_zeros_stand_for_what_is_left_out():
-    """Of the size and dtype of the result, only within the context."""
+    """Size and dtype are the result's, and only within the context."""
     layer = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1))
     x = torch.randn(2, 3, 5, 6).double()
     with left_out(layer, {'0': 4}):
