@@ -3,7 +3,6 @@ import json
 import os.path as osp
 import pickle
 import runpy
-import subprocess
 import sys
 from functools import partial
 
@@ -106,6 +105,8 @@ def test_default_work_dir_and_cfg_options(run, tmp_path):
     written = Config.fromfile(str(work_dir / 'toy.py'))
     assert written.test_dataloader.batch_size == 1
     assert written.model.type == 'RetinaNet'
+    metrics, = work_dir.glob('*/*.json')
+    assert 'coco/bbox_mAP' in json.loads(metrics.read_text())
 
 
 def test_out_must_be_a_pickle(run, tmp_path):
@@ -235,15 +236,3 @@ def test_a_new_style_config(case, run_on, tmp_path):
         for a, b in zip(ours, new):
             assert torch.equal(a['pred_instances']['bboxes'],
                                b['pred_instances']['bboxes'])
-
-
-@pytest.mark.slow
-def test_command_line(case, tmp_path):
-    """The metrics are written as MMEngine writes them."""
-    subprocess.run([sys.executable, TEST, *case, '--work-dir',
-                    str(tmp_path)],
-                   check=True,
-                   cwd=ROOT)
-    written = list(tmp_path.glob('*/*.json'))
-    assert len(written) == 1
-    assert 'coco/bbox_mAP' in json.loads(written[0].read_text())

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from .matching import Queries, place_cost
 
 if TYPE_CHECKING:
-    from ..teacher.batch import TeacherBatch
+    from .batch import TeacherBatch
 
 NONE = -1
 """Label of a row that has none."""
