@@ -126,7 +126,7 @@ class Distillation:
         with ExitStack() as stack:
             for reader in readers.values():
                 stack.enter_context(
-                    reader.watch(see if not self.tap else None))
+                    reader.watch((lambda images: None) if self.tap else see))
             if self.tap:
                 twin = next(filter(None, self.tap.heads.values()), '')
                 owner = owner_of(self.teacher.model, twin) or ''

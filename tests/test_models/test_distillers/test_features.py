@@ -238,6 +238,28 @@ def test_segmentors(tmp_path, where, distill_loss):
     assert ('loss_kd_intra' in losses) == bool(distill_loss)
 
 
+@pytest.mark.parametrize('name', segmentors.SEGMENTORS)
+def test_every_kind_of_segmentor(name, tmp_path):
+    """DDRNet and PIDNet return further maps in training; heads of cascades
+    need the output of the one before."""
+    cfg = segmentors.segmentor(name)
+    saved = segmentors.save_teacher(cfg, tmp_path)
+    for where in (None, 'head'):
+        model = segmentors.build_distiller(
+            cfg,
+            saved,
+            distill_loss=None,
+            feature_loss=dict(INTRA, where=where)).train()
+        inputs, samples = segmentors.prepared(model, segmentors.batch())
+        loss = model.loss(inputs, samples)['loss_kd_feature_intra']
+        # Levels that are resized from one pixel have no relation: 1 each.
+        assert 0 < loss <= 2 * len(model.distillation.features.pairs)
+        loss.backward()
+        found = [g for g in gradients(model).values() if g is not None]
+        assert all(g.isfinite().all() for g in found)
+        assert any(g.abs().sum() > 0 for g in found)
+
+
 @pytest.mark.parametrize('fields, field', [
     (dict(type='mmdist.KDLoss'), 'model.feature_loss.type'),
     (dict(DIST, where='fpn'), 'model.feature_loss.where'),
