@@ -3,17 +3,20 @@
 A step of the student alone, and the teacher's features and class predictions
 without gradients, are what nobody can save; their sum is compared with a step
 of mmdist, with one of the first steps, in which the teacher is judged, and
-with the way of toolkits that record what they need while the
-teacher computes its whole loss (here without their distillation loss). All
-are run in turns on one synthetic batch, so that what else the machine does
-meets all; ratios of medians are what counts. Weights are random.
+with the way of toolkits that record what they need while the teacher computes
+its whole loss (here without their distillation loss). A step with a feature
+loss beside the class logits is compared with the step without it, turn by
+turn. All are run in turns on one synthetic batch, so that what else the
+machine does meets all; ratios of medians are what counts. Weights are random.
 """
 import argparse
 import copy
 import sys
 import tempfile
+from functools import partial
 from pathlib import Path
-from typing import Any, Callable, Dict, List, Tuple
+from statistics import median, quantiles
+from typing import Any, Callable, Dict, List, Optional, Tuple
 
 import matplotlib
 import torch
@@ -21,11 +24,10 @@ from mmengine.config import Config
 from mmengine.logging import MMLogger
 from rich.console import Console
 from rich.table import Table
-from timing import MIB, add_arguments, in_turns, peak_memory, progress, save
+from timing import MIB, add_arguments, peak_memory, progress, save, turns
 from torch import Tensor, nn
 
-from mmdist.utils import run_tool
-from mmdist.utils.config import find_config
+from mmdist.utils import find_config, load_config, run_tool, scope_of
 
 TOOLS = Path(__file__).resolve().parents[1] / 'tools' / 'analysis_tools'
 sys.path.insert(0, str(TOOLS))
@@ -38,13 +40,17 @@ PAIRS = (('mmdet::retinanet/retinanet_r50_fpn_1x_coco.py',
          ('mmseg::pspnet/pspnet_r18-d8_4xb2-80k_cityscapes-512x1024.py',
           'mmseg::pspnet/pspnet_r50-d8_4xb2-80k_cityscapes-512x1024.py'))
 NUM_ROIS = 512
+# What make_config.py --features writes.
+FEATURES = dict(
+    mmdet=dict(type='mmdist.DISTLoss', beta=0.0, gamma=1.0),
+    mmseg=dict(type='mmdist.MimicLoss', loss_weight=1.0, where='head'))
 
 
 class Pair:
     """A student and a teacher with random weights, and a batch for both.
 
     Args:
-        student (str): A config, e.g. ``mmdet::retinanet/….py``.
+        student (str): A config, e.g. ``mmdet::retinanet/….py`` or a path.
         teacher (str): The same.
         size (int): Height and width of the two images in pixels.
         device (str): E.g. 'cpu' or 'cuda'.
@@ -54,18 +60,24 @@ class Pair:
     def __init__(self, student: str, teacher: str, size: int, device: str,
                  **options: Any) -> None:
         self.name, self.device, self.options = student, device, options
-        self.package = student.partition('::')[0]
-        cfg, cfg_t = (_load(name) for name in (student, teacher))
+        self.package = scope_of(load_config(student, '--pairs'))
+        cfg, cfg_t = (
+            zoo.load(
+                zoo.ZooConfig(self.package, '', find_config(name, '--pairs')))
+            for name in (student, teacher))
         self.plain = zoo.build(
             cfg.model, self.package, seed=0).to(device).train()
         self.teacher = zoo.build(cfg_t.model, self.package, seed=1).to(device)
         self.teacher.eval()
-        self.wrapper = self._wrap(cfg, cfg_t).to(device).train()
+        self.wrapper, self.featured = (
+            self._wrap(cfg, cfg_t, features).to(device).train()
+            for features in (None, FEATURES[self.package]))
         batch = zoo.batch_for(self.plain, cfg, self.package, size)
         data = self.plain.data_preprocessor(batch, True)
         self.inputs, self.samples = data['inputs'], data['data_samples']
 
-    def _wrap(self, student: Config, teacher: Config) -> nn.Module:
+    def _wrap(self, student: Config, teacher: Config,
+              features: Optional[dict]) -> nn.Module:
         with tempfile.TemporaryDirectory() as folder:
             return zoo.build_wrapper(
                 student.model,
@@ -73,33 +85,36 @@ class Pair:
                 self.teacher.state_dict(),
                 self.package,
                 Path(folder),
-                options=self.options)
+                options=self.options,
+                features=features)
 
     def ways(self) -> Dict[str, Callable]:
         """Functions without arguments, each of which is measured."""
-        plain, distilled = (
-            self._training_step(model) for model in (self.plain, self.wrapper))
+        plain = self._training_step(self.plain)
+        distilled = self._training_step(self.wrapper)
+        featured = self._training_step(self.featured)
 
         def recorded() -> None:
             with torch.no_grad():
                 self.teacher.loss(self.inputs, copy.deepcopy(self.samples))
             plain()
 
-        monitor = self.wrapper.distillation.monitor
-
-        def usual() -> None:
+        def usual(model: nn.Module, step: Callable) -> None:
             # Of 500 steps all but one.
+            monitor = model.distillation.monitor
             monitor.iteration, monitor.judged = monitor.iters, True
-            distilled()
+            step()
 
         def judging() -> None:
+            monitor = self.wrapper.distillation.monitor
             monitor.iteration, monitor.judged = 0, False
             distilled()
 
         return dict(
             student=plain,
             teacher=self._teacher_step(),
-            mmdist=usual,
+            mmdist=partial(usual, self.wrapper, distilled),
+            features=partial(usual, self.featured, featured),
             judging=judging,
             recorded=recorded)
 
@@ -127,13 +142,6 @@ class Pair:
             predict(self.teacher.extract_feat(self.inputs))
 
         return step
-
-
-def _load(name: str) -> Config:
-    package, _, path = name.partition('::')
-    family = path.partition('/')[0]
-    return zoo.load(
-        zoo.ZooConfig(package, family, find_config(name, 'the argument')))
 
 
 def _class_prediction(model: nn.Module, inputs: Tensor) -> Callable:
@@ -169,7 +177,9 @@ def _random_rois(inputs: Tensor) -> Tensor:
 def measure(pair: Pair, repeats: int) -> Dict[str, Any]:
     """Medians in milliseconds, their ratios, and peak memory."""
     ways = pair.ways()
-    medians = in_turns(ways, repeats, pair.device)
+    times = turns(ways, repeats, pair.device)
+    medians = {name: median(values) for name, values in times.items()}
+    ratios = [f / m for f, m in zip(times['features'], times['mmdist'])]
     least = medians['student'] + medians['teacher']
     return dict(
         name=pair.name,
@@ -178,9 +188,11 @@ def measure(pair: Pair, repeats: int) -> Dict[str, Any]:
         ratio=medians['mmdist'] / least,
         judging_ratio=medians['judging'] / least,
         recorded_ratio=medians['recorded'] / least,
+        features_ratio=median(ratios),
+        features_quartiles=quantiles(ratios * 2, n=4)[::2],
         peak_mib={
             name: peak_memory(ways[name], pair.device) / MIB
-            for name in ('student', 'mmdist', 'judging')
+            for name in ('student', 'mmdist', 'judging', 'features')
         })
 
 
@@ -189,8 +201,8 @@ def show(results: List[Dict[str, Any]], title: str) -> None:
     table = Table(title=title)
     for column in ('student', 'its step', 'teacher forward', 'sum',
                    'with mmdist', 'by the sum', 'judging, by the sum',
-                   'recorded, by the sum', 'memory alone', 'with mmdist',
-                   'judging'):
+                   'recorded, by the sum', 'features, by mmdist',
+                   'memory alone', 'with mmdist', 'judging', 'features'):
         table.add_column(column, justify='right')
     for r in results:
         times = r['milliseconds']
@@ -201,8 +213,10 @@ def show(results: List[Dict[str, Any]], title: str) -> None:
                         times['student'] + times['teacher'], times['mmdist'])),
             *(f'{r[key]:.3f}'
               for key in ('ratio', 'judging_ratio', 'recorded_ratio')),
+            '{:.3f} ({:.3f} to {:.3f})'.format(r['features_ratio'],
+                                               *r['features_quartiles']),
             *(f'{m:.0f} MiB' for m in r['peak_mib'].values()))
-    Console(width=200).print(table)
+    Console(width=220).print(table)
 
 
 def plot(results: List[Dict[str, Any]], path: Path) -> None:
@@ -231,11 +245,10 @@ def plot(results: List[Dict[str, Any]], path: Path) -> None:
 def parse_pair(text: str) -> Tuple[str, str]:
     """``'STUDENT,TEACHER'`` -> both configs."""
     student, _, teacher = text.partition(',')
-    for name in (student, teacher):
-        if name.partition('::')[0] not in zoo.PACKAGES:
-            raise argparse.ArgumentTypeError(
-                f'{text!r} must be two configs such as mmdet::retinanet/….py '
-                'or mmseg::pspnet/….py, with a comma between')
+    if not teacher:
+        raise argparse.ArgumentTypeError(
+            f'{text!r} must be two configs such as mmdet::retinanet/….py or '
+            'a path, with a comma between')
     return student, teacher
 
 
