@@ -3,16 +3,19 @@
 A step of the student alone, and the teacher's features and class predictions
 without gradients, are what nobody can save; their sum is compared with a step
 of mmdist, with one of the first steps, in which the teacher is judged, and
-with the way of toolkits that record what they need while the
-teacher computes its whole loss (here without their distillation loss). All
-are run in turns on one synthetic batch, so that what else the machine does
-meets all; ratios of medians are what counts. Weights are random.
+with the way of toolkits that record what they need while the teacher computes
+its whole loss (here without their distillation loss). A step with a feature
+loss beside the class logits is compared with the step without it, turn by
+turn. All are run in turns on one synthetic batch, so that what else the
+machine does meets all; ratios of medians are what counts. Weights are random.
 """
 import argparse
 import copy
 import sys
 import tempfile
+from functools import partial
 from pathlib import Path
+from statistics import median, quantiles
 from typing import Any, Callable, Dict, List, Tuple
 
 import matplotlib
@@ -20,11 +23,10 @@ import torch
 from mmengine.logging import MMLogger
 from rich.console import Console
 from rich.table import Table
-from timing import MIB, add_arguments, in_turns, peak_memory, progress, save
+from timing import MIB, add_arguments, peak_memory, progress, save, turns
 from torch import Tensor, nn
 
-from mmdist.utils import run_tool
-from mmdist.utils.config import find_config
+from mmdist.utils import find_config, load_config, run_tool, scope_of
 
 TOOLS = Path(__file__).resolve().parents[1] / 'tools' / 'analysis_tools'
 sys.path.insert(0, str(TOOLS))
@@ -37,6 +39,10 @@ PAIRS = (('mmdet::retinanet/retinanet_r50_fpn_1x_coco.py',
          ('mmseg::pspnet/pspnet_r18-d8_4xb2-80k_cityscapes-512x1024.py',
           'mmseg::pspnet/pspnet_r50-d8_4xb2-80k_cityscapes-512x1024.py'))
 NUM_ROIS = 512
+# What make_config.py --features writes.
+FEATURES = dict(
+    mmdet=dict(type='mmdist.DISTLoss', beta=0.0, gamma=1.0),
+    mmseg=dict(type='mmdist.MimicLoss', loss_weight=1.0, where='head'))
 
 
 def training_step(model: nn.Module, batch: Tuple) -> Callable:
@@ -88,43 +94,45 @@ def measure(names: Tuple[str, str],
             args: argparse.Namespace) -> Dict[str, Any]:
     """Medians in milliseconds, their ratios, and peak memory, with random
     weights and two synthetic images."""
-    package = names[0].partition('::')[0]
+    package = scope_of(load_config(names[0], '--pairs'))
     cfg, teacher_cfg = (
-        zoo.load(
-            zoo.ZooConfig(package,
-                          name.partition('::')[2].partition('/')[0],
-                          find_config(name, 'the argument')))
+        zoo.load(zoo.ZooConfig(package, '', find_config(name, '--pairs')))
         for name in names)
     student, teacher = (zoo.build(each.model, package, seed=i).to(args.device)
                         for i, each in enumerate((cfg, teacher_cfg)))
     student.train()
     teacher.eval()
     with tempfile.TemporaryDirectory() as folder:
-        distilled = zoo.build_wrapper(
-            cfg.model,
-            teacher_cfg.model,
-            teacher.state_dict(),
-            package,
-            Path(folder),
-            options=dict(dtype=args.teacher_dtype)).to(args.device).train()
+        distilled, featured = (
+            zoo.build_wrapper(
+                cfg.model,
+                teacher_cfg.model,
+                teacher.state_dict(),
+                package,
+                Path(folder),
+                options=dict(dtype=args.teacher_dtype),
+                features=features).to(args.device).train()
+            for features in (None, FEATURES[package]))
     data = student.data_preprocessor(
         zoo.batch_for(student, cfg, package, args.size), True)
     batch = inputs, _ = data['inputs'], data['data_samples']
-    plain, step = (
-        training_step(model, batch) for model in (student, distilled))
+    plain, step, features_step = (
+        training_step(model, batch)
+        for model in (student, distilled, featured))
     predict = _class_prediction(teacher, inputs)
-    monitor = distilled.distillation.monitor
 
     @torch.no_grad()
     def classes() -> None:
         predict(teacher.extract_feat(inputs))
 
-    def usual() -> None:
+    def usual(model: nn.Module, step: Callable) -> None:
         # All but one of 500 steps are like this.
+        monitor = model.distillation.monitor
         monitor.iteration, monitor.judged = monitor.iters, True
         step()
 
     def judging() -> None:
+        monitor = distilled.distillation.monitor
         monitor.iteration, monitor.judged = 0, False
         step()
 
@@ -136,10 +144,13 @@ def measure(names: Tuple[str, str],
     ways = dict(
         student=plain,
         teacher=classes,
-        mmdist=usual,
+        mmdist=partial(usual, distilled, step),
+        features=partial(usual, featured, features_step),
         judging=judging,
         recorded=recorded)
-    medians = in_turns(ways, args.repeats, args.device)
+    times = turns(ways, args.repeats, args.device)
+    medians = {name: median(values) for name, values in times.items()}
+    ratios = [f / m for f, m in zip(times['features'], times['mmdist'])]
     least = medians['student'] + medians['teacher']
     return dict(
         name=names[0],
@@ -148,9 +159,11 @@ def measure(names: Tuple[str, str],
         ratio=medians['mmdist'] / least,
         judging_ratio=medians['judging'] / least,
         recorded_ratio=medians['recorded'] / least,
+        features_ratio=median(ratios),
+        features_quartiles=quantiles(ratios * 2, n=4)[::2],
         peak_mib={
             name: peak_memory(ways[name], args.device) / MIB
-            for name in ('student', 'mmdist', 'judging')
+            for name in ('student', 'mmdist', 'judging', 'features')
         })
 
 
@@ -159,8 +172,8 @@ def show(results: List[Dict[str, Any]], title: str) -> None:
     table = Table(title=title)
     for column in ('student', 'its step', 'teacher forward', 'sum',
                    'with mmdist', 'by the sum', 'judging, by the sum',
-                   'recorded, by the sum', 'memory alone', 'with mmdist',
-                   'judging'):
+                   'recorded, by the sum', 'features, by mmdist',
+                   'memory alone', 'with mmdist', 'judging', 'features'):
         table.add_column(column, justify='right')
     for r in results:
         times = r['milliseconds']
@@ -171,8 +184,10 @@ def show(results: List[Dict[str, Any]], title: str) -> None:
                         times['student'] + times['teacher'], times['mmdist'])),
             *(f'{r[key]:.3f}'
               for key in ('ratio', 'judging_ratio', 'recorded_ratio')),
+            '{:.3f} ({:.3f} to {:.3f})'.format(r['features_ratio'],
+                                               *r['features_quartiles']),
             *(f'{m:.0f} MiB' for m in r['peak_mib'].values()))
-    Console(width=200).print(table)
+    Console(width=220).print(table)
 
 
 def plot(results: List[Dict[str, Any]], path: Path) -> None:
@@ -201,11 +216,10 @@ def plot(results: List[Dict[str, Any]], path: Path) -> None:
 def parse_pair(text: str) -> Tuple[str, str]:
     """``'STUDENT,TEACHER'`` -> both configs."""
     student, _, teacher = text.partition(',')
-    for name in (student, teacher):
-        if name.partition('::')[0] not in zoo.PACKAGES:
-            raise argparse.ArgumentTypeError(
-                f'{text!r} must be two configs such as mmdet::retinanet/….py '
-                'or mmseg::pspnet/….py, with a comma between')
+    if not teacher:
+        raise argparse.ArgumentTypeError(
+            f'{text!r} must be two configs such as mmdet::retinanet/….py or '
+            'a path, with a comma between')
     return student, teacher
 
 

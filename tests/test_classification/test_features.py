@@ -1,7 +1,12 @@
 """Distillation of a classifier's features."""
+import runpy
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 
+from tests.refusals import refused
 from .models import batch, build, build_distiller, models, resnet, save_teacher
 from .test_classifier import pearson
 
@@ -48,3 +53,15 @@ def test_every_kind(name, tmp_path):
     sum(terms).backward()
     assert any(p.grad is not None and p.grad.abs().sum() > 0
                for p in model.backbone.parameters())
+
+
+def test_make_config_has_no_setting_for_classifiers(monkeypatch):
+    """Nothing was tried; a feature_loss in a config is the user's choice."""
+    root = Path(__file__).resolve().parents[2]
+    config = root / 'configs/dist_cls/resnet8-w2_1xb32-10e_digits.py'
+    tool = str(root / 'tools' / 'make_config.py')
+    monkeypatch.setattr(
+        sys, 'argv',
+        [tool, *map(str, (config, config, 'x.pth', '--features'))])
+    with refused('--features', 'nothing is known for mmdist.DistillClass'):
+        runpy.run_path(tool, run_name='__main__')

@@ -15,9 +15,12 @@ CONFIGS = osp.join(
 PAIRS = sorted(
     osp.basename(path)[len('dist_'):] for path in glob(f'{CONFIGS}/dist_*.py'))
 CITYSCAPES = [pair for pair in PAIRS if '8xb2-40k_cityscapes' in pair]
+# as tools/make_config.py --features writes it
+FEATURES = dict(type='mmdist.MimicLoss', loss_weight=1, where='head')
 LOGITS = dict(
     dist=dict(type='mmdist.DISTLoss', beta=1, gamma=1, tau=1),
     kd=dict(type='mmdist.KDLoss', tau=1, loss_weight=1))
+METHODS = (*LOGITS, 'dist-feat')
 # pair: what is tapped, and the auxiliary head's weight
 TAPPED = dict(
     pspnet=('pixels x {} (softmax), decode_head <- decode_head, '
@@ -52,7 +55,7 @@ def test_the_pairs_are_there():
 @pytest.mark.parametrize('pair', CITYSCAPES)
 @pytest.mark.parametrize('method', LOGITS)
 def test_settings_are_the_authors(method, pair):
-    """40k iterations of 8 x 2 pictures, 0.02 poly, crop 512 x 1024."""
+    """40k iterations of 8 x 2 images, 0.02 poly, crop 512 x 1024."""
     cfg = load(method, pair)
     assert cfg.train_cfg.max_iters == 40000
     assert cfg.train_dataloader.batch_size == 2
@@ -72,7 +75,7 @@ def test_settings_are_the_authors(method, pair):
 
 
 @pytest.mark.parametrize('pair', PAIRS)
-@pytest.mark.parametrize('method', LOGITS)
+@pytest.mark.parametrize('method', METHODS)
 def test_all_but_the_model_is_the_students_config(method, pair):
     """Data, schedule and runtime are those of the student alone."""
     cfg = unscoped(load(method, pair).to_dict())
@@ -86,7 +89,10 @@ def test_all_but_the_model_is_the_students_config(method, pair):
     model = cfg.pop('model')
     assert model['type'] == 'mmdist.DistillSegmentor'
     assert model['student'] == alone.pop('model')
-    assert model['alpha'] == 1 and model['distill_loss'] == LOGITS[method]
+    assert model['alpha'] == 1
+    assert model['distill_loss'] == LOGITS[method.partition('-')[0]]
+    assert model.get('feature_loss') == (
+        FEATURES if 'feat' in method else None)
     # where the student's config is MMSegmentation's own
     for own in (cfg, alone):
         own.pop('custom_imports', None)
@@ -120,7 +126,7 @@ def test_builds(pair, tmp_path):
     path = tmp_path / 'random.pth'
     model = Config.fromfile(osp.join(ZOO, teacher.partition('::')[2])).model
     torch.save(build(model.to_dict()).state_dict(), path)
-    for method in LOGITS:
+    for method in METHODS:
         cfg = load(method, pair)
         cfg.model.teacher.checkpoint = str(path)
         cfg.work_dir = str(tmp_path)
@@ -129,4 +135,8 @@ def test_builds(pair, tmp_path):
             model, model.distillation.teacher.model)
         classes = model.num_classes
         assert tapped == TAPPED[pair.partition('_')[0]].format(classes)
+    # The maps before the last convolutions, the student's projected.
+    features = model.distillation.features
+    assert features.pairs == [(0, 0)]
+    assert isinstance(features.projections[0], torch.nn.Conv2d)
     path.unlink()  # 350 MB

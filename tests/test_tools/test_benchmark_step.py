@@ -1,47 +1,67 @@
-"""The benchmark of a step, on small images."""
+"""The benchmark of a step, on narrow models and small images."""
 import json
+import runpy
+import sys
 from pathlib import Path
 
 import pytest
+from mmengine.config import Config
 
-from tests.test_tools.benchmarks import run
+from tests import helpers, segmentors
+from tests.test_tools.benchmarks import TOOLS
 
 TOOL = 'benchmark_step.py'
+# A dense head, RoIs, pixels, and a preprocessor that asks for the iteration.
+MODELS = dict(
+    retina=('mmdet', lambda: helpers.detector('retina')),
+    faster=('mmdet', lambda: helpers.detector('faster')),
+    pspnet=('mmseg', lambda: segmentors.segmentor('pspnet')),
+    yolox=('mmdet', lambda: helpers.detector('yolox')))
 
-NAMES = ('mmdet::retinanet/retinanet_r18_fpn_1x_coco.py',
-         'mmdet::faster_rcnn/faster-rcnn_r50_fpn_1x_coco.py',
-         'mmseg::pspnet/pspnet_r18-d8_4xb2-80k_cityscapes-512x1024.py',
-         'mmdet::yolox/yolox_tiny_8xb8-300e_coco.py')
+
+def run(monkeypatch, *arguments):
+    """Run the tool in this process."""
+    monkeypatch.setattr(sys, 'argv', [TOOL, *map(str, arguments)])
+    monkeypatch.syspath_prepend(TOOLS)
+    runpy.run_path(str(TOOLS / TOOL), run_name='__main__')
 
 
 @pytest.mark.slow
-def test_it_writes_what_it_measured(tmp_path):
-    """A table, JSON and a plot of a dense head, RoIs, pixels, and a model
-    whose preprocessor asks for the iteration."""
+def test_it_writes_what_it_measured(tmp_path, monkeypatch, capsys):
+    """A table, JSON and a plot."""
+    pairs = []
+    for name, (scope, model) in MODELS.items():
+        path = tmp_path / f'{name}.py'
+        Config(dict(default_scope=scope, model=model())).dump(str(path))
+        pairs.append(f'{path},{path}')
     files = tmp_path / 'times.json', tmp_path / 'times.png'
-    done = run(TOOL, '--pairs', *(f'{name},{name}' for name in NAMES),
-               '--size', 64, '--repeats', 1, '--threads', 1, '--json',
-               files[0], '--plot', files[1])
-    assert done.returncode == 0, done.stderr[-2000:]
+    run(monkeypatch, '--pairs', *pairs, '--size', 64, '--repeats', 1,
+        '--threads', 1, '--json', files[0], '--plot', files[1])
     assert files[1].stat().st_size > 1000
     results = json.loads(files[0].read_text())
-    assert [result['name'] for result in results] == list(NAMES)
-    for result in results:
-        assert Path(result['name']).stem[:20] in done.stdout
+    table = capsys.readouterr().out
+    assert [Path(result['name']).stem for result in results] == list(MODELS)
+    for result, name in zip(results, MODELS):
+        assert name in table
         times = result['milliseconds']
         least = times['student'] + times['teacher']
         assert result['shape'] == [2, 3, 64, 64]
         assert result['ratio'] == pytest.approx(times['mmdist'] / least)
-        # Far less than a step of the teacher: nothing runs twice.
+        # The teacher runs once beside the student.
         assert times['teacher'] < times['mmdist']
         assert result['judging_ratio'] == pytest.approx(times['judging'] /
                                                         least)
+        low, high = result['features_quartiles']
+        assert 0 < low <= result['features_ratio'] <= high
         memory = result['peak_mib']
         assert memory['student'] < memory['mmdist']
+        assert memory['student'] < memory['features']
 
 
-def test_something_else_than_two_configs_is_refused():
+def test_something_else_than_two_configs_is_refused(monkeypatch, capsys):
     """In one line that says what a pair looks like."""
-    done = run(TOOL, '--pairs', 'mmdet::a.py')
-    assert done.returncode == 2
-    assert "'mmdet::a.py' must be two configs such as" in done.stderr
+    with pytest.raises(SystemExit) as raised:
+        run(monkeypatch, '--pairs', 'mmdet::a.py')
+    assert raised.value.code == 2
+    assert "'mmdet::a.py' must be two configs such as" in (
+        capsys.readouterr().err)

@@ -60,20 +60,24 @@ def test_representatives_pass_all_checks(package, tmp_path):
     assert not failed, (failed, done.stderr[-2000:])
     assert done.returncode == 0
     for report in reports:
-        assert report['passed'] == dict.fromkeys('abcde', True)
+        assert report['passed'] == dict.fromkeys('abcdef', True)
+        assert report['features'].endswith(' maps')
         assert all(value > 0 for value in report['losses'].values())
-        assert report['pairs'] in table
+        assert f'{report["pairs"]} | {report["features"]} |' in table
     names = {report['config'].rpartition('/')[2] for report in reports}
     assert names == set(CONFIGS[package])
 
 
 @pytest.mark.slow
 def test_models_without_classes_are_listed_as_such(tmp_path):
-    """An RPN knows no classes; the reason is the wrapper's own sentence."""
+    """An RPN knows no classes; the reason is the wrapper's own sentence. Its
+    feature maps can be distilled."""
     done, reports, table = run(tmp_path, '--package', 'mmdet', '--config',
                                'rpn_r50_fpn_1x_coco.py')
     assert [r['status'] for r in reports] == ['no class predictions']
     assert 'has class logits to distil' in reports[0]['reason'] in table
+    assert reports[0]['passed'] == dict(f=True)
+    assert '| neck, 5 maps |' in table
     assert done.returncode == 0
     # What is known is not checked again.
     reports[0]['reason'] = 'as written down'
@@ -170,7 +174,7 @@ def test_errors_show_no_folders(tools):
 
 
 def test_checks_are_described(tools):
-    """Each of the five has a sentence for the table."""
-    source = inspect.getsource(tools[2].Check)
+    """Each of the six has a sentence for the table."""
+    source = ''.join(map(inspect.getsource, (tools[2].Check, tools[0].check)))
     for name in tools[2].CHECKS:
         assert f'{name}=' in source or f"['{name}']" in source

@@ -15,11 +15,14 @@ from tests.test_tools.conftest import teacher_of_more_classes
 
 ROOT = Path(__file__).resolve().parents[2]
 TOOL = ROOT / 'tools' / 'analysis_tools' / 'imitation_ceiling.py'
-# Weights of the classification alone.
+# Weights of the classification alone, and of the boxes.
 CLASSES = dict(
     retina=('bbox_head.cls_convs', 'bbox_head.retina_cls'),
     faster=('roi_head.bbox_head.fc_cls', ))
-# What both models have in common: the features that classes are read from.
+BOXES = dict(
+    retina=('bbox_head.reg_convs', 'bbox_head.retina_reg'),
+    faster=('roi_head.bbox_head.fc_reg', ))
+# What both models have in common: the features that both are read from.
 COMMON = ('backbone', 'neck', 'roi_head.bbox_head.shared_fcs')
 
 
@@ -61,12 +64,13 @@ def detections(tmp_path):
 
 
 @pytest.mark.parametrize('name', CLASSES)
-def test_boxes_are_the_students_and_classes_the_teachers(
-        name, detections, tmp_path, monkeypatch):
-    """As a student with the teacher's classification, by plain MMDetection.
+def test_predictions_are_those_of_mixed_weights(name, detections, tmp_path,
+                                                monkeypatch):
+    """As a student with the teacher's classification, its boxes, or both, by
+    plain MMDetection.
 
-    The teacher has the student's features, or its classification would see
-    others there; its boxes are its own.
+    The teacher has the student's features, or its head would see others
+    there; its proposals are its own.
     """
     prepare, read = detections
     config = prepare(name)
@@ -76,21 +80,58 @@ def test_boxes_are_the_students_and_classes_the_teachers(
     teacher = mixed(other, student, COMMON)
     weights = dict(
         student=student,
-        teacher=teacher,
-        both=mixed(student, teacher, CLASSES[name]))
-    for key, value in weights.items():
+        logits=mixed(student, teacher, CLASSES[name]),
+        boxes=mixed(student, teacher, BOXES[name]),
+        both=mixed(student, teacher, CLASSES[name] + BOXES[name]))
+    metrics, found = {}, []
+    for key, value in dict(weights, teacher=teacher).items():
         torch.save(dict(state_dict=value), tmp_path / f'{key}.pth')
-    cfg = Config.fromfile(config)
-    cfg.load_from = str(tmp_path / 'both.pth')
-    metrics = Runner.from_cfg(cfg).test()
-    expected = read()
+    test = Runner.test
+
+    def noted(runner):
+        result = test(runner)
+        found.append(read())
+        return result
+
+    monkeypatch.setattr(Runner, 'test', noted)
+    for key in weights:
+        cfg = Config.fromfile(config)
+        cfg.load_from = str(tmp_path / f'{key}.pth')
+        with helpers.quick():
+            metrics[key] = Runner.from_cfg(cfg).test()
     out = tmp_path / 'out'
     run(monkeypatch, config, tmp_path / 'student.pth', config,
         tmp_path / 'teacher.pth', '--split', 'test', '--work-dir', out)
-    assert read() == [pytest.approx(row, abs=1e-4) for row in expected]
+    assert len(found) == 8 and len(set(map(str, found[:4]))) == 4
+    for expected, ours in zip(found[:4], found[4:]):
+        assert ours == [pytest.approx(row, abs=1e-4) for row in expected]
     results = json.loads((out / 'imitation_ceiling.json').read_text())
-    assert list(results) == ['student', f'with logits of {name}']
-    assert results[f'with logits of {name}'] == pytest.approx(metrics)
+    assert list(results) == [
+        'student', *(f'with {part} of {name}' for part in list(weights)[1:])
+    ]
+    for ours, expected in zip(results.values(), metrics.values()):
+        assert ours == pytest.approx(expected)
+
+
+def test_boxes_that_mean_something_else_are_left_out(detections, tmp_path,
+                                                     monkeypatch, capsys):
+    """Deltas of other scales are other boxes."""
+    prepare, _ = detections
+    config = prepare('faster')
+    cfg = Config.fromfile(config)
+    stds = cfg.model.roi_head.bbox_head.bbox_coder.target_stds
+    cfg.model.roi_head.bbox_head.bbox_coder.target_stds = [
+        std / 2 for std in stds
+    ]
+    cfg.dump(str(tmp_path / 'other.py'))
+    weights = helpers.save_teacher(helpers.detector('faster'),
+                                   tmp_path)['checkpoint']
+    out = tmp_path / 'out'
+    run(monkeypatch, config, weights, tmp_path / 'other.py', weights,
+        '--split', 'test', '--work-dir', out)
+    assert 'bbox_coder is not the student' in capsys.readouterr().out
+    results = json.loads((out / 'imitation_ceiling.json').read_text())
+    assert list(results) == ['student', 'with logits of other']
 
 
 def test_of_another_kind_is_refused(detections, tmp_path, monkeypatch):
@@ -117,6 +158,9 @@ def permuted(weights, order):
             table = weight.unflatten(0, (-1, number)).clone()
             table[:, :len(order)] = table[:, order]
             weights[name] = table.flatten(0, 1)
+        if 'fc_reg' in name:  # a box of each class
+            table = weight.unflatten(0, (helpers.NUM_CLASSES, 4))
+            weights[name] = table[order].flatten(0, 1)
     return weights
 
 

@@ -3,12 +3,14 @@ import os.path as osp
 import runpy
 import shlex
 import sys
+from glob import glob
 
 import pytest
 import torch
 from mmengine.config import Config
 
 from mmdist.errors import ConfigError
+from mmdist.models.teacher import build_model
 from tests import helpers, segmentors
 
 ROOT = osp.dirname(osp.dirname(osp.dirname(osp.abspath(__file__))))
@@ -151,6 +153,28 @@ def test_a_teacher_of_another_family(tmp_path, monkeypatch):
         tmp_path / 'mine.py')
     cfg = Config.fromfile(str(tmp_path / 'mine.py'))
     assert cfg.model.tap == dict(align='boxes')
+
+
+@pytest.mark.parametrize('new_style', [False, True])
+@pytest.mark.parametrize('scope', TASKS)
+def test_features(scope, new_style, tmp_path, monkeypatch):
+    """The setting of the dist-feat_* configs, which builds."""
+    student, weights = (prepare_new_style if new_style else prepare)(
+        scope, tmp_path / 'models' if new_style else tmp_path)
+    out = student.with_name('mine.py')
+    run(TOOL, monkeypatch, student, student, weights, '--features', '--out',
+        out)
+    folder, stem = dict(
+        mmdet=('dist_det', 'dist-feat_retinanet'),
+        mmseg=('dist_seg', 'dist-feat_ddrnet'))[scope]
+    shipped, = glob(osp.join(ROOT, 'configs', folder, f'{stem}*.py'))
+    expected = Config.fromfile(shipped).model.feature_loss
+    loss = Config.fromfile(str(out)).model.feature_loss
+    if new_style:
+        loss.type = f'mmdist.{loss.type.__name__}'
+    assert loss == expected
+    model = build_model(str(out), 'model', resolve=False)[0]
+    assert model.distillation.features.pairs
 
 
 def test_imports_of_the_student_are_kept(tmp_path, monkeypatch):

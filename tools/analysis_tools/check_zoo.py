@@ -48,14 +48,20 @@ def check(config: ZooConfig) -> Dict[str, Any]:
     report: Dict[str, Any] = dict(status=FAILS)
     try:
         with tempfile.TemporaryDirectory() as folder:
-            report.update(Check(config, Path(folder)).run())
-        missed = [c for c, passed in report['passed'].items() if not passed]
+            checks = Check(config, Path(folder))
+            passes, report['features'] = checks.features()
+            report['passed'] = dict(f=passes)
+            report.update(checks.run())
+        report['passed']['f'] = passes
+        missed = [c for c, ok in report['passed'].items() if ok is False]
         report['status'] = FAILS if missed else PASSES
         report['reason'] = '; '.join(f'not {CHECKS[c]}' for c in missed)
     except PlainModelFails as error:
         report.update(status=PLAIN, reason=str(error))
     except Exception as error:
-        none = isinstance(error, NoClassLogitsError)
+        none = isinstance(
+            error,
+            NoClassLogitsError) and report.get('passed') != dict(f=False)
         report.update(
             status=NO_CLASSES if none else FAILS,
             reason=last_line(error),
@@ -196,6 +202,9 @@ def versions() -> str:
 def _table(reports: List[Dict[str, Any]]) -> List[str]:
     counts = Counter(report['status'] for report in reports)
     numbers = ', '.join(f'{n} {s}' for s, n in counts.most_common())
+    refused = sum(r['status'] == PASSES and r['passed']['f'] is None
+                  for r in reports)
+    numbers += f'; {refused} without a feature loss' if refused else ''
     rows = []
     for r in reports:
         what = r['pairs'] if r['status'] == PASSES else r['reason']
@@ -203,7 +212,8 @@ def _table(reports: List[Dict[str, Any]]) -> List[str]:
             'family': r['family'],
             'config': r['config'].partition('/')[2],
             'result': r['status'],
-            'pairs, or the reason': what.replace('|', '\\|')
+            'pairs, or the reason': what.replace('|', '\\|'),
+            'features': r.get('features', '').replace('|', '\\|')
         })
     return [f'{len(reports)} families: {numbers}.', '', markdown_table(rows)]
 

@@ -1,15 +1,16 @@
 """Measure what a detector would reach if it imitated a teacher perfectly.
 
-The student predicts its own boxes with the teacher's class logits for them.
-What is missing to the teacher then is in proposals and box regression, which
-distillation of class logits does not teach.
+The student predicts with the teacher's class logits for its own boxes, with
+the teacher's boxes for its own class logits, and with both. What is missing to
+the teacher then is, in a two-stage detector, in the proposals, which are the
+student's throughout.
 """
 import argparse
 import copy
 import json
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Callable, Dict, Iterator, List, Optional, Sequence
+from typing import Any, Dict, Iterator, List, Optional, Sequence
 
 from mmengine.config import Config
 from mmengine.registry import init_default_scope
@@ -62,13 +63,16 @@ def runner_of(args: argparse.Namespace, cfg: Config) -> Runner:
 
 
 class Borrowed:
-    """The class logits of a teacher, in the place of the student's.
+    """Predictions of a teacher in the place of the student's.
 
     Args:
         model (nn.Module): The student.
         teacher (Teacher): Sees the student's images.
         class_map (Sequence[int], optional): The teacher's class for each of
             the student's.
+
+    Raises:
+        ConfigError: If the two predict in unlike ways.
     """
 
     def __init__(self,
@@ -78,75 +82,97 @@ class Borrowed:
         self.model, self.teacher = model, teacher
         self.class_map = class_map
         self.batch = None
-        _refuse_other(model, teacher.model)
-        check_numbers(
-            _box_head(model).num_classes,
-            _box_head(teacher.model).num_classes, class_map, '--class-map')
+        models = model, teacher.model
+        self.heads, self.teacher_heads = map(box_heads, models)
+        kinds = [hasattr(each, 'roi_head') for each in models]
+        if len(self.heads) != len(
+                self.teacher_heads) or kinds[0] != kinds[1] or not self.heads:
+            raise ConfigError(
+                'TEACHERS', 'STUDENT and teacher must both be detectors with '
+                'a roi_head of as many stages or both with a bbox_head, but '
+                f'they are {" and ".join(type(m).__name__ for m in models)}')
+        check_numbers(self.heads[0].num_classes,
+                      self.teacher_heads[0].num_classes, class_map,
+                      '--class-map')
+
+    def unlike_boxes(self) -> Optional[str]:
+        """The first part of the heads that makes the same numbers other
+        boxes; None if there is none."""
+        for heads in zip(self.heads, self.teacher_heads):
+            if type(heads[0]) is not type(heads[1]):
+                return 'type'
+            for name in ('prior_generator', 'bbox_coder', 'reg_class_agnostic',
+                         'reg_max'):
+                own, theirs = (getattr(head, name, None) for head in heads)
+                if str(getattr(own, '__dict__', own)) != str(
+                        getattr(theirs, '__dict__', theirs)):
+                    return name
+        return None
 
     @contextmanager
-    def logits(self) -> Iterator[None]:
-        """The student predicts with the teacher's class logits."""
-        places = [(self.model, 'predict', self._seen)]
-        if hasattr(self.model, 'roi_head'):
-            head = self.model.roi_head
-            places.append((head, '_bbox_forward', self._of_rois))
-        else:
-            head = self.model.bbox_head
-            places.append((head, 'forward', self._of_levels))
-        with ExitStack() as stack:
-            for owner, method, wrapper in places:
-                stack.enter_context(
-                    replaced(owner, method, wrapper(getattr(owner, method))))
-            yield
+    def predictions(self, classes: bool, boxes: bool) -> Iterator[None]:
+        """The student predicts with the teacher's class logits, with all else
+        that its head predicts of boxes, or both."""
+        model, teacher = self.model, self.teacher.model
+        two_stage = hasattr(model, 'roi_head')
+        owner = model.roi_head if two_stage else model.bbox_head
+        method = '_bbox_forward' if two_stage else 'forward'
+        predict, forward = model.predict, getattr(owner, method)
 
-    def _seen(self, predict: Callable) -> Callable:
-
-        def wrapper(inputs: Any, samples: Any, *args, **kwargs) -> Any:
+        def see(inputs: Any, samples: Any, *args, **kwargs) -> Any:
             self.batch = self.teacher.batch(inputs, samples)
             return predict(inputs, samples, *args, **kwargs)
 
-        return wrapper
-
-    def _of_rois(self, forward: Callable) -> Callable:
-        ask = self.teacher.model.roi_head._bbox_forward
-
-        def wrapper(*args: Any) -> Dict[str, Any]:
+        def answer_rois(*args: Any) -> Dict[str, Any]:
             *stage, _, rois = args  # of cascades
-            own = forward(*args)
+            own = dict(forward(*args))
             features = self.batch.features(self.batch.images)
-            score = ask(*stage, features, rois)['cls_score']
-            return dict(own, cls_score=self._like(own['cls_score'], score))
+            theirs = teacher.roi_head._bbox_forward(*stage, features, rois)
+            if classes:
+                own['cls_score'] = self._like(
+                    own['cls_score'], self._logits(theirs['cls_score']))
+            if boxes:
+                own['bbox_pred'] = self._like(
+                    own['bbox_pred'], self._deltas(theirs['bbox_pred']))
+            return own
 
-        return wrapper
-
-    def _of_levels(self, forward: Callable) -> Callable:
-
-        def wrapper(feats: Any) -> tuple:
+        def answer_levels(feats: Any) -> tuple:
             scores, *others = forward(feats)
-            features = self.batch.features(self.batch.images)
-            theirs = self.teacher.model.bbox_head(features)[0]
+            theirs, *their_others = teacher.bbox_head(
+                self.batch.features(self.batch.images))
             if len(theirs) != len(scores):
                 raise ConfigError(
                     'TEACHERS', f'STUDENT predicts on {len(scores)} levels, '
                     f'but the teacher on {len(theirs)}')
-            return (tuple(map(self._like, scores, theirs)), *others)
+            if classes:
+                scores = tuple(
+                    map(self._like, scores, map(self._logits, theirs)))
+            if boxes:
+                others = [
+                    tuple(map(self._like, own, their))
+                    for own, their in zip(others, their_others)
+                ]
+            return (scores, *others)
 
-        return wrapper
+        with replaced(model, 'predict', see), replaced(
+                owner, method, answer_rois if two_stage else answer_levels):
+            yield
 
     def _like(self, own: Tensor, theirs: Tensor) -> Tensor:
-        """The teacher's class logits in the columns of the student's."""
-        if self.class_map is not None:
-            theirs = self._chosen(theirs)
+        """The teacher's tensor, which must have the student's shape."""
         if own.shape != theirs.shape:
             raise ConfigError(
-                'TEACHERS', 'STUDENT and teacher must predict class logits of '
-                f'one shape, but theirs are {tuple(own.shape)} and '
+                'TEACHERS', 'STUDENT and teacher must predict tensors of one '
+                f'shape, but theirs are {tuple(own.shape)} and '
                 f'{tuple(theirs.shape)}')
         return theirs
 
-    def _chosen(self, logits: Tensor) -> Tensor:
-        """The logits of the classes in the map, for each anchor."""
-        head = _box_head(self.teacher.model)
+    def _logits(self, logits: Tensor) -> Tensor:
+        """The teacher's class logits of the classes in the map, for each
+        anchor."""
+        if self.class_map is None:
+            return logits
+        head = self.teacher_heads[0]
         number = getattr(head, 'cls_out_channels', logits.shape[1])
         columns = Columns(head.num_classes, activation_of(head), number
                           > head.num_classes)
@@ -157,21 +183,21 @@ class Borrowed:
             self.class_map)
         return table.unflatten(0, (len(logits), num_anchors)).flatten(1, 2)
 
+    def _deltas(self, deltas: Tensor) -> Tensor:
+        """The teacher's box of each class in the map, of RoIs."""
+        head = self.teacher_heads[0]
+        if self.class_map is None or head.reg_class_agnostic:
+            return deltas
+        table = deltas.unflatten(1, (head.num_classes, -1))
+        return table[:, list(self.class_map)].flatten(1)
 
-def _box_head(model: nn.Module) -> nn.Module:
-    """The head of the boxes' classes; the first stage of a cascade."""
-    head = getattr(model, 'roi_head', model).bbox_head
-    return head[0] if isinstance(head, nn.ModuleList) else head
 
-
-def _refuse_other(student: nn.Module, teacher: nn.Module) -> None:
-    kinds = [[hasattr(model, name) for name in ('roi_head', 'bbox_head')]
-             for model in (student, teacher)]
-    if kinds[0] != kinds[1] or not any(kinds[0]):
-        raise ConfigError(
-            'TEACHERS', 'STUDENT and teacher must both be detectors with a '
-            'roi_head or both with a bbox_head, but they are '
-            f'{type(student).__name__} and {type(teacher).__name__}')
+def box_heads(model: nn.Module) -> List[nn.Module]:
+    """The heads that classify boxes, one per stage of a cascade."""
+    head = getattr(getattr(model, 'roi_head', model), 'bbox_head', None)
+    if isinstance(head, nn.ModuleList):
+        return list(head)
+    return [head] if head is not None else []
 
 
 def map_of(teacher: Teacher, spec: Any,
@@ -205,12 +231,20 @@ def main() -> None:
     for name, config, checkpoint in named_teachers(args):
         teacher = Teacher(
             config, checkpoint, model.data_preprocessor, field='TEACHERS')
-        borrowed[f'with logits of {name}'] = Borrowed(
-            model, teacher, map_of(teacher, args.class_map, names))
+        borrowed[name] = Borrowed(model, teacher,
+                                  map_of(teacher, args.class_map, names))
     results = {'student': dict(runner.test())}
-    for name, of_teacher in borrowed.items():
-        with of_teacher.logits():
-            results[name] = dict(runner.test())
+    for name, teacher in borrowed.items():
+        parts = dict(
+            logits=(True, False), boxes=(False, True), both=(True, True))
+        unlike = teacher.unlike_boxes()
+        if unlike:
+            print(f'{name} is measured by its class logits alone: its boxes '
+                  f"mean something else ({unlike} is not the student's)")
+            parts = dict(logits=parts['logits'])
+        for part, which in parts.items():
+            with teacher.predictions(*which):
+                results[f'with {part} of {name}'] = dict(runner.test())
     show(results)
     out = args.work_dir / 'imitation_ceiling.json'
     out.write_text(json.dumps(results, indent=1))

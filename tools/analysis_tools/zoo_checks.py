@@ -4,7 +4,7 @@ from contextlib import contextmanager
 from copy import deepcopy
 from functools import partial
 from pathlib import Path
-from typing import Any, Callable, Dict, Iterator, Tuple
+from typing import Any, Callable, Dict, Iterator, Optional, Tuple
 
 import torch
 from mmengine.config import Config
@@ -14,6 +14,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from zoo_models import (SIZES, ZooConfig, batch_for, build, build_wrapper,
                         last_line, load)
 
+from mmdist.errors import ConfigError
 from mmdist.models.taps import build_tap
 from mmdist.models.taps.watch import replaced
 
@@ -22,7 +23,9 @@ CHECKS = dict(
     b='its gradient reaches the tapped heads, and nothing of the teacher',
     c='an identical student in eval mode has a KL divergence of 0',
     d="the student's own losses equal the plain model's bit for bit",
-    e="the wrapper's weights load strictly in the plain model")
+    e="the wrapper's weights load strictly in the plain model",
+    f='with DIST on feature maps alone, a, d and e hold and the gradient '
+    'reaches the backbone')
 # The rounding of float32 in sums of a million products of probabilities.
 KL_TOLERANCE = 1e-6
 
@@ -66,6 +69,7 @@ def find_batch(model: nn.Module, cfg: Config,
             return batch, side
         except Exception as error:
             last = error
+    build_tap(model)  # says so if it has no class predictions
     raise PlainModelFails(last_line(last)) from last
 
 
@@ -97,7 +101,7 @@ def calibrate(model: nn.Module, batch: Dict[str, Any]) -> None:
 
 
 class Check:
-    """The five checks of one config.
+    """The six checks of one config.
 
     Args:
         config (ZooConfig): The config.
@@ -111,7 +115,6 @@ class Check:
             self.plain = build(self.cfg.model, self.package, seed=0)
         except Exception as error:
             raise PlainModelFails(last_line(error)) from error
-        build_tap(self.plain)  # says so if it has no class predictions
         self.batch, self.size = find_batch(self.plain, self.cfg, self.package)
         calibrate(self.plain, self.batch)
         self.weights = self.plain.state_dict()
@@ -120,35 +123,66 @@ class Check:
         self.plain.load_state_dict(self.weights, strict=False)
         self.plain.train()
         self.plain_losses = spread(losses_of(self.plain, self.batch))
+        teacher = build(self.cfg.model, self.package, seed=1)
+        calibrate(teacher, self.batch)
+        self.teacher = teacher.state_dict()
 
-    def wrapper(self, teacher: Dict[str, Tensor], loss: str) -> nn.Module:
+    def wrapper(self,
+                teacher: Dict[str, Tensor],
+                loss: Optional[str],
+                features: Optional[dict] = None) -> nn.Module:
         """A wrapper whose student has the plain model's weights."""
-        wrapper = build_wrapper(self.cfg.model, self.cfg.model, teacher,
-                                self.package, self.folder, loss)
+        wrapper = build_wrapper(
+            self.cfg.model,
+            self.cfg.model,
+            teacher,
+            self.package,
+            self.folder,
+            loss,
+            features=features)
         # DDQ's weights have more names once it has computed a loss.
         wrapper.load_state_dict(self.weights, strict=False)
         return wrapper
 
     def run(self) -> Dict[str, Any]:
-        """Run all checks; return which pass, and what was measured."""
+        """Run all checks but f; return which pass, and what was measured."""
         passed, measured = self.differing_teacher()
         passed['c'] = self.identical_kl()
         return dict(passed=passed, size=self.size, **measured)
 
-    def differing_teacher(self) -> Tuple[Dict[str, bool], Dict[str, Any]]:
-        """Run all checks but c. Their wrapper is freed afterwards."""
-        teacher = build(self.cfg.model, self.package, seed=1)
-        calibrate(teacher, self.batch)
-        teacher = teacher.state_dict()
-        wrapper = self.wrapper(teacher, 'DISTLoss').train()
+    def features(self) -> Tuple[Optional[bool], str]:
+        """Whether f passes, and which maps are compared; None, and why, where
+        a feature loss is refused."""
+        try:
+            wrapper = self.wrapper(self.teacher, None,
+                                   dict(type='mmdist.DISTLoss')).train()
+            passed, kd = self.step(wrapper)
+        except ConfigError as error:
+            return None, last_line(error)
+        sum(kd.values()).backward()
+        reached = any(p.grad is not None and p.grad.abs().max() > 0
+                      for path, p in wrapper.named_parameters()
+                      if 'backbone' in path)
+        part = wrapper.distillation.features
+        return (reached and all(passed.values()),
+                f'{part.where}, {len(part.pairs)} maps')
+
+    def step(self, wrapper: nn.Module) -> Tuple[Dict[str, bool], dict]:
+        """Whether a wrapper passes a, d and e, and its distillation terms."""
         losses = losses_of(wrapper, self.batch)
         kd = {k: v for k, v in losses.items() if k.startswith('loss_kd')}
         own = spread({k: v for k, v in losses.items() if k not in kd})
-        passed = dict(
+        return dict(
             a=all(0 < float(v) < float('inf') for v in kd.values()),
-            b=self.gradient_is_right(wrapper, kd, teacher),
             d=equal(own, self.plain_losses),
-            e=self.loads(wrapper))
+            e=self.loads(wrapper)), kd
+
+    def differing_teacher(self) -> Tuple[Dict[str, bool], Dict[str, Any]]:
+        """Run the checks a, b, d and e. Their wrapper is freed afterwards."""
+        build_tap(self.plain)  # says so if it has no class predictions
+        wrapper = self.wrapper(self.teacher, 'DISTLoss').train()
+        passed, kd = self.step(wrapper)
+        passed['b'] = self.gradient_is_right(wrapper, kd)
         return passed, dict(
             losses={
                 k: float(v)
@@ -158,8 +192,8 @@ class Check:
             pairs=wrapper.distillation.tap.describe(
                 wrapper, wrapper.distillation.teacher.model))
 
-    def gradient_is_right(self, wrapper: nn.Module, kd: Dict[str, Tensor],
-                          weights: Dict[str, Tensor]) -> bool:
+    def gradient_is_right(self, wrapper: nn.Module, kd: Dict[str,
+                                                             Tensor]) -> bool:
         """Whether a tapped head has a gradient, and the teacher none."""
         sum(kd.values()).backward()
         heads = [
@@ -171,8 +205,8 @@ class Check:
         state = teacher.state_dict()
         return (reached and all(p.grad is None for p in teacher.parameters())
                 and all(
-                    torch.equal(state[name], weights[name])
-                    for name in state.keys() & weights.keys()))
+                    torch.equal(state[name], self.teacher[name])
+                    for name in state.keys() & self.teacher.keys()))
 
     def identical_kl(self) -> bool:
         """Whether an identical student has a KL divergence of 0."""

@@ -177,8 +177,9 @@ def build_wrapper(student: dict,
                   weights: Dict[str, Any],
                   package: str,
                   folder: Path,
-                  loss: str = 'DISTLoss',
-                  options: Optional[dict] = None) -> nn.Module:
+                  loss: Optional[str] = 'DISTLoss',
+                  options: Optional[dict] = None,
+                  features: Optional[dict] = None) -> nn.Module:
     """Build the wrapper of a student, from a seed.
 
     Args:
@@ -187,8 +188,9 @@ def build_wrapper(student: dict,
         weights (dict): The teacher's; written to a checkpoint.
         package (str): 'mmdet' or 'mmseg'.
         folder (Path): For the checkpoint.
-        loss (str): A loss of mmdist.
+        loss (str, optional): A loss of mmdist on class logits.
         options (dict, optional): Further fields of ``model.teacher``.
+        features (dict, optional): ``model.feature_loss``.
     """
     checkpoint = folder / 'teacher.pth'
     torch.save(dict(state_dict=weights), checkpoint)
@@ -201,7 +203,8 @@ def build_wrapper(student: dict,
                 **source,
                 **(options or {})
             },
-            distill_loss=dict(type=f'mmdist.{loss}')),
+            distill_loss=loss and dict(type=f'mmdist.{loss}'),
+            feature_loss=features),
         package,
         seed=0)
 

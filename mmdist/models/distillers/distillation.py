@@ -126,7 +126,7 @@ class Distillation:
         with ExitStack() as stack:
             for reader in readers.values():
                 stack.enter_context(
-                    reader.watch(see if not self.tap else None))
+                    reader.watch((lambda images: None) if self.tap else see))
             if self.tap:
                 twin = next(filter(None, self.tap.heads.values()), '')
                 owner = owner_of(self.teacher.model, twin) or ''
@@ -186,15 +186,12 @@ class Distillation:
         """The student's losses, those of classification times alpha."""
         if self.alpha == 1:
             return dict(losses)
-        scaled = {
-            name:
-            [self.alpha * level
-             for level in loss] if isinstance(loss,
-                                              (list, tuple)) else self.alpha *
-            loss
-            for name, loss in losses.items()
-            if self.tap.is_classification_loss(name)
-        }
+        scaled = {}
+        for name, loss in losses.items():
+            if self.tap.is_classification_loss(name):
+                by_level = isinstance(loss, (list, tuple))
+                scaled[name] = [self.alpha * level for level in loss
+                                ] if by_level else self.alpha * loss
         if not scaled:
             raise ConfigError(
                 'model.alpha', f'{self.alpha} has nothing to scale: none of '
@@ -206,9 +203,11 @@ class Distillation:
                maps: Dict[str, Sequence]) -> Dict[str, Tensor]:
         """The terms of all losses, summed over pairs, by their log names."""
         if self.tap and not pairs:
-            raise RuntimeError(
-                f'{type(self.tap).__name__} found nothing in the losses of '
-                'model.student that pairs with model.teacher')
+            raise ConfigError(
+                'model.student', f'{type(self.tap).__name__} found nothing in '
+                'its losses that pairs with model.teacher',
+                'choose another head, or distil feature maps: '
+                'model.feature_loss without model.distill_loss')
         sums: Dict[str, Any] = defaultdict(float)
         for pair in pairs:
             for name, term in self.loss.pair_terms(pair).items():

@@ -1,5 +1,5 @@
 """Distillation of feature maps."""
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from typing import (Any, Callable, Dict, Iterator, List, NamedTuple, Optional,
                     Sequence, Tuple)
 
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from mmdist.errors import ConfigError
 from ..taps import tensors_in, watch_method
-from ..taps.probe import PROBE_SIZES, CannotSay, eval_mode, probe
+from ..taps.probe import PROBE_SIZES, CannotSay, probe
 from ..teacher import TeacherBatch
 
 FIELD = 'model.feature_loss'
@@ -19,13 +19,8 @@ PLACES = ('neck', 'backbone', 'head')
 SIZES = (*PROBE_SIZES, 224, 32)
 
 
-def first(arguments: Dict[str, Any]) -> Any:
-    """The first of the arguments of a call."""
-    return next(iter(arguments.values()))
-
-
 class Extraction(NamedTuple):
-    """One computation of feature maps.
+    """The feature maps of one batch of images.
 
     Attributes:
         images (Tensor): The images, as the model was given them.
@@ -47,50 +42,54 @@ def extractors(model: nn.Module) -> List[str]:
     ]
 
 
+def classifying_head(model: nn.Module) -> Optional[str]:
+    """Path of the last decode head with a ``conv_seg``, which may stand within
+    another (K-Net)."""
+    paths = [
+        path for path, part in model.named_modules()
+        if path.startswith('decode_head') and hasattr(part, 'conv_seg')
+    ]
+    return paths[-1] if paths else None
+
+
 @contextmanager
-def watch_maps(model: nn.Module,
-               where: str,
-               see: Optional[Callable] = None) -> Iterator[List[Extraction]]:
+def watch_maps(
+    model: nn.Module,
+    where: str,
+    see: Callable[[Tensor], None] = lambda images: None
+) -> Iterator[Dict[int, Extraction]]:
     """Record the feature maps that a model computes.
 
     Args:
         model (nn.Module): A model with ``extract_feat``.
         where (str): One of :data:`PLACES`.
-        see (Callable, optional): Gets the images before they are extracted.
+        see (Callable): Gets the images before they are extracted.
 
     Yields:
-        list[Extraction]: Grows with each computation.
+        dict[int, Extraction]: The last maps of each batch of images, by the
+        ``id`` of the images.
     """
-    extracted: List[Extraction] = []
-    read: List[Extraction] = []
-    inner: List[Any] = []
+    images: List[Tensor] = []
+    found: Dict[int, Extraction] = {}
 
-    def read_neck(arguments: dict, result: Any) -> Extraction:
-        maps = inner[-1] if where == 'backbone' else result
-        return Extraction(first(arguments), list(tensors_in(maps)))
+    def begin(arguments: dict) -> None:
+        images.append(next(iter(arguments.values())))
+        see(images[-1])
 
-    def read_head(arguments: dict, result: Any) -> Extraction:
-        return Extraction(extracted[-1].images, [first(arguments)])
+    def keep(arguments: dict, result: Any) -> None:
+        maps = next(iter(arguments.values())) if where == 'head' else result
+        found[id(images[-1])] = Extraction(images[-1], list(tensors_in(maps)))
 
-    with ExitStack() as stack:
-        if where == 'backbone':
-            stack.enter_context(
-                watch_method(model.backbone, 'forward', inner,
-                             lambda _, result: result))
-        if where == 'head':
-            head = classifying_head(model)
-            stack.enter_context(watch_method(head, 'cls_seg', read, read_head))
-        stack.enter_context(
-            watch_method(model, 'extract_feat', extracted, read_neck, see
-                         and (lambda arguments: see(first(arguments)))))
-        yield read if where == 'head' else extracted
-
-
-def classifying_head(model: nn.Module) -> Optional[nn.Module]:
-    """The last decode head that classifies a feature map by ``cls_seg``."""
-    head = getattr(model, 'decode_head', None)
-    head = head[-1] if isinstance(head, nn.ModuleList) else head
-    return head if hasattr(head, 'cls_seg') else None
+    owner, method = model, 'extract_feat'
+    if where == 'backbone':
+        owner, method = model.backbone, 'forward'
+    elif where == 'head':
+        path = classifying_head(model)
+        owner, method = model.get_submodule(path), 'cls_seg'
+    with watch_method(owner, method, [],
+                      keep), watch_method(model, 'extract_feat', [],
+                                          lambda *_: None, begin):
+        yield found
 
 
 class FeatureDistillation(nn.Module):
@@ -103,14 +102,17 @@ class FeatureDistillation(nn.Module):
             teacher.
         projections (Sequence[nn.Module]): Layers that a student's map goes
             through, one per pair.
+        channels (Sequence[int]): Channels of all levels of the student.
     """
 
     def __init__(self, loss: nn.Module, where: str,
-                 pairs: Sequence[Tuple[int, int]],
-                 projections: Sequence[nn.Module]) -> None:
+                 pairs: Sequence[Tuple[int,
+                                       int]], projections: Sequence[nn.Module],
+                 channels: Sequence[int]) -> None:
         super().__init__()
         self.loss, self.where, self.pairs = loss, where, list(pairs)
         self.projections = nn.ModuleList(projections)
+        self.channels = list(channels)
 
     def terms(self, student_maps: Sequence[Tensor],
               teacher_maps: Sequence[Tensor]) -> Dict[str, Tensor]:
@@ -125,6 +127,12 @@ class FeatureDistillation(nn.Module):
         Returns:
             dict[str, Tensor]: Scalars in float32.
         """
+        if len(student_maps) != len(self.channels):
+            # DDRNet and PIDNet return further maps in training.
+            student_maps = [
+                level for level in student_maps
+                if level.shape[1] in self.channels
+            ]
         sums: Dict[str, Any] = {}
         for (i, j), project in zip(self.pairs, self.projections):
             own, theirs = project(student_maps[i]), teacher_maps[j].detach()
@@ -153,12 +161,11 @@ class FeatureReader:
         self._teacher = teacher.get_submodule(self.owner)
 
     @contextmanager
-    def watch(self, see: Optional[Callable] = None) -> Iterator[None]:
+    def watch(self, see: Callable[[Tensor], None]) -> Iterator[None]:
         """Record what both models compute.
 
         Args:
-            see (Callable, optional): Gets the images before the student
-                extracts them.
+            see (Callable): Gets the images before the student extracts them.
         """
         with watch_maps(self._student,
                         self.where, see) as self._own, watch_maps(
@@ -179,19 +186,16 @@ class FeatureReader:
             raise ConfigError(
                 FIELD, 'model.student computes its losses without the maps of '
                 f'its {self.where}', f'set {FIELD}.where, or leave it out')
-        return [(own, self._answer(images, batch))
-                for images, own in list(self._own)]
-
-    def _answer(self, images: Tensor, batch: TeacherBatch) -> List[Tensor]:
-        """The teacher's maps of some images, computed if they are not yet."""
-        features = batch.features(images, self.owner)
-        shown = batch.show(images)
-        known = [e.maps for e in self._theirs if e.images is shown]
-        if not known:
-            with batch.computing():
-                classifying_head(self._teacher)(features)
-            known = [self._theirs[-1].maps]
-        return known[0]
+        pairs = []
+        for images, own in list(self._own.values()):
+            batch.features(images, self.owner)
+            shown = id(batch.show(images))
+            if shown not in self._theirs:  # nobody asked its heads yet
+                head = classifying_head(self._teacher).split('.')
+                several = isinstance(self._teacher.decode_head, nn.ModuleList)
+                batch.head_outputs(['.'.join(head[:2 if several else 1])])
+            pairs.append((own, self._theirs[shown].maps))
+        return pairs
 
 
 def distil_features(loss: nn.Module,
@@ -217,10 +221,18 @@ def distil_features(loss: nn.Module,
     Raises:
         ConfigError: If the maps of the two models cannot be compared.
     """
-    _check_loss(loss)
-    models = dict(student=student, teacher=teacher)
-    inner = {}
-    for name, model in models.items():
+    try:
+        loss.terms(*torch.rand(2, 2, 3, 4, 4), 'none')
+    except (AttributeError, TypeError, ValueError) as error:
+        raise ConfigError(
+            f'{FIELD}.type', f'{type(loss).__name__} does not compare feature '
+            f'maps ({error})',
+            'choose mmdist.DISTLoss or mmdist.MimicLoss') from error
+    if project not in (None, True, False):
+        raise ConfigError(f'{FIELD}.project', f'{project!r} is no choice',
+                          'use True, False, or leave it out')
+    models = {}
+    for name, model in dict(student=student, teacher=teacher).items():
         paths = extractors(model)
         if not paths:
             raise ConfigError(
@@ -228,56 +240,34 @@ def distil_features(loss: nn.Module,
                 'no backbone whose feature maps could be read',
                 'leave feature_loss out')
         path = paths[0] if name == 'student' else paths[-1]
-        inner[name] = model.get_submodule(path)
-    where = _check_place(where, inner)
-    if project not in (None, True, False):
-        raise ConfigError(f'{FIELD}.project', f'{project!r} is no choice',
-                          'use True, False, or leave it out')
-    shapes = _map_shapes(inner['student'], inner['teacher'], where)
-    pairs = pair_levels(*shapes, layers)
-    projections = []
+        models[name] = model.get_submodule(path)
+    where = _checked_place(where, models)
+    own, theirs = map_shapes(models, where)
+    pairs = pair_levels(own, theirs, layers)
+    projections, texts = [], []
     for i, j in pairs:
-        own, theirs = shapes[0][i], shapes[1][j]
-        if project is False and own[1] != theirs[1]:
+        channels = own[i][1], theirs[j][1]
+        texts.append(f'{i} with {j} ({channels[0]} to {channels[1]} channels')
+        if channels[0] == channels[1] and not project:
+            projections.append(nn.Identity())
+        elif project is False:
             raise ConfigError(
                 f'{FIELD}.project', f'level {i} of model.student has '
-                f'{own[1]} channels, and level {j} of model.teacher '
-                f'{theirs[1]}', 'leave project out')
-        if own[1] == theirs[1] and not project:
-            projections.append(nn.Identity())
-        elif len(own) == 4:
-            projections.append(nn.Conv2d(own[1], theirs[1], 1))
+                f'{channels[0]} channels, and level {j} of model.teacher '
+                f'{channels[1]}', 'leave project out')
         else:
-            projections.append(nn.Linear(own[1], theirs[1]))
+            texts[-1] += ', projected'
+            projections.append(
+                nn.Conv2d(*channels, 1) if len(own[i]) == 4 else nn.Linear(
+                    *channels))
     print_log(
-        f'{FIELD}: outputs of the {where}, '
-        f'{describe(pairs, projections, shapes)}',
+        f'{FIELD}: outputs of the {where}, {"), ".join(texts)})',
         logger='current')
-    return FeatureDistillation(loss, where, pairs, projections)
+    return FeatureDistillation(loss, where, pairs, projections,
+                               [shape[1] for shape in own])
 
 
-def describe(pairs: Sequence[Tuple[int,
-                                   int]], projections: Sequence[nn.Module],
-             shapes: Sequence[Sequence[torch.Size]]) -> str:
-    """The pairs of levels, with their channels, for the log."""
-    return ', '.join(
-        f'{i} with {j} ({shapes[0][i][1]} to {shapes[1][j][1]} channels'
-        f'{"" if isinstance(layer, nn.Identity) else ", projected"})'
-        for (i, j), layer in zip(pairs, projections))
-
-
-def _check_loss(loss: nn.Module) -> None:
-    maps = torch.rand(2, 2, 3, 4, 4)
-    try:
-        loss.terms(*maps, 'none')
-    except (AttributeError, TypeError, ValueError) as error:
-        raise ConfigError(
-            f'{FIELD}.type', f'{type(loss).__name__} does not compare feature '
-            f'maps ({error})',
-            'choose mmdist.DISTLoss or mmdist.MimicLoss') from error
-
-
-def _check_place(where: Optional[str], models: Dict[str, nn.Module]) -> str:
+def _checked_place(where: Optional[str], models: Dict[str, nn.Module]) -> str:
     """The place that is read, which both models must have."""
     without = [n for n, m in models.items() if not getattr(m, 'neck', None)]
     if where is None:
@@ -288,41 +278,38 @@ def _check_place(where: Optional[str], models: Dict[str, nn.Module]) -> str:
     if where == 'head':
         without = [n for n, m in models.items() if not classifying_head(m)]
     if without and where != 'backbone':
-        part = 'decode head with cls_seg' if where == 'head' else 'neck'
+        part = 'decode head with conv_seg' if where == 'head' else 'neck'
         raise ConfigError(
             f'{FIELD}.where', f'{" and ".join(f"model.{n}" for n in without)} '
             f'has no {part}', "choose 'backbone', or leave it out")
     return where
 
 
-def _map_shapes(student: nn.Module, teacher: nn.Module,
-                where: str) -> List[List[torch.Size]]:
-    """Shapes of the maps of both models, for one random image."""
+def map_shapes(models: Dict[str, nn.Module],
+               where: str) -> List[List[torch.Size]]:
+    """Shapes of the maps of both models by level, for one random image."""
+    if where == 'head':  # one map; its size does not matter
+        heads = [m.get_submodule(classifying_head(m)) for m in models.values()]
+        return [[torch.Size((1, h.conv_seg.in_channels, 1, 1))] for h in heads]
+    shapes = []
     try:
-        size = max(probe(model, SIZES).size for model in (student, teacher))
-        shapes = []
-        for model in (student, teacher):
-            with watch_maps(model, where) as seen, eval_mode(model):
-                features = probe(model, [size]).features
-                if where == 'head':
-                    with torch.no_grad():
-                        classifying_head(model)(features)
-            shapes.append(
-                [level.shape for call in seen[-1:] for level in call.maps])
+        size = max(probe(model, SIZES).size for model in models.values())
+        for model in models.values():
+            with watch_maps(model, where) as found:
+                probe(model, [size])
+            maps = list(found.values())[-1].maps
+            shapes.append([level.shape for level in maps])
     except CannotSay as error:
         raise ConfigError(
             FIELD, 'no random image shows the feature maps of the models '
             f'({str(error.__cause__).splitlines()[0]})',
             'leave feature_loss out') from error
-    for name, levels in zip(('student', 'teacher'), shapes):
-        if not levels:
-            raise ConfigError(f'{FIELD}.where',
-                              f'model.{name} computes no map of its {where}',
-                              f'choose another of {", ".join(PLACES)}')
-        if any(len(shape) not in (2, 4) for shape in levels):
+    for name, levels in zip(models, shapes):
+        if not levels or any(len(shape) not in (2, 4) for shape in levels):
             raise ConfigError(
-                f'{FIELD}.where', f'model.{name} gives tokens there, not maps '
-                'of channels', f'choose another of {", ".join(PLACES)}')
+                f'{FIELD}.where', f'model.{name} gives no maps of channels '
+                f'there, but {"tokens" if levels else "nothing"}',
+                f'choose another of {", ".join(PLACES)}')
     return shapes
 
 

@@ -230,10 +230,13 @@ def test_a_plain_checkpoint_starts_the_student(data, retina, tmp_path):
     assert_same(runner.model.state_dict(), plain.state_dict())
 
 
-def test_ema_shares_the_teacher(data, retina, tmp_path):
+@pytest.mark.parametrize('options',
+                         [dict(mimic_loss=MIMIC),
+                          dict(feature_loss=FEATURES)])
+def test_ema_shares_the_teacher(data, retina, tmp_path, options):
     """The averaged student is a plain student in the checkpoint, too."""
     runner = train(
-        dict(retina, mimic_loss=MIMIC),
+        dict(retina, **options),
         data,
         tmp_path,
         custom_hooks=[dict(type='EMAHook', momentum=0.5)])
@@ -243,6 +246,7 @@ def test_ema_shares_the_teacher(data, retina, tmp_path):
     content = checkpoint(tmp_path, 2)
     # MMEngine writes the average as the state dict and swaps the other.
     names = [n for n in content['state_dict'] if 'distiller' not in n]
+    assert len(content['state_dict']) == len(names) + 10  # projections
     assert names == list(build(detector('retina')).state_dict())
     raw = {
         n.partition('.')[2]: value
@@ -255,9 +259,11 @@ def test_ema_shares_the_teacher(data, retina, tmp_path):
     assert torch.equal(runner.model.state_dict()[weight], raw[weight])
 
 
-def test_gradient_accumulation(data, retina, tmp_path):
+@pytest.mark.parametrize('options', [{}, dict(feature_loss=FEATURES)])
+def test_gradient_accumulation(data, retina, tmp_path, options):
     """Two batches a step move the weights by the mean of their gradients."""
     batches, moved = [], []
+    retina.update(copy.deepcopy(options))
 
     class Note(Hook):
 
@@ -280,7 +286,8 @@ def test_gradient_accumulation(data, retina, tmp_path):
     runner.register_hook(Note())
     runner.train()
     assert_same(moved[1], moved[0])  # the first batch moves nothing
-    model = build_distiller(retina['student'], retina['teacher']).train()
+    model = build_distiller(retina['student'], retina['teacher'],
+                            **options).train()
     model.load_state_dict(moved[0])
     for inputs in batches[:2]:
         losses = model(**model.data_preprocessor(inputs, True), mode='loss')

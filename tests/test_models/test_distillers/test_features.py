@@ -175,6 +175,33 @@ def test_copies_share_the_teacher(tmp_path):
     assert twin.distiller['feature'].projections[0].weight.grad is not None
 
 
+def test_accumulated_gradients_are_those_of_one_batch(tmp_path):
+    """Terms that are means over images or positions; intra, a relation over
+    the positions of a batch, is none."""
+    for loss in (dict(type='mmdist.MimicLoss'), dict(DIST, gamma=0.)):
+        model = make(tmp_path, 'retina', feature_loss=loss).eval()
+        inputs, samples = prepared(model,
+                                   helpers.batch(sizes=[(64, 64), (64, 64)]))
+        found = []
+        for parts in ([slice(2)], [slice(1), slice(1, 2)]):
+            model.zero_grad()
+            for part in parts:
+                losses = model.loss(inputs[part], samples[part])
+                kd = sum(v for k, v in losses.items() if 'kd' in k)
+                (kd / len(parts)).backward()
+            found.append({
+                name: grad
+                for name, grad in gradients(model).items() if grad is not None
+            })
+        assert found[0].keys() == found[1].keys()
+        for name, grad in found[0].items():
+            torch.testing.assert_close(
+                found[1][name],
+                grad,
+                rtol=1e-4,
+                atol=1e-5 * float(grad.abs().max()))
+
+
 def test_a_scale_of_0_switches_it_off(tmp_path):
     """As DistillScheduleHook does; the curves end at 0, DDP is content."""
     model = make(tmp_path, 'retina', feature_loss=dict(DIST, project=True))
@@ -236,6 +263,28 @@ def test_segmentors(tmp_path, where, distill_loss):
     losses = model.loss(inputs, samples)
     torch.testing.assert_close(losses['loss_kd_feature_mimic'], expected)
     assert ('loss_kd_intra' in losses) == bool(distill_loss)
+
+
+@pytest.mark.parametrize('name', segmentors.SEGMENTORS)
+def test_every_kind_of_segmentor(name, tmp_path):
+    """DDRNet and PIDNet return further maps in training; heads of cascades
+    need the output of the one before."""
+    cfg = segmentors.segmentor(name)
+    saved = segmentors.save_teacher(cfg, tmp_path)
+    for where in (None, 'head'):
+        model = segmentors.build_distiller(
+            cfg,
+            saved,
+            distill_loss=None,
+            feature_loss=dict(INTRA, where=where)).train()
+        inputs, samples = segmentors.prepared(model, segmentors.batch())
+        loss = model.loss(inputs, samples)['loss_kd_feature_intra']
+        # Levels that are resized from one pixel have no relation: 1 each.
+        assert 0 < loss <= 2 * len(model.distillation.features.pairs)
+        loss.backward()
+        found = [g for g in gradients(model).values() if g is not None]
+        assert all(g.isfinite().all() for g in found)
+        assert any(g.abs().sum() > 0 for g in found)
 
 
 @pytest.mark.parametrize('fields, field', [

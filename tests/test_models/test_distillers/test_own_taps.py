@@ -8,6 +8,7 @@ from mmengine.config import Config
 from mmdist.models.taps import DenseTap
 from mmdist.registry import TAPS
 from tests.helpers import batch, build, detector, distiller_cfg, save_teacher
+from tests.refusals import refused
 
 MODULE = """
 from mmdet.models.dense_heads import FCOSHead
@@ -104,6 +105,14 @@ def test_a_tap_of_ones_own_trains(config):
     optimizer.step()
     assert not torch.equal(model.bbox_head.conv_cls.weight, before)
     assert pair.student.shape == pair.teacher.shape == (2, 3)
+
+
+def test_a_tap_that_pairs_nothing_is_named(config, monkeypatch):
+    """Nothing would be learnt, in silence."""
+    model = build(config(40).model.to_dict()).train()
+    monkeypatch.setattr(TAPS.get('RatingTap'), 'pairs', lambda *_: [])
+    with refused('model.student', 'RatingTap found nothing'):
+        model.loss(**model.data_preprocessor(batch(), True))
 
 
 def test_the_priority_decides(config):
