@@ -65,33 +65,40 @@ def segmentation(root):
 TASKS = dict(detection=detection, segmentation=segmentation)
 
 
-@pytest.fixture(scope='module', params=list(TASKS))
-def run(request, tmp_path_factory):
-    """A config's path, and the folder and seconds of a whole run."""
-    return whole_run(request.param, tmp_path_factory)
-
-
 @pytest.fixture(scope='module')
-def one_run(tmp_path_factory):
-    """The same of one task, for what is about files."""
-    return whole_run('segmentation', tmp_path_factory)
+def whole_run(tmp_path_factory):
+    """A function of a task: a config's path, and the folder and seconds of a
+    whole run."""
+
+    @functools.lru_cache(None)
+    def whole_run(task):
+        root = tmp_path_factory.mktemp(task)
+        cfg = TASKS[task](root)
+        cfg.train_dataloader.num_workers = 1
+        cfg.default_hooks.checkpoint.update(
+            max_keep_ckpts=1, backend_args=dict(backend='mmdist.whole'))
+        cfg.custom_hooks = [dict(type='mmdist.SeedHook')]
+        for key in ('work_dir', 'experiment_name'):
+            cfg.pop(key)
+        config = str(root / 'toy.py')
+        cfg.dump(config)
+        end, seconds = timed(config, root / 'whole')
+        assert end == 0
+        return config, root / 'whole', seconds
+
+    return whole_run
 
 
-@functools.lru_cache(None)
-def whole_run(task, folders):
-    root = folders.mktemp(task)
-    cfg = TASKS[task](root)
-    cfg.train_dataloader.num_workers = 1
-    cfg.default_hooks.checkpoint.update(
-        max_keep_ckpts=1, backend_args=dict(backend='mmdist.whole'))
-    cfg.custom_hooks = [dict(type='mmdist.SeedHook')]
-    for key in ('work_dir', 'experiment_name'):
-        cfg.pop(key)
-    config = str(root / 'toy.py')
-    cfg.dump(config)
-    end, seconds = timed(config, root / 'whole')
-    assert end == 0
-    return config, root / 'whole', seconds
+@pytest.fixture(params=list(TASKS))
+def run(request, whole_run):
+    """A run of each task."""
+    return whole_run(request.param)
+
+
+@pytest.fixture
+def one_run(whole_run):
+    """A run of one task, for what is about files."""
+    return whole_run('segmentation')
 
 
 def train(config, work_dir, *arguments, **limits):
