@@ -257,7 +257,7 @@ def _num_classes(model: nn.Module) -> int:
     heads = [
         module.num_classes for path, module in model.named_modules()
         if isinstance(getattr(module, 'num_classes', None), int)
-        and 'rpn' not in path
+        and 'rpn' not in path and module.num_classes > 0  # SSD's backbone: -1
     ]
     return min(heads, default=1)
 
