@@ -133,7 +133,7 @@ def measure(names: Tuple[str, str],
 
     def judging() -> None:
         monitor = distilled.distillation.monitor
-        monitor.iteration, monitor.judged = 0, False
+        monitor.iteration, monitor.judged, monitor._swaps = 0, False, 0
         step()
 
     def recorded() -> None:

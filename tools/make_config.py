@@ -170,7 +170,7 @@ def main():
     if args.features:
         if wrapper not in FEATURES:
             raise ConfigError(
-                '--features', f'nothing is known for {wrapper}',
+                '--features', f'there is no recommended setting for {wrapper}',
                 'leave it out, or write a feature_loss yourself')
         loss, arguments = FEATURES[wrapper]
         losses = sorted({*losses, loss})

@@ -39,8 +39,10 @@ def parse_args():
 def enable_visualization(cfg, args, library):
     """Draw the predictions that `--show` or `--show-dir` asks for."""
     if 'visualization' not in cfg.get('default_hooks', {}):
-        raise ConfigError('default_hooks.visualization',
-                          '--show and --show-dir need it')
+        raise ConfigError(
+            'default_hooks.visualization',
+            'the config has none, which --show and --show-dir need',
+            'add the VisualizationHook of your library')
     hook = cfg.default_hooks.visualization
     # as the hook of each library calls it
     hook['enable' if library == 'mmpretrain' else 'draw'] = True
@@ -69,7 +71,8 @@ def save_predictions(cfg, path, library):
     """Let the metrics write what they get: masks, or a pickle."""
     owner, field = cfg, 'test_evaluator'
     if not cfg.get(field):
-        raise ConfigError(field, '--out needs it')
+        raise ConfigError(field, 'the config has none, and --out needs it',
+                          'add the evaluator of your data set')
     if isinstance(cfg[field], dict) and 'metrics' in cfg[field]:
         owner, field = cfg[field], 'metrics'
     metrics = owner[field]
@@ -125,8 +128,8 @@ def augment_tests(cfg, library):
             continue
         if field not in defaults:
             raise ConfigError(
-                field, '--tta needs it; configs of the data sets of '
-                'MMSegmentation have it')
+                field, 'the config has none, and --tta needs it',
+                'copy it from a data set config of MMSegmentation')
         print_log(f'--tta: the config has no {field}; the default is taken, '
                   'with each image as it is and flipped')
         cfg[field] = defaults[field]

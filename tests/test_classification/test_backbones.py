@@ -54,5 +54,5 @@ def test_mobile_networks(kind, channels, classes, millions, sizes):
 
 
 def test_other_depths_are_refused():
-    with refused('WideResNet.depth', 'must be 6 n'):
+    with refused('backbone.depth', 'must be 6 n'):
         build(classifier(dict(type='mmdist.WideResNet', depth=18), linear(64)))

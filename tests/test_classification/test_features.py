@@ -63,5 +63,5 @@ def test_make_config_has_no_setting_for_classifiers(monkeypatch):
     monkeypatch.setattr(
         sys, 'argv',
         [tool, *map(str, (config, config, 'x.pth', '--features'))])
-    with refused('--features', 'nothing is known for mmdist.DistillClass'):
+    with refused('--features', 'no recommended .* mmdist.DistillClass'):
         runpy.run_path(tool, run_name='__main__')

@@ -138,7 +138,8 @@ def main() -> None:
     init_default_scope(scope_of(cfg))
     for field in (f'{args.split}_dataloader', 'visualizer'):
         if not cfg.get(field):
-            raise ConfigError('STUDENT', f'it has no {field}')
+            raise ConfigError('STUDENT', f'it has no {field}',
+                              'choose another --split, or add it')
     loader = loader_of(cfg, args.split)
     student = build_model(cfg.model, 'STUDENT',
                           cfg.get('data_preprocessor'))[0]

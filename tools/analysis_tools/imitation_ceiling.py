@@ -29,6 +29,8 @@ from mmdist.models.taps.watch import replaced
 from mmdist.models.teacher import Teacher
 from mmdist.utils import class_names_of, load_config, run_tool, scope_of
 
+SAME = 'choose a teacher with the same levels and anchors'
+
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
@@ -48,7 +50,8 @@ def runner_of(args: argparse.Namespace, cfg: Config) -> Runner:
     cfg = copy.deepcopy(cfg)  # as a dict, classes would become names
     for field in ('dataloader', 'evaluator'):
         if cfg.get(f'{args.split}_{field}') is None:
-            raise ConfigError('STUDENT', f'it has no {args.split}_{field}')
+            raise ConfigError('STUDENT', f'it has no {args.split}_{field}',
+                              'choose another --split, or add it')
         cfg[f'test_{field}'] = cfg[f'{args.split}_{field}']
     cfg.test_cfg = dict(type='TestLoop')
     for split in ('train', 'val'):
@@ -143,7 +146,7 @@ class Borrowed:
             if len(theirs) != len(scores):
                 raise ConfigError(
                     'TEACHERS', f'STUDENT predicts on {len(scores)} levels, '
-                    f'but the teacher on {len(theirs)}')
+                    f'but the teacher on {len(theirs)}', SAME)
             if classes:
                 scores = tuple(
                     map(self._like, scores, map(self._logits, theirs)))
@@ -164,7 +167,7 @@ class Borrowed:
             raise ConfigError(
                 'TEACHERS', 'STUDENT and teacher must predict tensors of one '
                 f'shape, but theirs are {tuple(own.shape)} and '
-                f'{tuple(theirs.shape)}')
+                f'{tuple(theirs.shape)}', SAME)
         return theirs
 
     def _logits(self, logits: Tensor) -> Tensor:

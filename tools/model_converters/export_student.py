@@ -59,7 +59,7 @@ def weights_of(checkpoint, last):
     if 'ema_state_dict' not in checkpoint:
         raise ConfigError(
             '--last', 'the checkpoint has the last weights '
-            'alone: its run had no EMAHook')
+            'alone: its run had no EMAHook', 'leave --last out')
     return {
         name.removeprefix('module.'): weight
         for name, weight in checkpoint['ema_state_dict'].items()

@@ -114,7 +114,7 @@ class WideResNet(BaseModule):
         super().__init__(list(init_cfg))
         if depth % 6 != 4:
             raise ConfigError(
-                'WideResNet.depth', 'it must be 6 n + 4, as '
+                'backbone.depth', 'it must be 6 n + 4, such as '
                 f'16, 28 or 40, but is {depth}')
         channels = 16
         self.stem = nn.Conv2d(3, channels, 3, padding=1, bias=False)

@@ -46,7 +46,8 @@ class BaseDistiller(metaclass=DistillerMeta):
         teacher (dict): ``config`` (as for the student) and ``checkpoint`` (a
             path or URL), both required; ``class_map`` ('names', or a list of
             the teacher's classes) where the student has some of its classes
-            or another order; ``dtype`` ('bfloat16', 'float16', 'float32'), see
+            or another order; ``dtype`` ('bfloat16', 'float16', 'float32') and
+            ``trust_checkpoint`` (True lets a file of your own run code), see
             :class:`Teacher`.
         distill_loss (dict): A loss on logits, e.g. ``mmdist.DISTLoss``. May
             be left out where ``feature_loss`` is given.
@@ -212,7 +213,9 @@ def distil(wrapper: Type[BaseDistiller],
         distill_loss=distill_loss or feature_loss)
     for name, value in required.items():
         if not value:
-            raise ConfigError(f'model.{name}', 'it must be given')
+            raise ConfigError(
+                f'model.{name}', 'it must be given',
+                'or give model.feature_loss' if name == 'distill_loss' else '')
     if not isinstance(strict_teacher, bool):
         raise ConfigError(
             'model.strict_teacher',
@@ -224,8 +227,8 @@ def distil(wrapper: Type[BaseDistiller],
     given = list(teacher) if isinstance(teacher, dict) else teacher
     if given == teacher or set(given) - optional != {'config', 'checkpoint'}:
         raise ConfigError(
-            'model.teacher', 'it must be dict(config=…, checkpoint=…), '
-            f'besides only {", ".join(sorted(optional))}, but got {given!r}')
+            'model.teacher', 'it must be dict(config=…, checkpoint=…) and '
+            f'may have {", ".join(sorted(optional))}, but got {given!r}')
     built = Teacher(**teacher, student_preprocessor=model.data_preprocessor)
     _check_kind(wrapper, built.model, 'model.teacher.config')
     check_image_channels(model, built.model)

@@ -35,8 +35,10 @@ def build_loss(cfg: dict, field: str, base: type = nn.Module) -> nn.Module:
         if isinstance(loss, base):
             return loss
         kind = type(loss)
-    raise ConfigError(field, f'{kind.__name__} is no loss on logits',
-                      'choose mmdist.DISTLoss or mmdist.KDLoss')
+    raise ConfigError(
+        field, f'{kind.__name__} is no loss on logits',
+        'choose mmdist.DISTLoss or mmdist.KDLoss, or derive it from '
+        'mmdist.models.losses.LogitLoss')
 
 
 def build_mimic(cfg: dict, student: nn.Module,

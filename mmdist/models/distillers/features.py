@@ -185,7 +185,8 @@ class FeatureReader:
         if not self._own:
             raise ConfigError(
                 FIELD, 'model.student computes its losses without the maps of '
-                f'its {self.where}', f'set {FIELD}.where, or leave it out')
+                f'its {self.where}',
+                f'change {FIELD}.where, or remove {FIELD}')
         pairs = []
         for images, own in list(self._own.values()):
             batch.features(images, self.owner)
@@ -273,7 +274,8 @@ def _checked_place(where: Optional[str], models: Dict[str, nn.Module]) -> str:
     if where is None:
         return 'backbone' if without else 'neck'
     if where not in PLACES:
-        raise ConfigError(f'{FIELD}.where', f'{where!r} is no place',
+        raise ConfigError(f'{FIELD}.where',
+                          f'{where!r} is not a place that can be read',
                           f'choose one of {", ".join(PLACES)}')
     if where == 'head':
         without = [n for n, m in models.items() if not classifying_head(m)]
@@ -336,7 +338,7 @@ def pair_levels(student: Sequence[torch.Size], teacher: Sequence[torch.Size],
     everything = range(len(student))
     if layers is not None and not (layers and set(layers) <= set(everything)):
         raise ConfigError(f'{FIELD}.layers',
-                          f'{layers!r} are no levels of model.student',
+                          f'{layers!r} does not list levels of model.student',
                           f'choose among {", ".join(map(str, everything))}')
     sizes = {tuple(shape[2:])
              for shape in student} & {tuple(shape[2:])

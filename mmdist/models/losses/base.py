@@ -1,7 +1,6 @@
 """Base class of the distillation losses on logits, and checks of numbers."""
 import math
 import numbers
-from abc import ABCMeta, abstractmethod
 from typing import Any, Dict, Optional
 
 from torch import Tensor, nn
@@ -32,14 +31,13 @@ def weighted(weight: float, term: Tensor) -> Tensor:
     return weight * (term if weight else term.detach())
 
 
-class LogitLoss(nn.Module, metaclass=ABCMeta):
+class LogitLoss(nn.Module):
     """A loss between the class logits of a student and of a teacher.
 
     A subclass names its terms in :meth:`terms`, or in :meth:`pair_terms` where
     it wants more than logits; calling the loss gives their sum.
     """
 
-    @abstractmethod
     def terms(self,
               student_logits: Tensor,
               teacher_logits: Tensor,
@@ -62,6 +60,8 @@ class LogitLoss(nn.Module, metaclass=ABCMeta):
         Raises:
             ValueError: If the shapes differ or an activation is unknown.
         """
+        raise NotImplementedError(
+            f'{type(self).__name__} must define terms or pair_terms')
 
     def pair_terms(self, pair: Any) -> Dict[str, Tensor]:
         """The terms of a :class:`mmdist.models.taps.base.LogitPair`.

@@ -20,12 +20,20 @@ To go through the centring is to subtract the mean, which is 0 already. With
 the activated logits :math:`p = a + \bar p` and :math:`q = b + \bar q` this is
 :math:`B q - A p + D`, where A, B and :math:`D = A \bar p - B \bar q` are the
 same for a whole row or column. An entry belongs to row i and to column j, so
-that the gradient of its :math:`p` is
+that the gradient of the sum of all correlations with respect to its :math:`p`
+is
 
-.. math:: (B_i + B_j) q - (A_i + A_j) p + D_i + D_j,
+.. math:: (B_i + B_j) q - (A_i + A_j) p + D_i + D_j.
 
-and then goes through the activation. A softmax ignores what is added to a
-whole row, so that :math:`D_i` is left out there.
+A term is the mean of :math:`1 - \rho`, and :math:`p` is the activation of the
+logit over :math:`\tau`. So the A, B and D of the R rows are multiplied by
+:math:`-g_{inter} / (R\tau)` and those of the C columns by
+:math:`-g_{intra} / (C\tau)`, where g is the gradient that autograd hands to
+the term. With the weighted sum G, the gradient of the logit is :math:`G`
+without an activation, :math:`G p (1 - p)` for a sigmoid, and
+:math:`p (G - \sum_k G_k p_k)` for a softmax, summed over the row. The last
+does not change when a number is added to a whole row of G, so :math:`D_i` is
+left out where both activations are softmax.
 """
 import math
 from collections import namedtuple
@@ -309,7 +317,7 @@ def statistics(student: Tensor, teacher: Tensor,
         of the rows of each chunk, or nothing where they are many.
     """
     axis, num_classes = class_axis(student), student.shape[1]
-    numbers = 2 if options.student == 'softmax' else 3
+    numbers = 2 if options.student == options.teacher == 'softmax' else 3
     keep = not student.is_cpu or numbers <= KEPT * num_classes
     total = torch.zeros((), dtype=torch.float64, device=student.device)
     moments, kept = [], []
@@ -415,7 +423,7 @@ class Derived(torch.autograd.Function):
 
     Of the three ``functions``, the first gets student, teacher and options and
     returns the terms and a state; the second gets the state and the gradients
-    of the terms beside, and returns the student's gradient. The third returns
+    of the terms as well, and returns the student's gradient. The third returns
     the same terms as the first, by operations that autograd knows, for a
     gradient that is to be differentiated again.
     """

@@ -43,14 +43,17 @@ def build_tap(student: nn.Module, **options: Any) -> LogitTap:
         raise NoClassLogitsError(
             'model.student', f'it is a {type(student).__name__}, and none of '
             f'its heads has class logits to distil'
-            f'{unknown_arguments(student, reads)}')
+            f'{unknown_arguments(student, reads)}',
+            'distil feature maps (model.feature_loss without '
+            'model.distill_loss), or write a tap')
     kind = BoxTap if align else kind
     known = list(inspect.signature(kind).parameters)[1:]
     unknown = sorted(set(options) - set(known))
     if unknown:
         raise ConfigError(
             'model.tap', f'{kind.__name__} does not take '
-            f'{", ".join(unknown)}, but {", ".join(known) or "no options"}')
+            f'{", ".join(unknown)}; it takes '
+            f'{", ".join(known) or "no options"}')
     tap = kind(student, **options)
     # A teacher within the student (semi-supervised) does not learn.
     for path in list(tap.heads):

@@ -34,11 +34,13 @@ class LogitPair:
         weight (float): The weight that the student's head gives its own loss.
         name (str): The stage, level or head, e.g. 'level 0'.
         num_classes (int): The columns' classes; beside them there may be a
-            background, and of several anchors each has its own.
+            background, and of several anchors each has its own. 0 if the
+            columns are not classes.
         labels (Callable): Returns the class of every row, int64, in the shape
-            of ``student`` without its columns; -1 where none is labelled (of
-            one class: where it is not, and -2 where that is unknown); None if
-            the ground truth does not say.
+            of ``student`` without its columns, or None without ground truth.
+            -1 is a row without a class. Only with a single class, -1 says that
+            the class is absent and -2 that nothing is known; :meth:`truth`
+            turns both into one scheme.
         areas (Callable): Returns the area of the box of every labelled row,
             in pixels of the input, in the shape of the labels; None if rows
             have no boxes.
@@ -130,7 +132,7 @@ class LogitTap(metaclass=ABCMeta):
             ConfigError: If no pair is possible.
         """
         check_alike(
-            'classifies {}', *[
+            'scores {}', *[
                 'the tokens of a text' if reads_text(model) else 'classes'
                 for model in (student, teacher)
             ])

@@ -109,7 +109,8 @@ class TeacherBatch:
 
     def run(self, paths: Collection[str], method: Callable, *args:
             Any) -> None:
-        """Run a method of the teacher until one raises :class:`Answered`.
+        """Run a method of the teacher until an answer of a head ends it by
+        raising :class:`Answered`.
 
         The models around the heads at ``paths`` reuse their features.
         """
@@ -170,8 +171,9 @@ class TeacherBatch:
                          self.samples)
         if waiting:
             raise ConfigError(
-                'model.teacher.config', f'it is a {type(self.model).__name__} '
-                f'whose {", ".join(waiting)} is not asked for its loss',
+                'model.teacher.config',
+                f'the loss of {type(self.model).__name__} does not call the '
+                f'loss of {", ".join(waiting)}, where class logits are read',
                 'choose another teacher')
         return {path: known[path] for path in paths}
 
@@ -179,8 +181,9 @@ class TeacherBatch:
 def _forward_arguments(head: nn.Module, given: Dict[str, Any]) -> dict:
     """The arguments of a head's ``forward``, from those of its ``loss``.
 
-    The first is the first, the others are found by name among the arguments
-    or else the attributes of the head (SAN's ``deep_supervision_idxs``)."""
+    The first parameter gets the loss's first argument, the features. The
+    others are matched by name with the arguments or else the attributes of
+    the head (SAN's ``deep_supervision_idxs``)."""
     first, *others = signature_of(head.forward).parameters.values()
     arguments = {first.name: next(iter(given.values()))}
     for parameter in others:

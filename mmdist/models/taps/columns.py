@@ -132,8 +132,8 @@ def check_alike(what: str,
     if student != teacher:
         raise ConfigError(
             'model.teacher.config',
-            f'it {what.format(teacher)} but model.student has {student}',
-            remedy)
+            f'it {what.format(teacher)}, but model.student '
+            f'{what.format(student)}', remedy)
 
 
 def reads_text(model: nn.Module) -> bool:

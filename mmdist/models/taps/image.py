@@ -37,8 +37,8 @@ class ImageTap(LogitTap):
                              (found, 'model.teacher.config')):
             if len(paths) > 1:
                 raise ConfigError(
-                    field, f'it has several heads ({", ".join(paths)}), of '
-                    'which nothing says which to distil',
+                    field, f'it has several heads ({", ".join(paths)}), and '
+                    'it is not clear which one to distil',
                     'choose a model with one')
         return super()._match(student, teacher, found)
 

@@ -72,7 +72,7 @@ class RoITap(LogitTap):
             raise ConfigError(
                 'model.student', 'it does not compute its features by '
                 '`extract_feat`, so the teacher cannot be shown the images '
-                'of its RoIs')
+                'of its RoIs', 'distil feature maps instead')
 
     def pairs(self, call: Call, batch: TeacherBatch) -> List[LogitPair]:
         """One pair of ``(RoIs, classes + background)`` logits."""

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 @lru_cache(maxsize=256)
 def _signature(function: Callable) -> inspect.Signature:
+    # Bound to anything, which drops `self`.
     return inspect.signature(MethodType(function, function))
 
 

@@ -107,8 +107,8 @@ class Teacher:
             self.model, cfg = build_model(config, f'{field}.config')
         if next(self.model.parameters()).is_meta:
             raise ConfigError(
-                field, 'it cannot be built without memory for its weights',
-                'leave skip_init_weights=True out of the strategy')
+                field, 'it was built on the meta device, without weights',
+                'remove skip_init_weights=True from the strategy')
         operators = {
             type(module).__name__
             for module in self.model.modules()

@@ -119,7 +119,7 @@ def test_an_unknown_name_of_class_logits_is_shown(retina, monkeypatch):
     with pytest.raises(
             ValueError,
             match='bbox_head.loss_by_feat takes logits, boxes; its class '
-            'logits are found if their argument is called .* or cls_scores'):
+            'logits are found if their argument is called .*cls_scores'):
         build(retina)
 
 

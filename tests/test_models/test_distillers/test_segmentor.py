@@ -505,7 +505,7 @@ def test_mimic_of_other_images_than_rgb(tmp_path, channels):
     assert losses['loss_kd_mimic'] > 0
     do_not_fit(
         segmentor('pspnet'), teacher,
-        f'model.teacher.config.* takes images of {channels} channels but '
+        f'model.teacher.config.* takes images of {channels} channels, but '
         'model.student.* of 3')
 
 
