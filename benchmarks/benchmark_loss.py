@@ -21,8 +21,8 @@ from timing import (MIB, Count, add_arguments, in_turns, peak_memory, progress,
                     save)
 from torch import Tensor
 
+from mmdist.models.losses.formula import activate
 from mmdist.models.losses.functional import dist_terms, to_rows
-from mmdist.models.losses.pearson import activate
 from mmdist.utils import run_tool
 
 # What is usual: PSPNet on Cityscapes and ADE20K, a level of RetinaNet, the

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from mmdist.engine.monitor import class_scores, classes_of
+from mmdist.models.losses.formula import activate
 from mmdist.models.losses.functional import dist_terms, kd_terms, to_rows
-from mmdist.models.losses.pearson import activate
 from mmdist.models.taps import LogitPair
 from mmdist.models.taps.labels import NONE
 from .ranks import kendall, spearman

@@ -15,8 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from . import pearson
-from .pearson import (EPS, Derived, Options, chunks, class_axis, compute_dtype,
-                      distances, formula, new_gradient, pearson_distance,
+from .formula import EPS, Options, compute_dtype, formula, pearson_distance
+from .pearson import (Derived, chunks, class_axis, distances, new_gradient,
                       small_distances)
 
 __all__ = [

@@ -7,9 +7,10 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from mmdist.models.losses import pearson
+from mmdist.models.losses.formula import activate
 from mmdist.models.losses.functional import (dist_terms, kd_terms,
                                              pearson_distance, to_rows)
-from mmdist.models.losses.pearson import SMALL_NUMEL, activate
+from mmdist.models.losses.pearson import SMALL_NUMEL
 from tests.test_models.test_losses.conftest import in_chunks
 
 TIMING = str(Path(__file__).resolve().parents[3] / 'benchmarks' / 'timing.py')

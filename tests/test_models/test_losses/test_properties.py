@@ -8,9 +8,9 @@ from hypothesis.extra.numpy import arrays
 from scipy.special import expit, log_expit, log_softmax, softmax
 
 from mmdist.models.losses import DISTLoss, KDLoss, MimicLoss
+from mmdist.models.losses.formula import activate
 from mmdist.models.losses.functional import (dist_terms, kd_terms, mimic_terms,
                                              to_rows)
-from mmdist.models.losses.pearson import activate
 
 ACTIVATIONS = st.sampled_from(['softmax', 'sigmoid'])
 DTYPES = st.sampled_from(
