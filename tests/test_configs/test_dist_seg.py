@@ -135,8 +135,13 @@ def test_builds(pair, tmp_path):
             model, model.distillation.teacher.model)
         classes = model.num_classes
         assert tapped == TAPPED[pair.partition('_')[0]].format(classes)
-    # The maps before the last convolutions, the student's projected.
+    # The maps before the last convolutions; SegFormers have as many channels.
     features = model.distillation.features
     assert features.pairs == [(0, 0)]
-    assert isinstance(features.projections[0], torch.nn.Conv2d)
+    channels = {
+        each.decode_head.conv_seg.in_channels
+        for each in (model, model.distillation.teacher.model)
+    }
+    projected = isinstance(features.projections[0], torch.nn.Conv2d)
+    assert projected == (len(channels) == 2) == ('segformer' not in pair)
     path.unlink()  # 350 MB
