@@ -13,8 +13,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from . import pearson
-from .formula import ROUNDINGS
+from . import formula, pearson
 
 MAX_CLASSES = 4096
 # Classes, and numbers, of a tile.
@@ -198,7 +197,7 @@ def statistics(student: Tensor, teacher: Tensor,
     similarity = s.new_empty(grid[0] * N, **float32)
     rows = s.new_empty((3, N, L), **float32)
     parts = s.new_empty((grid[0] * N, 6, C), **float32)
-    relative = C * (ROUNDINGS * info.eps)**2
+    relative = C * (formula.ROUNDINGS * info.eps)**2
     _statistics_kernel[grid](s, t, similarity, rows, parts, C, L, *s.stride(),
                              *t.stride(), options.tau, options.eps, relative,
                              info.tiny**0.5, **fixed)
