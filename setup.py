@@ -1,4 +1,4 @@
-"""What pyproject.toml cannot say: configs and tools, and the README's links.
+"""Packaging beyond pyproject.toml: configs, tools and the README's links.
 
 ``mim train mmdist ...`` and ``mmdist::...`` look for configs and tools in
 ``mmdist/.mim``.

@@ -39,7 +39,7 @@ PAIRS = (('mmdet::retinanet/retinanet_r50_fpn_1x_coco.py',
          ('mmseg::pspnet/pspnet_r18-d8_4xb2-80k_cityscapes-512x1024.py',
           'mmseg::pspnet/pspnet_r50-d8_4xb2-80k_cityscapes-512x1024.py'))
 NUM_ROIS = 512
-# What make_config.py --features writes.
+# The feature losses that make_config.py --features writes for PAIRS.
 FEATURES = dict(
     mmdet=dict(type='mmdist.DISTLoss', beta=0.0, gamma=1.0),
     mmseg=dict(type='mmdist.MimicLoss', loss_weight=1.0, where='head'))

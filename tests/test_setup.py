@@ -72,14 +72,14 @@ def wheel(tmp_path_factory):
 
 @pytest.fixture(scope='module')
 def metadata(wheel):
-    """What a package index reads."""
+    """The metadata that a package index reads."""
     with zipfile.ZipFile(wheel) as archive:
         name, = (x for x in archive.namelist() if x.endswith('/METADATA'))
         return message_from_string(archive.read(name).decode())
 
 
 def required(metadata, extra=None):
-    """What is installed with mmdist, or with an extra."""
+    """The requirements of mmdist, or of an extra."""
     parts = [x.split('; extra == ') for x in metadata.get_all('Requires-Dist')]
     return {
         name
@@ -192,7 +192,7 @@ assert model.state_dict().keys() == plain.state_dict().keys()
 @pytest.mark.slow
 def test_the_wheel_works_in_an_environment_of_its_own(wheel, tmp_path):
     """With the stack of this one, but not its mmdist; no checkout is near."""
-    pytest.importorskip('mmdet')
+    pytest.importorskip('mmdet', reason='the model is a detector')
     venv.create(tmp_path / 'venv')  # without pip
     own = tmp_path / 'venv' / 'bin' / 'python'
     packages, = tmp_path.glob('venv/lib/python3*/site-packages')

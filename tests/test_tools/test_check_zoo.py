@@ -10,17 +10,22 @@ import torch
 
 ROOT = Path(__file__).resolve().parents[2]
 TOOL = ROOT / 'tools' / 'analysis_tools' / 'check_zoo.py'
-# One of each tap, and a model that holds its detector within; `make zoo`
-# checks all families.
+# One of each tap, of each argument that holds class logits, and of models
+# that hold their detector within.
 CONFIGS = dict(
     mmdet=[
-        'retinanet_r18_fpn_1x_coco.py',
-        'yolov3_mobilenetv2_8xb24-320-300e_coco.py',
-        'detr_r18_8xb2-500e_coco.py', 'qdtrack_faster-rcnn_r50_fpn_4e_base.py'
+        'faster-rcnn_r50_fpn_1x_coco.py', 'retinanet_r18_fpn_1x_coco.py',
+        'centernet_r18_8xb16-crop512-140e_coco.py',
+        'cornernet_hourglass104_8xb6-210e-mstest_coco.py',
+        'maskformer_r50_ms-16xb1-75e_coco.py',
+        'yolov3_mobilenetv2_8xb24-320-300e_coco.py', 'solo_r50_fpn_1x_coco.py',
+        'detr_r18_8xb2-500e_coco.py', 'sparse-rcnn_r50_fpn_1x_coco.py',
+        'qdtrack_faster-rcnn_r50_fpn_4e_base.py'
     ],
     mmseg=[
         'pspnet_r18-d8_4xb4-80k_isaid-896x896.py',
-        'pointrend_r50_4xb2-80k_cityscapes-512x1024.py'
+        'pointrend_r50_4xb2-80k_cityscapes-512x1024.py',
+        'encnet_r50-d8_4xb2-40k_cityscapes-512x1024.py'
     ])
 
 

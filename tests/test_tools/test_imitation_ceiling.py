@@ -22,7 +22,7 @@ CLASSES = dict(
 BOXES = dict(
     retina=('bbox_head.reg_convs', 'bbox_head.retina_reg'),
     faster=('roi_head.bbox_head.fc_reg', ))
-# What both models have in common: the features that both are read from.
+# Parts that both models share: those that compute the features.
 COMMON = ('backbone', 'neck', 'roi_head.bbox_head.shared_fcs')
 
 

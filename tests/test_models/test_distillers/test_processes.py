@@ -192,7 +192,10 @@ def save_teacher(name, folder):
 # targets and some losses of FCOS in float32 whatever the weights are.
 LARGE_BATCHES = [
     ('pspnet', (2, 2), {}, 1e-10),
+    ('pspnet', (1, 1, 1, 1), {}, 1e-10),
+    ('pspnet', (1, 3), dict(alpha=0), 1e-10),
     ('pspnet', (1, 3), dict(alpha=0, **FEATURES), 1e-10),
+    ('fcos', (2, 2), {}, 1e-6),
     ('fcos', (1, 1, 1, 1), {}, 1e-6),
 ]
 
@@ -270,10 +273,12 @@ def test_gradients_are_those_of_the_whole_batch(name, parts, options,
 NO_PROPOSALS = dict(train_cfg=dict(rpn_proposal=dict(min_bbox_size=1000)))
 # model, what is changed in it, ranks whose pictures have no objects
 EMPTY = [
+    ('faster', {}, (1, )),
     ('faster', {}, (0, 1)),
     ('faster', NO_PROPOSALS, (1, )),
     ('faster', NO_PROPOSALS, (0, 1)),
     ('retina', {}, (1, )),
+    ('retina', {}, (0, 1)),
 ]
 
 
@@ -398,7 +403,9 @@ def steps_of_wrappers(rank, name, teacher, options):
 @pytest.mark.slow
 @pytest.mark.parametrize('name,options', [
     ('pspnet', {}),
+    ('retina', MIMIC),
     ('retina', FEATURES),
+    ('deformable', {}),
     ('deformable', MIMIC),
 ])
 def test_fsdp_trains_as_ddp_does(name, options, tmp_path):
@@ -428,8 +435,22 @@ ACCIDENTS = f'''
 import os
 import signal
 
+from mmcv.transforms import BaseTransform
+from mmengine.dist import get_rank
 from mmengine.hooks import Hook
-from mmengine.registry import HOOKS
+from mmengine.registry import HOOKS, TRANSFORMS
+
+
+@TRANSFORMS.register_module()
+class Broken(BaseTransform):
+    """Fails in the data loader of the second rank, in its second batch."""
+    seen = 0
+
+    def transform(self, results):
+        self.seen += 1
+        if get_rank() == 1 and self.seen > 2:
+            raise ValueError('{SENTENCE}')
+        return results
 
 
 @HOOKS.register_module()
@@ -518,11 +539,15 @@ def left_behind(mark, patience=20):
 
 @pytest.mark.slow
 @pytest.mark.skipif(not osp.isdir('/proc/self'), reason='looks into /proc')
-@pytest.mark.parametrize('kind', ['loss', 'kill'])
+@pytest.mark.parametrize('kind', ['data', 'loss', 'kill'])
 def test_a_rank_that_dies_ends_the_job(kind, tmp_path):
     """With its error on the terminal, and all other processes."""
     cfg = config(tmp_path)
-    cfg.custom_hooks = [dict(type='Accident', kind=kind)]
+    if kind == 'data':
+        pipeline = cfg.train_dataloader.dataset.pipeline
+        pipeline.insert(0, dict(type='Broken'))
+    else:
+        cfg.custom_hooks = [dict(type='Accident', kind=kind)]
     cfg.dump(str(tmp_path / 'toy.py'))
     status, _, err, left = dist_train(tmp_path)
     assert status

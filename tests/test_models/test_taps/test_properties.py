@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from tests import helpers, segmentors
 from tests.helpers import assert_same, flat, gradients, total
 
-# What an image is filled with; floats, as a pipeline may deliver.
+# Values that fill an image; floats, as a pipeline may deliver.
 FILLS = dict(
     noise=lambda size, rng: rng.integers(0, 256, size),
     black=lambda size, rng: np.zeros(size),
