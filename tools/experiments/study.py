@@ -53,6 +53,30 @@ def ablation(student: str, kd: Entry, dist: Entry,
             taught=dict(KD='KD from {}', DIST='DIST from {}')))
 
 
+def features(dist: Entry, others: Dict[str, Entry], **chosen) -> Entry:
+    """Runs with a loss on feature maps.
+
+    Args:
+        dist (dict): The run with DIST on the class logits.
+        others (dict): Arguments of further feature losses, tried with three
+            seeds each; `logits=False` leaves DIST on the class logits out.
+        chosen: Arguments of the recommended feature loss, which has the seeds
+            of the grid.
+    """
+    runs = {}
+    for name, loss in {'DIST + features': chosen, **others}.items():
+        options = {
+            f'model.feature_loss.{field}': value
+            for field, value in loss.items() if field != 'logits'
+        }
+        if not loss.get('logits', True):
+            options['model.distill_loss'] = None
+        seeds = {} if loss is chosen else dict(seeds=[0, 1, 2])
+        runs[name] = dict(
+            dist, baseline='student alone', options=options, **seeds)
+    return runs
+
+
 def sweep(run: Entry, *weights: str) -> Entry:
     """Every value of some weights of a run's loss with every temperature."""
     options = [

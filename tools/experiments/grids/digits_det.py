@@ -1,4 +1,4 @@
-from experiments.study import ablation, widths
+from experiments.study import ablation, features, widths
 
 title = 'Digit scenes, detection'
 metric = dict(key='coco/bbox_mAP', title='mAP', format='.3f')
@@ -40,5 +40,15 @@ runs = {
         for name, config in distilled.items()
     }
 }
+INTRA = dict(type='mmdist.DISTLoss', beta=0.0, gamma=1.0)
+runs.update(
+    features(
+        dict(config=distilled['DIST'], teacher='teacher w32'), {
+            'features alone': dict(INTRA, logits=False),
+            'DIST + features, weight 4': dict(INTRA, gamma=4.0),
+            'DIST + features, inter and intra': dict(INTRA, beta=1.0),
+            'DIST + features, projected': dict(INTRA, project=True),
+            'DIST + features of the backbone': dict(INTRA, where='backbone')
+        }, **INTRA))
 sweeps = study['sweeps']
 discrepancy = study['discrepancy']
