@@ -32,14 +32,7 @@ NUM_IMAGES = 3
 
 
 class DemoRun(Run):
-    """A teacher, or a student one of three ways.
-
-    Args:
-        task (Task): What it learns.
-        name (str): Key of ``TITLES``.
-        args (argparse.Namespace): What the user asked for.
-        teacher (DemoRun, optional): Its teacher. Defaults to None.
-    """
+    """A teacher or a student, by the key of ``TITLES``."""
 
     def __init__(self,
                  task: Task,
@@ -79,13 +72,11 @@ def data_root(task: Task, args: argparse.Namespace) -> Path:
 
 def make_runs(task: Task, args: argparse.Namespace) -> List[DemoRun]:
     """The teacher and the three students, in the order of ``TITLES``."""
-    teacher = DemoRun(task, 'teacher', args)
-    return [
-        teacher,
-        DemoRun(task, 'alone', args),
-        DemoRun(task, 'kd', args, teacher),
-        DemoRun(task, 'dist', args, teacher)
-    ]
+    runs: List[DemoRun] = []
+    for name in TITLES:
+        teacher = runs[0] if name in ('kd', 'dist') else None
+        runs.append(DemoRun(task, name, args, teacher))
+    return runs
 
 
 def make_table(runs: List[DemoRun]) -> str:

@@ -85,7 +85,7 @@ class Report:
         measures = grid.measures()
         found = known.of(*measures)
         found = found[found.group == 'foreground'].assign(
-            teacher=found.key.map({m.key: m.teacher.name
+            teacher=found.key.map({m.id: m.teacher.name
                                    for m in measures}))
         self.measured = found.drop_duplicates(
             'teacher', keep='last').set_index('teacher')

@@ -48,7 +48,7 @@ def jobs_left(grid: Grid, tables: Dict[type, Table]) -> List[Job]:
     missing = {}
     for run in grid.all():
         if run not in tables[GridRun]:
-            missing.setdefault((run.key, run.seed), run)
+            missing.setdefault(run.id, run)
     measures = [m for m in grid.measures() if m not in tables[Measure]]
     jobs = [need for measure in measures for need in measure.needs] + measures
     jobs += [run.teacher for run in missing.values() if run.teacher]
@@ -69,11 +69,6 @@ def main() -> None:
             if not grid.of(name):
                 say(f'{name}: once the sweep {entry["best_of"]} is done')
         return
-
-    def keep(job: Job) -> None:
-        if job not in tables[type(job)]:
-            tables[type(job)].add(job.rows())
-
     failures = []
     with locked(grid.work_dir):
         if grid.scenes:
@@ -84,8 +79,9 @@ def main() -> None:
             jobs = jobs_left(grid, tables)
             for job in jobs:
                 if job.done:
-                    keep(job)
-            failures += carry_out(jobs, args.jobs, keep)
+                    tables[type(job)].keep(job)
+            failures += carry_out(jobs, args.jobs,
+                                  lambda job: tables[type(job)].keep(job))
     say(f'{len(tables[GridRun].rows)} results in {short(args.results)}')
     if failures:
         raise SystemExit('\n'.join(dict.fromkeys(failures)))

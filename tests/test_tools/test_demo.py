@@ -382,8 +382,7 @@ class Script:
     def carry_out(self, jobs):
         yield from self.call(self.label,
                              ['-c', self.code.format(out=self.written)],
-                             self.folder / f'{self.label}.log',
-                             lambda: self.done, jobs)
+                             self.folder / f'{self.label}.log', jobs)
 
 
 WRITE = 'import time; time.sleep(1); open("{out}", "w").close()'
@@ -413,15 +412,15 @@ def test_runs_are_side_by_side_and_in_order(shared, script, capsys):
 
 
 @pytest.mark.parametrize('code', ['raise SystemExit(3)', 'pass'])
-def test_a_failure_stops_what_needs_it(shared, script, code):
-    """It names the log; the others go on."""
+def test_a_failure_stops_what_needs_it(shared, script, code, capsys):
+    """It names the folder of the log; the others go on."""
     bad, other = script('bad', code), script('other', WRITE)
     last = script('last', WRITE, [bad])
     failures = shared.carry_out([bad, last, other])
     assert len(failures) == 2
-    assert failures[0].startswith('"bad" failed')
-    assert failures[0].endswith('bad.log')
-    assert ('exit code 3' in failures[0]) == ('3' in code)
+    assert failures[0] == f'"bad" failed, see the logs in {bad.folder}'
+    said = capsys.readouterr().out
+    assert ('exit code 3' in said and 'bad.log' in said) == ('3' in code)
     assert failures[1] == '"last" waits for what failed'
     assert other.done and not bad.done
 

@@ -5,6 +5,7 @@ import runpy
 import sys
 import zipfile
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -72,7 +73,7 @@ def finish(results, run, value):
     run.validated = lambda: value
     run.folder.mkdir(parents=True, exist_ok=True)
     run.save(60.)
-    results[type(run)].add(run.rows())
+    results[type(run)].keep(run)
 
 
 def by_name(grid):
@@ -169,9 +170,9 @@ def test_known_results_are_not_trained_again(tools, grid, results):
     for run in by_name(read).values():
         finish(results, run, 50.)
     measure, = read.measures()
-    measure.rows = lambda: [dict(group='all', rows=1, kl=0.5, key=measure.key)]
+    measure.rows = lambda: [dict(group='all', rows=1, kl=0.5, key=measure.id)]
     runs, measures = results.values()
-    measures.add(measure.rows())
+    measures.keep(measure)
     again = tools['experiments.grid'].tables_of(runs.path)
     assert [len(table.rows) for table in again.values()] == [9, 1]
     assert len(runs.rows) == 9
@@ -294,11 +295,12 @@ def test_report_has_means_and_deviations(tools, grid, results, tmp_path):
     finish(results, read.of('kd: loss_weight=1, tau=4')[0], 33.3)
     (_, known), (measured, ) = results.values(), read.measures()
     row = dict.fromkeys(known.rows, 0.25)
-    known.add([
-        row | dict(group='foreground', key=measured.key),
-        row | dict(group='all', key=measured.key, kl=7.),
+    rows = [
+        row | dict(group='foreground', key=measured.id),
+        row | dict(group='all', key=measured.id, kl=7.),
         row | dict(group='foreground', key='of-others', kl=9.)
-    ])
+    ]
+    known.keep(SimpleNamespace(id=measured.id, rows=lambda: rows))
     tool = tools['report_experiments']
     report = tool.Report(tmp_path / 'toy.py', tmp_path,
                          tmp_path / 'a' / 'b.md')
@@ -412,7 +414,7 @@ def test_a_grid_is_run(repo, tmp_path, monkeypatch, tools):
     ]
     monkeypatch.setattr(sys, 'argv', ['run_experiments.py', *words])
     tool = f'{repo}/tools/run_experiments.py'
-    with pytest.raises(SystemExit, match='broken.*train.log'):
+    with pytest.raises(SystemExit, match='broken.*seed_0'):
         runpy.run_path(tool, run_name='__main__')
     known = pd.read_csv(tmp_path / 'tiny_discrepancy.csv')
     assert (known.teacher == 'teacher').all()

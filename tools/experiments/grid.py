@@ -52,6 +52,7 @@ class GridRun(Run):
                          folder, options, grid.metric, grid.manifest, teacher,
                          grid.test)
         self.config, self.options = folder.with_suffix('.py'), {}
+        self.id = f'{self.key}.{seed}'
 
     def carry_out(self, jobs: int) -> Iterator[None]:
         """Write the config, and do what is left."""
@@ -76,19 +77,18 @@ class Measure:
     """One call of ``analyze_discrepancy.py`` for two runs."""
     COLUMNS = ('student', 'teacher', 'group', 'rows', 'kl', 'inter', 'intra',
                'spearman', 'kendall', 'top-1 agreement', 'key')
-    seed = None  # the key holds the seeds of both
 
     def __init__(self, student: GridRun, teacher: GridRun) -> None:
         self.needs = self.student, self.teacher = student, teacher
         self.label = f'discrepancy of {student.label} from {teacher.label}'
-        self.key = '-'.join(f'{run.key}.{run.seed}' for run in self.needs)
-        self.folder = teacher.folder / f'from_{student.key}.{student.seed}'
+        self.id = f'{student.id}-{teacher.id}'
+        self.folder = teacher.folder / f'from_{student.id}'
 
     def rows(self) -> List[Dict[str, Any]]:
         """A row for each group of rows of logits; none if not measured."""
         found = read_json(self.folder / 'discrepancy.json')
         names = dict(
-            student=self.student.name, teacher=self.teacher.name, key=self.key)
+            student=self.student.name, teacher=self.teacher.name, key=self.id)
         return [
             dict(names, group=group, **values) for model in found.values()
             for group, values in model['groups'].items()
@@ -111,40 +111,46 @@ class Measure:
             '--out-dir',
             short(self.folder)
         ]
-        yield from call(self.label, words, self.folder / 'measure.log',
-                        lambda: self.done, jobs)
+        yield from call(self.label, words, self.folder / 'measure.log', jobs)
 
 
 Job = Union[GridRun, Measure]
 
 
 class Table:
-    """A CSV file of results, which are found by their keys and seeds."""
+    """A CSV file of results, in which those of a job are found by its id."""
 
     def __init__(self, path: Path, columns: tuple) -> None:
-        self.path, self.rows = path, pd.DataFrame(columns=columns)
-        if path.exists():
-            self.rows = pd.read_csv(
-                path, dtype=dict(key=str), float_precision='round_trip')
-        if tuple(self.rows) != columns:
-            raise ConfigError(
-                '--results', f'{path} has other columns than results of '
-                'experiments', 'choose another file')
+        self.path, self.columns = path, columns
+        self.rows = self.read()
 
-    def add(self, rows: List[Dict[str, Any]]) -> None:
-        """Append rows; those that other calls have added stay."""
-        columns, header = tuple(self.rows), not self.path.exists()
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        new = pd.DataFrame(rows, columns=columns)
-        new.to_csv(self.path, mode='a', header=header, index=False)
-        self.__init__(self.path, columns)
+    def read(self) -> pd.DataFrame:
+        """The rows of the file, which other calls write to, too."""
+        if not self.path.exists():
+            return pd.DataFrame(columns=self.columns)
+        rows = pd.read_csv(
+            self.path, dtype=dict(key=str), float_precision='round_trip')
+        if tuple(rows) != self.columns:
+            raise ConfigError(
+                '--results', f'{self.path} has other columns than results of '
+                'experiments', 'choose another file')
+        return rows
+
+    def keep(self, job: Job) -> None:
+        """Append the rows of a job, once."""
+        if job not in self:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            new = pd.DataFrame(job.rows(), columns=self.columns)
+            header = not self.path.exists()
+            new.to_csv(self.path, mode='a', header=header, index=False)
+            self.rows = self.read()
 
     def of(self, *jobs: Job) -> pd.DataFrame:
         """The rows of runs or measurements."""
-        keys = [(job.key, job.seed) for job in jobs]
-        seeds = self.rows.get('seed', [None] * len(self.rows))
-        found = [pair in keys for pair in zip(self.rows.key, seeds)]
-        return self.rows[pd.Series(found, self.rows.index, bool)]
+        ids = self.rows.key
+        if 'seed' in self.rows:
+            ids = ids + '.' + self.rows.seed.astype(str)
+        return self.rows[ids.isin([job.id for job in jobs])]
 
     def __contains__(self, job: Job) -> bool:
         return len(self.of(job)) > 0

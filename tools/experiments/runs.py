@@ -52,10 +52,6 @@ class Metric(NamedTuple):
         return format(value, self.format)
 
 
-class StepError(Exception):
-    """A command failed."""
-
-
 @dataclass(eq=False)
 class Run:
     """One model, which is trained and, if wanted, tested."""
@@ -184,12 +180,10 @@ class Run:
                 self.tell_validation()
 
             yield from call(f'train {self.label}', words,
-                            self.folder / 'train.log', lambda: self.trained,
-                            jobs, watch)
-        if self.tests and self.tested() is None:
+                            self.folder / 'train.log', jobs, watch)
+        if self.trained and not self.done:
             yield from call(f'test {self.label}', self.command('test'),
-                            self.folder / 'test.log',
-                            lambda: self.tested() is not None, jobs)
+                            self.folder / 'test.log', jobs)
 
     def tell_validation(self) -> None:
         """Say the metric of the last validation, once."""
@@ -204,7 +198,6 @@ def call(
     name: str,
     words: List[str],
     log: Path,
-    complete: Callable[[], bool],
     jobs: int,
     watch: Callable[[float], None] = lambda seconds: None,
 ) -> Iterator[None]:
@@ -212,9 +205,6 @@ def call(
 
     A generator that is closed ends the command and its workers. ``watch`` is
     told the seconds it has run, from time to time.
-
-    Raises:
-        StepError: If the command fails or what it leaves is not ``complete``.
     """
     verb = 'goes on' if '--resume' in words else 'begins'
     say(f'{name}: {verb}, log in {short(log)}')
@@ -247,10 +237,9 @@ def call(
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(timeout=5)
                 break
-    if process.returncode or not complete():
-        raise StepError(f'"{name}" failed (exit code {process.returncode}); '
-                        f'see {short(log)}')
-    say(f'{name}: done, {(time.monotonic() - begun) / 60:.1f} min')
+    code, minutes = process.returncode, (time.monotonic() - begun) / 60
+    say(f'{name}: failed (exit code {code}), see {short(log)}'
+        if code else f'{name}: done, {minutes:.1f} min')
 
 
 def carry_out(
@@ -262,8 +251,8 @@ def carry_out(
 
     A run waits until all that it needs are trained. A failure stops what
     needs the failed run; the others go on. Runs are anything with `label`,
-    `needs`, `trained`, `done` and `carry_out`. ``ended`` gets each that ended
-    well. Returned is what failed, and what waits for it.
+    `folder`, `needs`, `trained`, `done` and `carry_out`. ``ended`` gets each
+    that ended well. Returned is what failed, and what waits for it.
     """
     waiting, running, failures = [r for r in runs if not r.done], {}, []
     try:
@@ -280,15 +269,13 @@ def carry_out(
             before = len(running)
             while len(running) == before:
                 for run, work in [*running.items()]:
-                    try:
-                        next(work)
-                        continue
-                    except StopIteration:
-                        ended(run)
-                    except StepError as error:
-                        failures.append(str(error))
-                        say(error)
-                    del running[run]
+                    if next(work, True):
+                        del running[run]
+                        if run.done:
+                            ended(run)
+                        else:
+                            failures.append(f'"{run.label}" failed, see the '
+                                            f'logs in {short(run.folder)}')
                 time.sleep(POLL_SECONDS)
     finally:
         for work in running.values():
