@@ -1,66 +1,77 @@
-"""Measure the DIST loss against its formula written as tensor operations.
+"""Check and time the DIST loss beside the formula as its authors write it.
 
-Both compute forward and backward of the same logits in turns, so that what
-else the machine does meets both; the ratio of medians is what counts.
-Started by torchrun, it measures the intra term of the rows of all processes.
+    python benchmarks/benchmark_loss.py --json loss.json > loss.md
+
+PyTorch is all it needs, and Triton for the kernels on a GPU. Gradients come
+first, against the formula in float64. Then forward and backward of the same
+logits are timed in turns, so that what else the machine does meets all; the
+ratio of medians is what counts. Operations, and the numbers that they read and
+write per logit, are those of one chunk. The share of a GPU's bandwidth counts
+the five numbers per logit that nobody can save: both logits read forward and
+backward, and the gradient written.
 """
 import argparse
-import math
+import json
 import os
+import sys
+import warnings
+from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Callable, Dict, List, Tuple
+from statistics import median
 
-import matplotlib
-import numpy as np
 import torch
-from mmengine.dist import (get_world_size, init_dist, is_distributed,
-                           is_main_process)
-from rich.console import Console
-from rich.table import Table
-from timing import (MIB, Count, add_arguments, in_turns, peak_memory, progress,
-                    save)
-from torch import Tensor
+from timing import (MIB, Count, add_arguments, milliseconds, peak_memory,
+                    table, turns)
 
-from mmdist.models.losses.formula import activate
-from mmdist.models.losses.functional import dist_terms, to_rows
-from mmdist.utils import run_tool
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from mmdist.models.losses.functional import dist_terms, to_rows  # noqa: E402
 
-# What is usual: PSPNet on Cityscapes and ADE20K, a level of RetinaNet, the
-# RoIs of Faster R-CNN, a batch of ImageNet, and next to nothing.
+# What is usual: PSPNet on Cityscapes and ADE20K, levels of RetinaNet, one of
+# them as features, the RoIs of Faster R-CNN, ImageNet, and next to nothing.
 SHAPES = ('4,19,128,256:softmax', '2,150,128,128:softmax',
-          '2,720,50,76:sigmoid', '2,720,100,152:sigmoid', '2,256,100,152:none',
-          '1024,81:softmax', '256,1000:softmax', '8,4:softmax')
+          '2,720,100,152:sigmoid', '2,720,50,76:sigmoid', '2,720,7,11:sigmoid',
+          '2,256,100,152:none', '1024,81:softmax', '256,1000:softmax',
+          '8,4:softmax')
+CHECKED = ('3,7,13,11:softmax', '2,720,9,5:sigmoid', '2,256,8,9:none',
+           '300,1000:softmax', '64,4000:softmax')
+# of a row: what is measured of each way, and how it is shown
+COLUMNS = {
+    'ratios': ('ratio', '{:.2f}'.format),
+    'bandwidth': ('bandwidth_share', '{:.0%}'.format),
+    'extra MiB': ('extra_mib', '{:.1f}'.format),
+    'operations on numbers': ('counts', lambda count: '%d on %.0f' % count)
+}
 
 
-def formula(student: Tensor, teacher: Tensor, activation: str) -> Tensor:
+def formula(student, teacher, activation):
     """DIST as its authors write it: tables of the logits' size."""
-    p, q = (activate(to_rows(x), activation) for x in (student, teacher))
+    act = dict(
+        softmax=lambda x: x.softmax(1),
+        sigmoid=torch.sigmoid).get(activation, lambda x: x)
+    p, q = (act(to_rows(x)) for x in (student, teacher))
     return 2 - _correlation(p, q).mean() - _correlation(p.T, q.T).mean()
 
 
-def _correlation(x: Tensor, y: Tensor) -> Tensor:
+def _correlation(x, y):
     x, y = (z - z.mean(1, keepdim=True) for z in (x, y))
     return (x * y).sum(1) / (x.norm(dim=1) * y.norm(dim=1) + 1e-8)
 
 
-def mmdist(student: Tensor, teacher: Tensor, activation: str) -> Tensor:
-    """The same by mmdist; of several processes, of all their rows."""
-    # Operations are counted in one chunk.
-    chunk_numel = student.numel() if student.is_meta else None
-    terms = dist_terms(
-        student,
-        teacher,
-        1.,
-        activation,
-        sync_intra=is_distributed(),
-        chunk_numel=chunk_numel)
-    return terms['inter'] + terms['intra']
+def mmdist(student, teacher, activation, triton=False, chunk_numel=None):
+    """The same by mmdist, in PyTorch or by Triton's kernels."""
+    os.environ['MMDIST_TRITON'] = str(int(triton))
+    return sum(
+        dist_terms(student, teacher, 1., activation,
+                   chunk_numel=chunk_numel).values())
 
 
-WAYS = dict(formula=formula, mmdist=mmdist)
+def step(way, student, teacher, activation):
+    """The gradient of one forward and backward pass."""
+    return torch.autograd.grad(way(student, teacher, activation), student)[0]
 
 
-def parse_shape(text: str) -> Tuple[List[int], str]:
+def parse_shape(text):
     """``'4,19,128,256:softmax'`` -> shape and activation."""
     sizes, _, activation = text.partition(':')
     if activation not in ('softmax', 'sigmoid', 'none'):
@@ -69,158 +80,134 @@ def parse_shape(text: str) -> Tuple[List[int], str]:
     return [int(size) for size in sizes.split(',')], activation
 
 
-def step_of(way: Callable, student: Tensor, teacher: Tensor,
-            activation: str) -> Callable:
-    """One forward and backward pass."""
-
-    def step() -> Tensor:
-        gradient, = torch.autograd.grad(
-            way(student, teacher, activation), student)
-        return gradient
-
-    return step
+def pair(shape, dtype, device):
+    """Logits of student and teacher that agree in part."""
+    rng = torch.Generator().manual_seed(0)
+    student, teacher = torch.randn(2, *shape, generator=rng)
+    student, teacher = 3 * student, 3 * (student + teacher)
+    return (student.to(device,
+                       dtype).requires_grad_(), teacher.to(device, dtype))
 
 
-def measure(shape: List[int], activation: str, repeats: int, device: str,
-            dtype: torch.dtype) -> Dict[str, Any]:
-    """Medians in milliseconds, their ratio, peak memory, and the operations
-    and numbers per logit in one chunk.
+def check(ways, device):
+    """Relative errors of the gradients, by dtype; stops where one is wrong."""
+    worst = {}
+    for shape, activation in map(parse_shape, CHECKED):
+        for dtype in (torch.float32, torch.float16, torch.bfloat16):
+            student, teacher = pair(shape, dtype, device)
+            exact = step(formula,
+                         student.detach().double().requires_grad_(),
+                         teacher.double(), activation)
+            # (Small gradients of half precision have few digits.)
+            bound = 1e-5 if dtype == torch.float32 else 1e-2
+            for name, way in ways.items():
+                found = step(way, student, teacher, activation).double()
+                error = float((found - exact).norm() / exact.norm())
+                key = f'{name} {str(dtype)[6:]}'
+                worst[key] = max(worst.get(key, 0.), error)
+                assert error < bound, (key, shape, activation, error)
+    return worst
 
-    Args:
-        shape (list[int]): Of the logits.
-        activation (str): 'softmax', 'sigmoid' or 'none'.
-        repeats (int): Of each way, in turns.
-        device (str): E.g. 'cpu' or 'cuda'.
-        dtype (torch.dtype): Of the logits.
-    """
-    torch.manual_seed(0)
-    student, teacher = torch.randn(2, *shape).to(device, dtype)
-    student.requires_grad_()
-    steps = {
-        name: step_of(way, student, teacher, activation)
-        for name, way in WAYS.items()
-    }
-    medians = in_turns(steps, repeats, device)
-    size = student.numel() * student.element_size()
-    return dict(
+
+def bandwidth():
+    """Bytes per millisecond of a copy of 1 GiB."""
+    source = torch.empty(2**28, device='cuda')
+    target = torch.empty_like(source)
+    copy = partial(target.copy_, source)
+    return 2 * source.nbytes / min(milliseconds(copy, 'cuda') for _ in '1234')
+
+
+def measure(ways, shape, activation, args):
+    """Medians in milliseconds, ratios to the formula, memory beside the
+    logits and the returned gradient, operations and numbers per logit."""
+    inputs = *pair(shape, getattr(torch, args.dtype), args.device), activation
+    size = inputs[0].nbytes
+    steps = {name: partial(step, way, *inputs) for name, way in ways.items()}
+    times = turns(steps, args.repeats, args.device)
+    times = {name: median(values) for name, values in times.items()}
+    result = dict(
         shape=shape,
         activation=activation,
-        milliseconds=medians,
-        ratio=medians['formula'] / medians['mmdist'],
-        logits_mib=size / MIB,
-        # beside the gradient that is returned
-        extra_mib={
-            name: (peak_memory(step, device) - size) / MIB
-            for name, step in steps.items()
+        milliseconds=times,
+        ratio={
+            name: times['formula'] / value
+            for name, value in times.items()
         },
-        counts={
-            name: count(way, shape, activation)
-            for name, way in WAYS.items()
-        })
+        logits_mib=size / MIB,
+        extra_mib={
+            name: (peak_memory(one, args.device) - size) / MIB
+            for name, one in steps.items()
+        },
+        counts={})
+    numel = inputs[0].numel()
+    for name, way in dict(
+            formula=formula, pytorch=partial(mmdist,
+                                             chunk_numel=numel)).items():
+        student, teacher = torch.empty(2, *shape, device='meta').unbind()
+        with Count() as counted:
+            step(way, student.requires_grad_(), teacher, activation)
+        result['counts'][name] = counted.operations, counted.numbers / numel
+    return result
 
 
-def count(way: Callable, shape: List[int],
-          activation: str) -> Tuple[int, float]:
-    """Operations, and numbers per logit, as on a GPU with one chunk."""
-    student, teacher = torch.empty(2, *shape, device='meta').unbind()
-    step = step_of(way, student.requires_grad_(), teacher, activation)
-    with Count() as counted:
-        step()
-    return counted.operations, counted.numbers / student.numel()
-
-
-def show(results: List[Dict[str, Any]], title: str) -> None:
-    """Print a table."""
-    table = Table(title=title)
-    for column in ('logits', 'activation', 'formula', 'mmdist', 'ratio',
-                   'memory of the formula', 'of mmdist', 'logits in memory',
-                   'operations on numbers, formula', 'mmdist'):
-        table.add_column(column, justify='right')
-    for r in results:
-        table.add_row('×'.join(map(str, r['shape'])), r['activation'],
-                      *(f'{t:.2f} ms' for t in r['milliseconds'].values()),
-                      f'{r["ratio"]:.2f}',
-                      *(f'{m:.1f} MiB' for m in r['extra_mib'].values()),
-                      f'{r["logits_mib"]:.1f} MiB',
-                      *('%d on %.0f' % c for c in r['counts'].values()))
-    Console(width=150).print(table)
-
-
-def growth(results: List[Dict[str, Any]]) -> List[str]:
-    """Sentences: the times grow with which power of the logits?"""
-    lines = []
-    for activation in ('softmax', 'sigmoid'):
-        of_one = [r for r in results if r['activation'] == activation]
-        sizes = np.log([math.prod(r['shape']) for r in of_one])
-        if len(set(sizes)) >= 5:
-            slopes = {
-                name:
-                np.polyfit(sizes,
-                           np.log([r['milliseconds'][name]
-                                   for r in of_one]), 1)[0]
-                for name in WAYS
-            }
-            lines.append(f'{activation}: ' +
-                         ', '.join(f'{name} grows as logits^{slope:.2f}'
-                                   for name, slope in slopes.items()))
-    return lines
-
-
-def plot(results: List[Dict[str, Any]], path: Path) -> None:
-    """Draw how many times faster mmdist is."""
-    matplotlib.use('Agg')
-    from matplotlib import pyplot as plt
-    labels = [
-        f'{"×".join(map(str, r["shape"]))}\n{r["activation"]}' for r in results
-    ]
-    figure, axes = plt.subplots(figsize=(8, 4), layout='constrained')
-    bars = axes.bar(labels, [r['ratio'] for r in results])
-    axes.bar_label(bars, fmt='%.1f')
-    axes.axhline(1, color='black', linewidth=0.8)
-    axes.set_ylabel("formula's time / mmdist's")
-    axes.tick_params(axis='x', labelsize=7)
-    figure.savefig(path)
-
-
-def parse_args() -> argparse.Namespace:
+def main():
     parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
     parser.add_argument(
         '--shapes',
         nargs='+',
         type=parse_shape,
-        default=[parse_shape(s) for s in SHAPES],
+        default=[parse_shape(shape) for shape in SHAPES],
         help='e.g. 4,19,128,256:softmax (classes second)')
+    parser.add_argument('--dtype', default='float32')
     parser.add_argument(
-        '--dtype',
-        choices=['float32', 'float16', 'bfloat16', 'float64'],
-        default='float32')
-    add_arguments(parser, repeats=20)
-    return parser.parse_args()
-
-
-def main() -> None:
-    args = parse_args()
+        '--check-only',
+        action='store_true',
+        help='compare with the formula, time nothing')
+    add_arguments(parser, repeats=30)
+    args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    if 'WORLD_SIZE' in os.environ:  # started by torchrun
-        # MMEngine's own would ask for a GPU.
-        if args.device == 'cpu':
-            torch.distributed.init_process_group('gloo')
-        else:
-            init_dist('pytorch')
-    results = [
-        measure(shape, activation, args.repeats, args.device,
-                getattr(torch, args.dtype))
-        for shape, activation in progress(args.shapes)
-    ]
-    if not is_main_process():
-        return
-    show(
-        results, f'Forward and backward, {args.dtype}, {args.device}, '
-        f'{get_world_size()} processes, {args.threads} threads, '
-        f'torch {torch.__version__}')
-    print(*growth(results), sep='\n')
-    save(results, args, plot)
+    warnings.filterwarnings('error', 'the Triton kernels')
+    ways, gpu = dict(pytorch=mmdist), args.device != 'cpu'
+    if find_spec('triton') and (gpu
+                                or os.environ.get('TRITON_INTERPRET') == '1'):
+        ways['triton'] = partial(mmdist, triton=True)
+    report = dict(
+        torch=torch.__version__,
+        device=torch.cuda.get_device_name() if gpu else 'cpu',
+        threads=args.threads,
+        dtype=args.dtype,
+        errors=check(ways, args.device),
+        results=[])
+    print(json.dumps(report, indent=1), file=sys.stderr)
+    if not args.check_only:
+        compiled = dict(compiled=torch.compile(formula)) if gpu else {}
+        ways = dict(formula=formula, **compiled, **ways)
+        speed, rows = gpu and bandwidth(), []
+        for shape, activation in args.shapes:
+            result = measure(ways, shape, activation, args)
+            times, size = result['milliseconds'], result['logits_mib']
+            if gpu:
+                result['bandwidth_share'] = {
+                    name: 5 * MIB * size / speed / value
+                    for name, value in times.items()
+                }
+            report['results'].append(result)
+            rows.append({
+                'logits': '×'.join(map(str, shape)),
+                'activation': activation,
+                **{
+                    f'{name} ms': f'{t:.3f}'
+                    for name, t in times.items()
+                },
+                **{
+                    title: ' / '.join(map(form, result[key].values()))
+                    for title, (key, form) in COLUMNS.items() if key in result
+                }, 'logits MiB': f'{size:.1f}'
+            })
+        print(table(rows))
+    if args.json:
+        args.json.write_text(json.dumps(report, indent=1))
 
 
 if __name__ == '__main__':
-    run_tool(main)
+    main()

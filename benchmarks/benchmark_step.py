@@ -11,23 +11,21 @@ machine does meets all; ratios of medians are what counts. Weights are random.
 """
 import argparse
 import copy
+import json
 import sys
 import tempfile
 from functools import partial
 from pathlib import Path
 from statistics import median
-from typing import Any, Callable, Dict, List, Tuple
+from typing import Any, Callable, Dict, Tuple
 
-import matplotlib
 import numpy as np
 import torch
 from mmengine.logging import MMLogger
-from rich.console import Console
-from rich.table import Table
-from timing import MIB, add_arguments, peak_memory, progress, save, turns
+from timing import MIB, add_arguments, peak_memory, table, turns
 from torch import Tensor, nn
 
-from mmdist.utils import find_config, load_config, run_tool, scope_of
+from mmdist.utils import load_config, run_tool, scope_of
 
 TOOLS = Path(__file__).resolve().parents[1] / 'tools' / 'analysis_tools'
 sys.path.insert(0, str(TOOLS))
@@ -97,23 +95,22 @@ def measure(names: Tuple[str, str],
     """Medians in milliseconds, their ratios, and peak memory, with random
     weights and two synthetic images."""
     package = scope_of(load_config(names[0], '--pairs'))
-    cfg, teacher_cfg = (
-        zoo.load(zoo.ZooConfig(package, '', find_config(name, '--pairs')))
-        for name in names)
+    cfg, teacher_cfg = (zoo.load(name) for name in names)
     student, teacher = (zoo.build(each.model, package, seed=i).to(args.device)
                         for i, each in enumerate((cfg, teacher_cfg)))
     student.train()
     teacher.eval()
     with tempfile.TemporaryDirectory() as folder:
+        teaching = dict(config=teacher_cfg.model, dtype=args.teacher_dtype)
         distilled, featured = (
             zoo.build_wrapper(
                 cfg.model,
-                teacher_cfg.model,
+                teaching,
                 teacher.state_dict(),
                 package,
                 Path(folder),
-                options=dict(dtype=args.teacher_dtype),
-                features=features).to(args.device).train()
+                distill_loss=dict(type='mmdist.DISTLoss'),
+                feature_loss=features).to(args.device).train()
             for features in (None, FEATURES[package]))
     data = student.data_preprocessor(
         zoo.batch_for(student, cfg, package, args.size), True)
@@ -154,14 +151,13 @@ def measure(names: Tuple[str, str],
     medians = {name: median(values) for name, values in times.items()}
     ratios = [f / m for f, m in zip(times['features'], times['mmdist'])]
     low, middle, high = np.percentile(ratios, [25, 50, 75]).tolist()
-    least = medians['student'] + medians['teacher']
+    medians['sum'] = least = medians['student'] + medians['teacher']
     return dict(
         name=names[0],
         shape=list(inputs.shape),
         milliseconds=medians,
         ratio=medians['mmdist'] / least,
         judging_ratio=medians['judging'] / least,
-        recorded_ratio=medians['recorded'] / least,
         features_ratio=middle,
         features_quartiles=[low, high],
         peak_mib={
@@ -170,50 +166,26 @@ def measure(names: Tuple[str, str],
         })
 
 
-def show(results: List[Dict[str, Any]], title: str) -> None:
-    """Print a table."""
-    table = Table(title=title)
-    for column in ('student', 'its step', 'teacher forward', 'sum',
-                   'with mmdist', 'by the sum', 'judging, by the sum',
-                   'recorded, by the sum', 'features, by mmdist',
-                   'memory alone', 'with mmdist', 'judging', 'features'):
-        table.add_column(column, justify='right')
-    for r in results:
-        times = r['milliseconds']
-        table.add_row(
-            Path(r['name']).stem,
-            *(f'{t:.0f} ms'
-              for t in (times['student'], times['teacher'],
-                        times['student'] + times['teacher'], times['mmdist'])),
-            *(f'{r[key]:.3f}'
-              for key in ('ratio', 'judging_ratio', 'recorded_ratio')),
-            '{:.3f} ({:.3f} to {:.3f})'.format(r['features_ratio'],
-                                               *r['features_quartiles']),
-            *(f'{m:.0f} MiB' for m in r['peak_mib'].values()))
-    Console(width=220).print(table)
-
-
-def plot(results: List[Dict[str, Any]], path: Path) -> None:
-    """Draw both ratios."""
-    matplotlib.use('Agg')
-    from matplotlib import pyplot as plt
-    figure, axes = plt.subplots(figsize=(8, 4), layout='constrained')
-    places = range(len(results))
-    for offset, key, label in ((-0.25, 'ratio', 'mmdist'),
-                               (0, 'judging_ratio', 'mmdist, first steps'),
-                               (0.25, 'recorded_ratio',
-                                "the teacher's whole loss, recorded")):
-        bars = axes.bar([place + offset for place in places],
-                        [r[key] for r in results],
-                        width=0.24,
-                        label=label)
-        axes.bar_label(bars, fmt='%.2f')
-    axes.set_xticks(places, [Path(r['name']).stem for r in results])
-    axes.tick_params(axis='x', labelsize=7)
-    axes.axhline(1, color='black', linewidth=0.8)
-    axes.set_ylabel("step / (student's step + teacher's forward)")
-    axes.legend()
-    figure.savefig(path)
+def row_of(result: Dict[str, Any]) -> Dict[str, str]:
+    """A row of the table."""
+    times, memory = result['milliseconds'], result['peak_mib']
+    low, high = result['features_quartiles']
+    return {
+        'model': Path(result['name']).stem,
+        **{
+            f'{name}, ms': f'{times[name]:.0f}'
+            for name in ('student', 'teacher', 'sum', 'mmdist')
+        },
+        **{
+            f'{name} by the sum': f'{times[name] / times["sum"]:.3f}'
+            for name in ('mmdist', 'judging', 'recorded')
+        }, 'features by mmdist':
+        f'{result["features_ratio"]:.3f} ({low:.3f} to {high:.3f})',
+        **{
+            f'{name}, MiB': f'{value:.0f}'
+            for name, value in memory.items()
+        }
+    }
 
 
 def parse_pair(text: str) -> Tuple[str, str]:
@@ -247,11 +219,12 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     MMLogger.get_current_instance().setLevel('ERROR')
     zoo.tell_progress()
-    results = [measure(pair, args) for pair in progress(args.pairs)]
-    show(
-        results, f'Two images of {args.size} pixels, {args.device}, '
-        f'{args.threads} threads, torch {torch.__version__}')
-    save(results, args, plot)
+    results = [measure(pair, args) for pair in args.pairs]
+    print(f'Two images of {args.size} pixels, {args.device}, {args.threads} '
+          f'threads, torch {torch.__version__}')
+    print(table([row_of(result) for result in results]))
+    if args.json:
+        args.json.write_text(json.dumps(results, indent=1))
 
 
 if __name__ == '__main__':

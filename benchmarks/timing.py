@@ -1,14 +1,12 @@
-"""Helpers of the benchmarks: time, memory, and where figures go."""
+"""Time, memory, operations and tables of benchmarks; PyTorch is all it needs.
+"""
 import argparse
-import json
 import time
 from itertools import accumulate
 from pathlib import Path
-from statistics import median
-from typing import Any, Callable, Dict, Iterable, List, Sequence
+from typing import Any, Callable, Dict, List
 
 import torch
-from rich.progress import track
 from torch.profiler import profile
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -16,47 +14,46 @@ from torch.utils._pytree import tree_leaves
 MIB = 2**20
 # Arguments that an operation writes to: its results.
 WRITTEN = ('out', 'grad_input')
+WARM_UP = 3
 
 
-def progress(sequence: Sequence) -> Iterable:
-    """A bar that is drawn between measurements only: one that refreshes
-    itself would take its time from a thread that is measured."""
-    return track(sequence, 'Measuring', auto_refresh=False)
+def milliseconds(step: Callable, device: str) -> float:
+    """The time of one run of a step; a GPU must be idle before.
+
+    One thread on a CPU is timed by what it computes itself, so that other jobs
+    on the machine count for less. What the step returns is freed when the
+    clock has stopped.
+    """
+    if device != 'cpu':
+        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        begin.record()
+        step()
+        end.record()
+        end.synchronize()
+        return begin.elapsed_time(end)
+    alone = torch.get_num_threads() == 1
+    clock = time.thread_time if alone else time.perf_counter
+    begun = clock()
+    result = step()  # noqa: F841
+    return 1000 * (clock() - begun)
 
 
 def turns(steps: Dict[str, Callable], repeats: int,
           device: str) -> Dict[str, List[float]]:
-    """Milliseconds of steps that are run in turns, turn by turn.
-
-    One thread on a CPU is timed by what it computes itself, so that other jobs
-    on the machine count for less. What a step returns is freed when the clock
-    has stopped.
-    """
-    alone = device == 'cpu' and torch.get_num_threads() == 1
-    clock = time.thread_time if alone else time.perf_counter
+    """Milliseconds of steps that are run in turns, turn by turn."""
     times: Dict[str, List[float]] = {name: [] for name in steps}
-    for repeat in range(repeats + 1):
+    for repeat in range(-(1 if device == 'cpu' else WARM_UP), repeats):
         for name, step in steps.items():
-            begun = clock()
-            result = step()
-            if device != 'cpu':
-                torch.cuda.synchronize(device)
-            if repeat:  # the first warms up
-                times[name].append(1000 * (clock() - begun))
-            del result
+            spent = milliseconds(step, device)
+            if repeat >= 0:
+                times[name].append(spent)
     return times
-
-
-def in_turns(steps: Dict[str, Callable], repeats: int,
-             device: str) -> Dict[str, float]:
-    """Medians in milliseconds of steps that are run in turns."""
-    times = turns(steps, repeats, device)
-    return {name: median(values) for name, values in times.items()}
 
 
 def peak_memory(step: Callable, device: str) -> int:
     """The most bytes that a step has allocated at a time."""
     if device != 'cpu':
+        torch.cuda.synchronize(device)
         before = torch.cuda.memory_allocated(device)
         torch.cuda.reset_peak_memory_stats(device)
         step()
@@ -94,15 +91,12 @@ def add_arguments(parser: argparse.ArgumentParser, repeats: int) -> None:
     """The options of every benchmark."""
     parser.add_argument('--repeats', type=int, default=repeats)
     parser.add_argument('--threads', type=int, default=torch.get_num_threads())
-    parser.add_argument('--device', default='cpu')
+    parser.add_argument(
+        '--device', default='cuda' if torch.cuda.is_available() else 'cpu')
     parser.add_argument('--json', type=Path, help='write all figures there')
-    parser.add_argument('--plot', type=Path, help='draw the ratios there')
 
 
-def save(results: List[Dict[str, Any]], args: argparse.Namespace,
-         plot: Callable) -> None:
-    """Write figures and their plot where they were asked for."""
-    if args.json:
-        args.json.write_text(json.dumps(results, indent=1))
-    if args.plot:
-        plot(results, args.plot)
+def table(rows: List[Dict[str, str]]) -> str:
+    """Rows of cells by column, as Markdown."""
+    lines = [[*rows[0]], ['---'] * len(rows[0]), *(r.values() for r in rows)]
+    return '\n'.join(f'| {" | ".join(line)} |' for line in lines)

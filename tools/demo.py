@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import List, Optional
 
 from demo_tasks import TASKS, Task
-from experiments.runs import (ROOT, SIDE_BY_SIDE, Crew, Run, end_like_ctrl_c,
-                              read_config, read_json, read_scalars, short)
+from experiments.runs import (ROOT, SIDE_BY_SIDE, Run, carry_out,
+                              end_like_ctrl_c, locked, read_config, read_json,
+                              read_scalars, say, short)
 from matplotlib.figure import Figure
-from rich.console import Console
 
 from mmdist.datasets import write_digit_scenes
 from mmdist.utils import run_tool
@@ -32,14 +32,7 @@ NUM_IMAGES = 3
 
 
 class DemoRun(Run):
-    """A teacher, or a student one of three ways.
-
-    Args:
-        task (Task): What it learns.
-        name (str): Key of ``TITLES``.
-        args (argparse.Namespace): What the user asked for.
-        teacher (DemoRun, optional): Its teacher. Defaults to None.
-    """
+    """A teacher or a student, by the key of ``TITLES``."""
 
     def __init__(self,
                  task: Task,
@@ -79,13 +72,11 @@ def data_root(task: Task, args: argparse.Namespace) -> Path:
 
 def make_runs(task: Task, args: argparse.Namespace) -> List[DemoRun]:
     """The teacher and the three students, in the order of ``TITLES``."""
-    teacher = DemoRun(task, 'teacher', args)
-    return [
-        teacher,
-        DemoRun(task, 'alone', args),
-        DemoRun(task, 'kd', args, teacher),
-        DemoRun(task, 'dist', args, teacher)
-    ]
+    runs: List[DemoRun] = []
+    for name in TITLES:
+        teacher = runs[0] if name in ('kd', 'dist') else None
+        runs.append(DemoRun(task, name, args, teacher))
+    return runs
 
 
 def make_table(runs: List[DemoRun]) -> str:
@@ -182,18 +173,18 @@ def parse_args(argv: Optional[List[str]] = None) -> argparse.Namespace:
     return args
 
 
-def demo(args: argparse.Namespace, crew: Crew) -> None:
+def demo(args: argparse.Namespace) -> None:
     """Draw scenes, train, test and report."""
     note = QUICK_NOTE if args.quick else f'Seed {args.seed}.'
-    crew.say(note)
-    with crew.locked(args.work_dir):
+    say(note)
+    with locked(args.work_dir):
         for task in TASKS:
             root = data_root(task, args)
-            crew.say(f'Digit scenes for {task.title} in {short(root)}')
+            say(f'Digit scenes for {task.title} in {short(root)}')
             scenes = dict(task.scenes, **(QUICK if args.quick else {}))
             write_digit_scenes(root, **scenes)
         groups = [make_runs(task, args) for task in TASKS]
-        failures = crew.carry_out(sum(groups, []))
+        failures = carry_out(sum(groups, []))
         if failures:
             raise SystemExit('\n'.join(failures))
         # Libraries print a lot while a model is loaded.
@@ -202,14 +193,14 @@ def demo(args: argparse.Namespace, crew: Crew) -> None:
                 contextlib.redirect_stderr(log):
             report = write_report(groups, args, note)
     for runs in groups:
-        crew.say(f'\n{make_table(runs)}\n')
-    crew.say(f'{note} Curves and predictions: {short(report)}')
+        say(f'\n{make_table(runs)}\n')
+    say(f'{note} Curves and predictions: {short(report)}')
 
 
 def main() -> None:
     end_like_ctrl_c()
     try:
-        demo(parse_args(), Crew(Console()))
+        demo(parse_args())
     except KeyboardInterrupt:
         raise SystemExit('Interrupted; the same command goes on from here.')
 

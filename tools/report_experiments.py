@@ -12,7 +12,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Dict, Iterator
 
-from experiments.grid import DISCREPANCIES, RESULTS, Grid, Table, describe, pd
+from experiments.grid import Grid, describe, pd, tables_of
 from experiments.runs import ROOT
 from matplotlib.figure import Figure
 from scipy import stats
@@ -45,30 +45,24 @@ def parse_args() -> argparse.Namespace:
 
 
 class Report:
-    """The tables and figures of one grid.
-
-    Args:
-        path (Path): The grid.
-        folder (Path): The folder of its CSV files, and of figures.
-        page (Path): The page, for links.
-    """
+    """The tables and figures of one grid, from the CSV files in a folder."""
 
     def __init__(self, path: Path, folder: Path, page: Path) -> None:
-        self.grid = grid = Grid(path, ROOT / 'work_dirs')
         self.folder, self.links = folder, os.path.relpath(folder, page.parent)
-        self.results = results = Table(folder / f'{grid.name}.csv', RESULTS)
+        self.results, known = tables_of(folder / f'{path.stem}.csv').values()
+        self.grid = grid = Grid(path, ROOT / 'work_dirs', self.results)
         self.field, self.split = 'metric', ''
         if grid.test:
             self.field, self.split = 'test', ', test split'
         rows = pd.concat([
-            results.of(*grid.of(name, results)).assign(run=name)
+            self.results.of(*grid.of(name)).assign(run=name)
             for name in grid.entries
         ])
-        if len(results.rows) and not len(rows):
+        if len(self.results.rows) and not len(rows):
             raise ConfigError(
-                '--results', f'{results.path} has no result of a run that '
-                f'{grid.name} declares now', 'train them again, or take back '
-                'what was changed in the grid or its configs')
+                '--results', f'{self.results.path} has no result of a run '
+                f'that {grid.name} declares now', 'train them again, or take '
+                'back what was changed in the grid or its configs')
         rows = rows.astype(dict(metric=float, test=float, minutes=float))
         self.rows = rows = rows.set_index(['run', 'seed'], drop=False)
         self.baseline = {
@@ -76,23 +70,23 @@ class Report:
             for name, entry in grid.runs.items() if entry.get('baseline')
         }
         # paired by seed
-        base = pd.MultiIndex.from_arrays(
-            [rows.run.map(self.baseline), rows.seed])
+        base = [rows.run.map(self.baseline), rows.seed]
         rows['gain'] = rows[self.field] - rows[self.field].reindex(
-            base).to_numpy()
-        elsewhere = grid.teachers + [
-            pattern.format(teacher) for teacher in grid.teachers
-            for pattern in grid.taught.values()
-        ]
+            pd.MultiIndex.from_arrays(base)).to_numpy()
+        elsewhere = {
+            pattern.format(teacher)
+            for teacher in grid.teachers
+            for pattern in ('{}', *grid.taught.values())
+        }
         self.main_runs = [
             name for name in grid.runs
             if name in rows.index and name not in elsewhere
         ]
-        known = Table(folder / f'{grid.name}_discrepancy.csv', DISCREPANCIES)
-        names = {m.key: m.teacher.name for m in grid.measures()}
-        found = known.of(*grid.measures())
+        measures = grid.measures()
+        found = known.of(*measures)
         found = found[found.group == 'foreground'].assign(
-            teacher=found.key.map(names))
+            teacher=found.key.map({m.id: m.teacher.name
+                                   for m in measures}))
         self.measured = found.drop_duplicates(
             'teacher', keep='last').set_index('teacher')
 
@@ -128,7 +122,7 @@ class Report:
                 row[f'gain{self.split}'] = self.mean('gain', name)
                 row['gain, 95 % interval'] = self.interval(name)
             row['minutes'] = f'{self.rows.minutes[name].mean():.1f}'
-            row['options'] = describe(grid.of(name, self.results)[0].declared)
+            row['options'] = describe(grid.of(name)[0].declared)
             rows.append(row)
         return markdown_table(rows)
 

@@ -6,11 +6,11 @@ was interrupted. ``tools/report_experiments.py`` makes tables and figures.
 """
 import argparse
 from pathlib import Path
-from typing import List
+from typing import Dict, List
 
-from experiments.grid import DISCREPANCIES, RESULTS, Grid, GridRun, Job, Table
-from experiments.runs import ROOT, Crew, end_like_ctrl_c, short
-from rich.console import Console
+from experiments.grid import Grid, GridRun, Job, Measure, Table, tables_of
+from experiments.runs import (ROOT, carry_out, end_like_ctrl_c, locked, say,
+                              short)
 
 from mmdist.datasets import write_digit_scenes
 from mmdist.utils import run_tool
@@ -40,34 +40,16 @@ def parse_args() -> argparse.Namespace:
     return args
 
 
-class Results:
-    """The CSV files of a grid: results of runs, and discrepancies."""
-
-    def __init__(self, path: Path) -> None:
-        self.runs = Table(path, RESULTS)
-        self.discrepancies = Table(
-            path.with_name(f'{path.stem}_discrepancy.csv'), DISCREPANCIES)
-
-    def table(self, job: Job) -> Table:
-        """The table that holds the rows of a job."""
-        return self.runs if isinstance(job, GridRun) else self.discrepancies
-
-    def keep(self, job: Job) -> None:
-        """Write the rows of a job that is done."""
-        if job not in self.table(job):
-            self.table(job).add(*job.rows())
-
-
-def jobs_left(grid: Grid, results: Results) -> List[Job]:
+def jobs_left(grid: Grid, tables: Dict[type, Table]) -> List[Job]:
     """The measurements and runs without a result, after what they need.
 
     Of runs that train the same the first is taken.
     """
     missing = {}
-    for run in grid.all(results.runs):
-        if run not in results.runs:
-            missing.setdefault((run.key, run.seed), run)
-    measures = [m for m in grid.measures() if m not in results.discrepancies]
+    for run in grid.all():
+        if run not in tables[GridRun]:
+            missing.setdefault(run.id, run)
+    measures = [m for m in grid.measures() if m not in tables[Measure]]
     jobs = [need for measure in measures for need in measure.needs] + measures
     jobs += [run.teacher for run in missing.values() if run.teacher]
     return list(dict.fromkeys([*jobs, *missing.values()]))
@@ -76,33 +58,31 @@ def jobs_left(grid: Grid, results: Results) -> List[Job]:
 def main() -> None:
     args = parse_args()
     end_like_ctrl_c()
-    grid, results = Grid(args.grid, args.work_dir), Results(args.results)
-    crew = Crew(Console(), args.jobs)
+    tables = tables_of(args.results)
+    grid = Grid(args.grid, args.work_dir, tables[GridRun])
     if args.dry_run:
-        for job in jobs_left(grid, results):
+        for job in jobs_left(grid, tables):
             if not job.done:
                 train = 'train ' if isinstance(job, GridRun) else ''
-                crew.say(f'{train}{job.label}')
+                say(f'{train}{job.label}')
         for name, entry in grid.runs.items():
-            if not grid.of(name, results.runs):
-                crew.say(f'{name}: once the sweep {entry["best_of"]} is done')
+            if not grid.of(name):
+                say(f'{name}: once the sweep {entry["best_of"]} is done')
         return
     failures = []
-    with crew.locked(grid.work_dir):
+    with locked(grid.work_dir):
         if grid.scenes:
-            crew.say(f'Digit scenes in {grid.scenes["out_dir"]}')
-            write_digit_scenes(
-                **{
-                    **grid.scenes, 'out_dir': ROOT / grid.scenes['out_dir']
-                })
+            folder = grid.scenes['out_dir']
+            say(f'Digit scenes in {folder}')
+            write_digit_scenes(**dict(grid.scenes, out_dir=ROOT / folder))
         for _ in range(2):  # then what takes the best of a sweep
-            jobs = jobs_left(grid, results)
+            jobs = jobs_left(grid, tables)
             for job in jobs:
                 if job.done:
-                    results.keep(job)
-            failures += crew.carry_out(jobs, results.keep)
-    crew.say(f'{len(results.runs.rows)} results in '
-             f'{short(results.runs.path)}')
+                    tables[type(job)].keep(job)
+            failures += carry_out(jobs, args.jobs,
+                                  lambda job: tables[type(job)].keep(job))
+    say(f'{len(tables[GridRun].rows)} results in {short(args.results)}')
     if failures:
         raise SystemExit('\n'.join(dict.fromkeys(failures)))
 

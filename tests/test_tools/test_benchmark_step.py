@@ -28,21 +28,20 @@ def run(monkeypatch, *arguments):
 
 @pytest.mark.slow
 def test_it_writes_what_it_measured(tmp_path, monkeypatch, capsys):
-    """A table, JSON and a plot."""
+    """A table and JSON."""
     pairs = []
     for name, (scope, model) in MODELS.items():
         path = tmp_path / f'{name}.py'
         Config(dict(default_scope=scope, model=model())).dump(str(path))
         pairs.append(f'{path},{path}')
-    files = tmp_path / 'times.json', tmp_path / 'times.png'
+    path = tmp_path / 'times.json'
     run(monkeypatch, '--pairs', *pairs, '--size', 64, '--repeats', 1,
-        '--threads', 1, '--json', files[0], '--plot', files[1])
-    assert files[1].stat().st_size > 1000
-    results = json.loads(files[0].read_text())
+        '--threads', 1, '--device', 'cpu', '--json', path)
+    results = json.loads(path.read_text())
     table = capsys.readouterr().out
     assert [Path(result['name']).stem for result in results] == list(MODELS)
     for result, name in zip(results, MODELS):
-        assert name in table
+        assert f'| {name} | ' in table
         times = result['milliseconds']
         least = times['student'] + times['teacher']
         assert result['shape'] == [2, 3, 64, 64]

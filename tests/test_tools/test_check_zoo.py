@@ -10,6 +10,7 @@ import torch
 
 ROOT = Path(__file__).resolve().parents[2]
 TOOL = ROOT / 'tools' / 'analysis_tools' / 'check_zoo.py'
+RPN = 'mmdet::rpn/rpn_r50_fpn_1x_coco.py'
 # One of each tap, of each argument that holds class logits, and of models
 # that hold their detector within.
 CONFIGS = dict(
@@ -59,8 +60,9 @@ def run(folder, *arguments):
 @pytest.mark.parametrize('package', CONFIGS)
 def test_representatives_pass_all_checks(package, tmp_path):
     """Finite terms, gradient, KL of 0, plain losses, plain checkpoints."""
-    done, reports, table = run(tmp_path, '--package', package, '--jobs', '2',
-                               '--config', *CONFIGS[package])
+    done, reports, table = run(
+        tmp_path, '--jobs', '2', '--config',
+        *(f'{package}::*/{name}' for name in CONFIGS[package]))
     failed = [r for r in reports if r['status'] != 'passes']
     assert not failed, (failed, done.stderr[-2000:])
     assert done.returncode == 0
@@ -77,8 +79,7 @@ def test_representatives_pass_all_checks(package, tmp_path):
 def test_models_without_classes_are_listed_as_such(tmp_path):
     """An RPN knows no classes; the reason is the wrapper's own sentence. Its
     feature maps can be distilled."""
-    done, reports, table = run(tmp_path, '--package', 'mmdet', '--config',
-                               'rpn_r50_fpn_1x_coco.py')
+    done, reports, table = run(tmp_path, '--config', RPN)
     assert [r['status'] for r in reports] == ['no class predictions']
     assert 'has class logits to distil' in reports[0]['reason'] in table
     assert reports[0]['passed'] == dict(f=True)
@@ -87,22 +88,19 @@ def test_models_without_classes_are_listed_as_such(tmp_path):
     # What is known is not checked again.
     reports[0]['reason'] = 'as written down'
     (tmp_path / 'zoo.json').write_text(json.dumps(reports))
-    done, again, table = run(tmp_path, '--package', 'mmdet', '--config',
-                             'rpn_r50_fpn_1x_coco.py', '--resume')
+    done, again, table = run(tmp_path, '--config', RPN, '--resume')
     assert again == reports and 'as written down' in table
 
 
 @pytest.mark.slow
-def test_what_is_cut_off_is_checked_again_alone(tools, capsys):
+def test_what_is_cut_off_is_checked_by_the_next_call(tmp_path):
     """A check that another left no time or memory gets a second chance."""
-    check_zoo, zoo_models, _ = tools
-    rpn = [
-        config for config in zoo_models.zoo_configs('mmdet')['rpn']
-        if config.path.name == 'rpn_r50_fpn_1x_coco.py'
-    ]
-    reports = list(check_zoo.check_all([rpn], 2, 0.01, []))
-    assert [r['reason'] for r in reports] == ['not ready after 0.01 s']
-    assert capsys.readouterr().out.count('not ready after') == 2
+    for _ in range(2):
+        done, reports, _ = run(tmp_path, '--config', RPN, '--timeout', '0.01',
+                               '--resume')
+        assert done.stdout.count('not ready after') == 1
+        assert [r['reason'] for r in reports] == ['not ready after 0.01 s']
+        assert done.returncode == 1
 
 
 @pytest.mark.parametrize('reports, verdict', [

@@ -2,7 +2,6 @@
 import fcntl
 import functools
 import importlib
-import io
 import json
 import signal
 import subprocess
@@ -18,7 +17,6 @@ from matplotlib.figure import Figure
 from mmengine.config import Config
 from mmengine.registry import MODELS, DefaultScope
 from mmseg.utils import register_all_modules
-from rich.console import Console
 
 from mmdist.errors import ConfigError
 
@@ -57,15 +55,6 @@ def runs(make_runs):
 @pytest.fixture(params=('detection', 'segmentation'))
 def task(demo, request):
     return next(t for t in demo.TASKS if t.title == request.param)
-
-
-@pytest.fixture
-def crew(demo):
-    return demo.Crew(Console(file=io.StringIO()))
-
-
-def lines_of(crew):
-    return crew.console.file.getvalue().splitlines()
 
 
 def finish(run):
@@ -261,10 +250,14 @@ def test_interrupted_first_record_is_not_foreign(runs):
 
 
 @pytest.mark.parametrize('cores, threads', [(1, 1), (2, 1), (6, 3), (64, 4)])
-def test_threads_are_shared_and_few(shared, monkeypatch, cores, threads):
-    monkeypatch.setattr(
-        shared.os, 'sched_getaffinity', lambda _: range(cores), raising=False)
-    assert shared.environment(2)['OMP_NUM_THREADS'] == str(threads)
+def test_threads_are_shared_and_few(shared, script, monkeypatch, cores,
+                                    threads):
+    monkeypatch.setattr(torch, 'get_num_threads', lambda: cores)
+    run = script(
+        'count', 'import os; open("{out}", "w").write('
+        'os.environ["OMP_NUM_THREADS"])')
+    assert shared.carry_out([run]) == []
+    assert run.written.read_text() == str(threads)
 
 
 # logs
@@ -306,17 +299,17 @@ def test_metric_is_that_of_the_last_test(runs):
     assert run.tested() == 0.2
 
 
-def test_every_epoch_is_told_once(runs, crew):
-    run, told = runs[0], set()
+def test_every_epoch_is_told_once(runs, capsys):
+    run = runs[0]
     # The metric of epoch 1 is lost: it was interrupted while validating.
     for epoch in (2, 3):
         write_scalars(run.folder, f'2026010{epoch}', [{
             run.metric.key: epoch / 10,
             'step': epoch
         }])
-        run.tell_validation(crew, told)
-        run.tell_validation(crew, told)
-    assert lines_of(crew) == [
+        run.tell_validation()
+        run.tell_validation()
+    assert capsys.readouterr().out.splitlines() == [
         'train teacher: epoch 2/5, mAP 0.200',
         'train teacher: epoch 3/5, mAP 0.300'
     ]
@@ -374,6 +367,7 @@ def test_truth_and_predictions_are_drawn(shared, demo, task, tmp_path):
 
 class Script:
     """A few lines of Python in a process of their own, as a run."""
+    call = None  # the function of tools/
 
     def __init__(self, folder, label, code, needs=()):
         self.label, self.code, self.needs = label, code, needs
@@ -385,9 +379,10 @@ class Script:
 
     trained = done
 
-    def carry_out(self, crew):
-        crew.call(self.label, ['-c', self.code.format(out=self.written)],
-                  self.folder / f'{self.label}.log', lambda: self.done)
+    def carry_out(self, jobs):
+        yield from self.call(self.label,
+                             ['-c', self.code.format(out=self.written)],
+                             self.folder / f'{self.label}.log', jobs)
 
 
 WRITE = 'import time; time.sleep(1); open("{out}", "w").close()'
@@ -396,39 +391,41 @@ WRITE = 'import time; time.sleep(1); open("{out}", "w").close()'
 @pytest.fixture
 def script(shared, tmp_path, monkeypatch):
     monkeypatch.setattr(shared, 'POLL_SECONDS', 0.05)
+    monkeypatch.setattr(Script, 'call', staticmethod(shared.call))
     return functools.partial(Script, tmp_path)
 
 
-def test_runs_are_side_by_side_and_in_order(script, crew):
+def test_runs_are_side_by_side_and_in_order(shared, script, capsys):
     first, other = script('first', WRITE), script('other', WRITE)
     last = script('last', WRITE, [first])
     ended = []
-    assert crew.carry_out([first, last, other], ended=ended.append) == []
+    assert shared.carry_out([first, last, other], ended=ended.append) == []
     assert all(run.done for run in (first, other, last))
     assert ended[-1] is last and len(ended) == 3
-    events = [line.split(',')[0] for line in lines_of(crew)]
+    said = capsys.readouterr().out.splitlines()
+    events = [line.split(',')[0] for line in said]
     assert len(events) == 6
     assert sorted(events[:2]) == ['first: begins', 'other: begins']
     assert events.index('first: done') < events.index('last: begins')
-    crew.carry_out([first, last, other])
-    assert len(lines_of(crew)) == 6
+    shared.carry_out([first, last, other])
+    assert not capsys.readouterr().out
 
 
 @pytest.mark.parametrize('code', ['raise SystemExit(3)', 'pass'])
-def test_a_failure_stops_what_needs_it(script, crew, code):
-    """It names the log; the others go on."""
+def test_a_failure_stops_what_needs_it(shared, script, code, capsys):
+    """It names the folder of the log; the others go on."""
     bad, other = script('bad', code), script('other', WRITE)
     last = script('last', WRITE, [bad])
-    failures = crew.carry_out([bad, last, other])
+    failures = shared.carry_out([bad, last, other])
     assert len(failures) == 2
-    assert failures[0].startswith('"bad" failed')
-    assert failures[0].endswith('bad.log')
-    assert ('exit code 3' in failures[0]) == ('3' in code)
+    assert failures[0] == f'"bad" failed, see the logs in {bad.folder}'
+    said = capsys.readouterr().out
+    assert ('exit code 3' in said and 'bad.log' in said) == ('3' in code)
     assert failures[1] == '"last" waits for what failed'
     assert other.done and not bad.done
 
 
-def test_a_bug_ends_all_others(script, crew, tmp_path):
+def test_a_bug_ends_all_others(shared, script, tmp_path):
     """As Ctrl-C does: no process is left."""
     name = tmp_path / 'pid'
     slow = script(
@@ -436,28 +433,29 @@ def test_a_bug_ends_all_others(script, crew, tmp_path):
         '; time.sleep(600)')
     bug = script('bug', WRITE)
 
-    def carry_out(crew):
+    def carry_out(jobs):
         wait_for(lambda: name.exists() and name.read_text())
+        yield
         raise KeyError
 
     bug.carry_out = carry_out
     with pytest.raises(KeyError):
-        crew.carry_out([slow, bug])
+        shared.carry_out([slow, bug])
     assert not Path('/proc', name.read_text()).exists()
 
 
-def test_second_demo_waits_for_the_first(crew, tmp_path):
+def test_second_demo_waits_for_the_first(shared, capsys, tmp_path):
     """And for the orphans of a killed one, which inherit its lock."""
-    with crew.locked(tmp_path):
+    with shared.locked(tmp_path):
         child = subprocess.Popen(
             [sys.executable, '-c', 'import time; time.sleep(2)'],
-            pass_fds=crew.inherited)
+            close_fds=False)
     began = time.time()
-    with crew.locked(tmp_path):
+    with shared.locked(tmp_path):
         assert time.time() - began > 0.5
         assert child.wait() == 0
         assert not is_free(tmp_path / '.lock')
-    assert 'waiting' in lines_of(crew)[0]
+    assert 'waiting' in capsys.readouterr().out
 
 
 # all of it, as small as possible
@@ -496,7 +494,7 @@ def is_free(path):
 
 
 @pytest.mark.slow
-def test_interrupted_demo_goes_on(demo, crew, tiny, repo, tmp_path):
+def test_interrupted_demo_goes_on(demo, tiny, repo, tmp_path, capsys):
     """Another call of it does the rest, and a third has nothing to do."""
     work = tmp_path / 'work'
     words = ['--quick', '--work-dir', work, '--data-root', tmp_path / 'data']
@@ -515,8 +513,8 @@ def test_interrupted_demo_goes_on(demo, crew, tiny, repo, tmp_path):
     assert is_free(work / '.lock')  # no child is left
 
     args = demo.parse_args([str(word) for word in words])
-    demo.demo(args, crew)
-    output = crew.console.file.getvalue()
+    demo.demo(args)
+    output = capsys.readouterr().out
     assert 'train det/teacher: goes on' in output or \
         'train det/teacher' not in output
     for title in ('teacher', 'student alone', 'vanilla KD', 'DIST'):
@@ -528,9 +526,8 @@ def test_interrupted_demo_goes_on(demo, crew, tiny, repo, tmp_path):
         assert (work / 'det' / name).stat().st_size > 10000
 
     known = [path.stat() for path in work.glob('det/*/epoch_2.pth')]
-    again = demo.Crew(Console(file=io.StringIO()))
-    demo.demo(args, again)
-    output = again.console.file.getvalue()
+    demo.demo(args)
+    output = capsys.readouterr().out
     assert 'begins' not in output and 'goes on' not in output
     assert [path.stat() for path in work.glob('det/*/epoch_2.pth')] == known
 

@@ -4,15 +4,14 @@ from contextlib import contextmanager
 from copy import deepcopy
 from functools import partial
 from pathlib import Path
-from typing import Any, Callable, Dict, Iterator, Optional, Tuple
+from typing import Any, Callable, Dict, Iterable, Iterator, Optional, Tuple
 
 import torch
 from mmengine.config import Config
 from mmengine.runner import set_random_seed
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
-from zoo_models import (SIZES, ZooConfig, batch_for, build, build_wrapper,
-                        last_line, load)
+from zoo_models import SIZES, batch_for, build, build_wrapper, last_line, load
 
 from mmdist.errors import ConfigError
 from mmdist.models.taps import build_tap
@@ -26,6 +25,7 @@ CHECKS = dict(
     e="the wrapper's weights load strictly in the plain model",
     f='with DIST on feature maps alone, a, d and e hold and the gradient '
     'reaches the backbone')
+DIST = dict(type='mmdist.DISTLoss')
 # The rounding of float32 in sums of a million products of probabilities.
 KL_TOLERANCE = 1e-6
 
@@ -74,149 +74,119 @@ def find_batch(model: nn.Module, cfg: Config,
 
 
 @torch.no_grad()
-def calibrate(model: nn.Module, batch: Dict[str, Any]) -> None:
-    """Give batch norms the statistics of a batch.
+def calibrated(model: nn.Module, batch: Dict[str, Any]) -> Dict[str, Tensor]:
+    """The weights of a model, its batch norms with the statistics of a batch.
 
     With random weights and statistics of 0 and 1, activations grow from layer
     to layer until a softmax is certain and has no gradient. (A pretrained
     backbone has statistics that fit its weights.)
     """
-    modes = {module: module.training for module in model.modules()}
-    # Norms with an epsilon of 0 can only be frozen (NAS-FCOS).
-    norms = [
-        m for m in model.modules() if isinstance(m, _BatchNorm) and m.eps > 0
-    ]
-    momenta = [norm.momentum for norm in norms]
     model.train()
     for norm in model.modules():
         if isinstance(norm, _BatchNorm):
-            norm.training = norm in norms
-    for norm in norms:
-        norm.momentum = 1.
+            # Norms with an epsilon of 0 can only be frozen (NAS-FCOS).
+            norm.training, norm.momentum = norm.eps > 0, 1.
     losses_of(model, batch)
-    for norm, momentum in zip(norms, momenta):
-        norm.momentum = momentum
-    for module, mode in modes.items():
-        module.training = mode
+    return model.state_dict()
 
 
 class Check:
-    """The six checks of one config.
+    """The six checks of one config, by its name; the folder is for the
+    teacher's checkpoint."""
 
-    Args:
-        config (ZooConfig): The config.
-        folder (Path): For the teacher's checkpoint.
-    """
-
-    def __init__(self, config: ZooConfig, folder: Path) -> None:
-        self.package, self.folder = config.package, folder
+    def __init__(self, config: str, folder: Path) -> None:
+        self.package, self.folder = config.partition('::')[0], folder
         try:
             self.cfg = load(config)
-            self.plain = build(self.cfg.model, self.package, seed=0)
+            plain = build(self.cfg.model, self.package, seed=0)
         except Exception as error:
             raise PlainModelFails(last_line(error)) from error
-        self.batch, self.size = find_batch(self.plain, self.cfg, self.package)
-        calibrate(self.plain, self.batch)
-        self.weights = self.plain.state_dict()
+        self.batch, self.size = find_batch(plain, self.cfg, self.package)
+        self.weights = calibrated(plain, self.batch)
         # A model that has computed no loss yet: some count losses.
         self.plain = build(self.cfg.model, self.package, seed=0)
         self.plain.load_state_dict(self.weights, strict=False)
         self.plain.train()
         self.plain_losses = spread(losses_of(self.plain, self.batch))
         teacher = build(self.cfg.model, self.package, seed=1)
-        calibrate(teacher, self.batch)
-        self.teacher = teacher.state_dict()
+        self.teacher = calibrated(teacher, self.batch)
 
-    def wrapper(self,
-                teacher: Dict[str, Tensor],
-                loss: Optional[str],
-                features: Optional[dict] = None) -> nn.Module:
+    def wrapper(self, teacher: Dict[str, Tensor], **losses: Any) -> nn.Module:
         """A wrapper whose student has the plain model's weights."""
-        wrapper = build_wrapper(
-            self.cfg.model,
-            self.cfg.model,
-            teacher,
-            self.package,
-            self.folder,
-            loss,
-            features=features)
+        model = self.cfg.model
+        wrapper = build_wrapper(model, dict(config=model), teacher,
+                                self.package, self.folder, **losses)
         # DDQ's weights have more names once it has computed a loss.
         wrapper.load_state_dict(self.weights, strict=False)
         return wrapper
 
-    def run(self) -> Dict[str, Any]:
-        """Run all checks but f; return which pass, and what was measured."""
-        passed, measured = self.differing_teacher()
-        passed['c'] = self.identical_kl()
-        return dict(passed=passed, size=self.size, **measured)
+    def step(self, wrapper: nn.Module) -> Tuple[Dict[str, bool], dict]:
+        """Whether a wrapper passes a, d and e, and its distillation terms,
+        whose gradients are computed."""
+        losses = losses_of(wrapper, self.batch)
+        kd = {k: v for k, v in losses.items() if k.startswith('loss_kd')}
+        own = spread({k: v for k, v in losses.items() if k not in kd})
+        self.plain.load_state_dict(wrapper.state_dict(), strict=True)
+        sum(kd.values()).backward()
+        return dict(
+            a=all(0 < float(v) < float('inf') for v in kd.values()),
+            d=equal(own, self.plain_losses),
+            e=True), {
+                k: float(v)
+                for k, v in kd.items()
+            }
 
     def features(self) -> Tuple[Optional[bool], str]:
         """Whether f passes, and which maps are compared; None, and why, where
         a feature loss is refused."""
         try:
-            wrapper = self.wrapper(self.teacher, None,
-                                   dict(type='mmdist.DISTLoss')).train()
-            passed, kd = self.step(wrapper)
+            wrapper = self.wrapper(
+                self.teacher, distill_loss=None, feature_loss=DIST).train()
+            passed, _ = self.step(wrapper)
         except ConfigError as error:
             return None, last_line(error)
-        sum(kd.values()).backward()
-        reached = any(p.grad is not None and p.grad.abs().max() > 0
-                      for path, p in wrapper.named_parameters()
-                      if 'backbone' in path)
+        backbones = (parameter
+                     for path, parameter in wrapper.named_parameters()
+                     if 'backbone' in path)
         part = wrapper.distillation.features
-        return (reached and all(passed.values()),
+        return (reached(backbones) and all(passed.values()),
                 f'{part.where}, {len(part.pairs)} maps')
 
-    def step(self, wrapper: nn.Module) -> Tuple[Dict[str, bool], dict]:
-        """Whether a wrapper passes a, d and e, and its distillation terms."""
-        losses = losses_of(wrapper, self.batch)
-        kd = {k: v for k, v in losses.items() if k.startswith('loss_kd')}
-        own = spread({k: v for k, v in losses.items() if k not in kd})
-        return dict(
-            a=all(0 < float(v) < float('inf') for v in kd.values()),
-            d=equal(own, self.plain_losses),
-            e=self.loads(wrapper)), kd
-
-    def differing_teacher(self) -> Tuple[Dict[str, bool], Dict[str, Any]]:
-        """Run the checks a, b, d and e. Their wrapper is freed afterwards."""
+    def classes(self) -> Dict[str, Any]:
+        """Which checks but f pass, and what was measured."""
         build_tap(self.plain)  # says so if it has no class predictions
-        wrapper = self.wrapper(self.teacher, 'DISTLoss').train()
-        passed, kd = self.step(wrapper)
-        passed['b'] = self.gradient_is_right(wrapper, kd)
-        return passed, dict(
-            losses={
-                k: float(v)
-                for k, v in kd.items()
-            },
-            tap=type(wrapper.distillation.tap).__name__,
-            pairs=wrapper.distillation.tap.describe(
-                wrapper, wrapper.distillation.teacher.model))
-
-    def gradient_is_right(self, wrapper: nn.Module, kd: Dict[str,
-                                                             Tensor]) -> bool:
-        """Whether a tapped head has a gradient, and the teacher none."""
-        sum(kd.values()).backward()
-        heads = [
-            wrapper.get_submodule(p) for p in wrapper.distillation.tap.heads
-        ]
-        reached = any(p.grad is not None and p.grad.abs().max() > 0
-                      for head in heads for p in head.parameters())
+        wrapper = self.wrapper(self.teacher, distill_loss=DIST).train()
+        passed, losses = self.step(wrapper)
+        tap = wrapper.distillation.tap
         teacher = wrapper.distillation.teacher.model
         state = teacher.state_dict()
-        return (reached and all(p.grad is None for p in teacher.parameters())
-                and all(
-                    torch.equal(state[name], self.teacher[name])
-                    for name in state.keys() & self.teacher.keys()))
+        passed['b'] = reached(
+            parameter for path in tap.heads
+            for parameter in wrapper.get_submodule(path).parameters()) and all(
+                p.grad is None for p in teacher.parameters()) and equal(
+                    state, {
+                        name: self.teacher.get(name, state[name])
+                        for name in state
+                    })
+        pairs = tap.describe(wrapper, teacher)
+        del wrapper, teacher, state  # before the next one is built
+        passed['c'] = self.identical_kl()
+        return dict(
+            passed=passed,
+            size=self.size,
+            losses=losses,
+            tap=type(tap).__name__,
+            pairs=pairs)
 
     def identical_kl(self) -> bool:
         """Whether an identical student has a KL divergence of 0."""
-        same = self.wrapper(self.weights, 'KDLoss').eval()
+        student = self.wrapper(
+            self.weights, distill_loss=dict(type='mmdist.KDLoss')).eval()
         # With gradients, other kernels run, which round differently.
-        same.kd_student.requires_grad_(False)
+        student.requires_grad_(False)
         # Some models compute a loss only in training mode (DINO's denoising
         # queries). Then the outermost module gets that mode, or all modules
         # without random layers.
-        student = same.kd_student
         blocks = [
             m for m in student.modules()
             if any(m.children()) and not isinstance(m, nn.MultiheadAttention)
@@ -225,15 +195,16 @@ class Check:
             for module in training:
                 module.training = True
             try:
-                return _kl(same, self.batch) < KL_TOLERANCE
+                return _kl(student, self.batch) < KL_TOLERANCE
             except Exception as error:
                 problem = error
         raise problem
 
-    def loads(self, wrapper: nn.Module) -> bool:
-        """Load the wrapper's weights, strictly, in the plain model."""
-        self.plain.load_state_dict(wrapper.state_dict(), strict=True)
-        return True
+
+def reached(parameters: Iterable[nn.Parameter]) -> bool:
+    """Whether any of them has a gradient that is not 0."""
+    return any(p.grad is not None and p.grad.abs().max() > 0
+               for p in parameters)
 
 
 def _kl(wrapper: nn.Module, batch: Dict[str, Any]) -> float:

@@ -9,7 +9,7 @@ import tempfile
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Dict, Iterator, List, NamedTuple, Optional
+from typing import Any, Dict, Iterator, List, Optional
 
 import numpy as np
 import torch
@@ -19,32 +19,16 @@ from mmengine.registry import MODELS, DefaultScope
 from mmengine.structures import InstanceData, PixelData
 from torch import nn
 
+from mmdist.utils import find_config
+from mmdist.utils.config import WRAPPERS
+
 PACKAGES = dict(mmdet='MMDetection', mmseg='MMSegmentation')
-WRAPPERS = dict(mmdet='DistillDetector', mmseg='DistillSegmentor')
 # Sides of square images, from the smallest; some models need larger ones.
 SIZES = (128, 256, 512)
 NUM_PROPOSALS = 20
 TEXT = tuple('person dog cat car bus bird boat bottle chair sofa'.split())
 
 LANGUAGE_MODEL = 'bert-base-uncased'
-
-
-class ZooConfig(NamedTuple):
-    """A config of a zoo.
-
-    Attributes:
-        package (str): 'mmdet' or 'mmseg'.
-        family (str): Its folder.
-        path (Path): The file.
-    """
-    package: str
-    family: str
-    path: Path
-
-    @property
-    def name(self) -> str:
-        """The name in other configs, e.g. ``mmdet::atss/…``."""
-        return f'{self.package}::{self.family}/{self.path.name}'
 
 
 def tell_progress() -> None:
@@ -58,18 +42,19 @@ def mim_folder(package: str) -> Path:
     return Path(importlib.import_module(package).__file__).parent / '.mim'
 
 
-def zoo_configs(package: str) -> Dict[str, List[ZooConfig]]:
-    """The configs of a package by family, the shortest names first."""
-    families = {}
-    root = mim_folder(package) / 'configs'
+def zoo_configs(package: str) -> Dict[str, List[str]]:
+    """Names of a package's configs, e.g. ``mmdet::atss/….py``, by family, the
+    shortest ones first."""
+    families, root = {}, mim_folder(package) / 'configs'
     for folder in sorted(p for p in root.iterdir() if p.is_dir()):
         files = sorted(
             folder.glob('*.py'), key=lambda file: (len(file.name), file.name))
-        files = [file for file in files if _has_model(file)]
-        if files and folder.name != '_base_':
-            families[folder.name] = [
-                ZooConfig(package, folder.name, file) for file in files
-            ]
+        names = [
+            f'{package}::{folder.name}/{file.name}' for file in files
+            if _has_model(file)
+        ]
+        if names and folder.name != '_base_':
+            families[folder.name] = names
     return families
 
 
@@ -80,9 +65,9 @@ def _has_model(file: Path) -> bool:
     return inherits or re.search(r'^model\s*=', text, re.M) is not None
 
 
-def load(config: ZooConfig) -> Config:
+def load(config: str) -> Config:
     """A config for one process on the CPU, without pretrained weights."""
-    cfg = Config.fromfile(config.path)
+    cfg = Config.fromfile(find_config(config, '--config'))
     if 'model' not in cfg:
         raise ValueError('a config of data or a schedule, without a model')
     model = _for_cpu(cfg.model.to_dict())
@@ -172,39 +157,26 @@ def build(model: dict, package: str, seed: int) -> nn.Module:
     return built
 
 
-def build_wrapper(student: dict,
-                  teacher: dict,
-                  weights: Dict[str, Any],
-                  package: str,
-                  folder: Path,
-                  loss: Optional[str] = 'DISTLoss',
-                  options: Optional[dict] = None,
-                  features: Optional[dict] = None) -> nn.Module:
+def build_wrapper(student: dict, teacher: dict, weights: Dict[str, Any],
+                  package: str, folder: Path, **fields: Any) -> nn.Module:
     """Build the wrapper of a student, from a seed.
 
     Args:
         student (dict): The model.
-        teacher (dict): The model.
+        teacher (dict): ``model.teacher`` without a checkpoint.
         weights (dict): The teacher's; written to a checkpoint.
         package (str): 'mmdet' or 'mmseg'.
         folder (Path): For the checkpoint.
-        loss (str, optional): A loss of mmdist on class logits.
-        options (dict, optional): Further fields of ``model.teacher``.
-        features (dict, optional): ``model.feature_loss``.
+        fields: Further fields of the wrapper, such as its losses.
     """
-    checkpoint = folder / 'teacher.pth'
+    checkpoint = str(folder / 'teacher.pth')
     torch.save(dict(state_dict=weights), checkpoint)
-    source = dict(config=teacher, checkpoint=str(checkpoint))
     return build(
         dict(
-            type=f'mmdist.{WRAPPERS[package]}',
+            type=WRAPPERS[package],
             student=student,
-            teacher={
-                **source,
-                **(options or {})
-            },
-            distill_loss=loss and dict(type=f'mmdist.{loss}'),
-            feature_loss=features),
+            teacher=dict(teacher, checkpoint=checkpoint),
+            **fields),
         package,
         seed=0)
 
@@ -229,7 +201,12 @@ def batch_for(model: nn.Module, cfg: Config, package: str,
         package (str): 'mmdet' or 'mmseg'.
         size (int): Height and width of the images in pixels.
     """
-    num_classes = _num_classes(model)
+    # classes that all heads know, but for proposals; SSD's backbone has -1
+    num_classes = min(
+        (module.num_classes for path, module in model.named_modules()
+         if isinstance(getattr(module, 'num_classes', None), int)
+         and 'rpn' not in path and module.num_classes > 0),
+        default=1)
     if package == 'mmseg':
         return _segmentation_batch(num_classes, size)
     masks = bool(_find(cfg.get('train_dataloader', {}), 'with_mask'))
@@ -250,16 +227,6 @@ def _takes_videos(model: nn.Module) -> bool:
     trains_on_images = getattr(model.data_preprocessor, 'use_det_processor',
                                False)
     return isinstance(model, BaseMOTModel) and not trains_on_images
-
-
-def _num_classes(model: nn.Module) -> int:
-    """Classes that all heads know, but for proposals."""
-    heads = [
-        module.num_classes for path, module in model.named_modules()
-        if isinstance(getattr(module, 'num_classes', None), int)
-        and 'rpn' not in path and module.num_classes > 0  # SSD's backbone: -1
-    ]
-    return min(heads, default=1)
 
 
 def _find(part: Any, key: str) -> Optional[Any]:
@@ -319,19 +286,15 @@ def _video_batch(num_classes: int, size: int, masks: bool) -> Dict[str, Any]:
 def _semi_supervised_batch(num_classes: int, size: int,
                            masks: bool) -> Dict[str, Any]:
     """The three branches of a semi-supervised detector."""
-    branches = ('sup', 'unsup_teacher', 'unsup_student')
-    parts = {b: _detection_batch(num_classes, size, masks) for b in branches}
-    for part in parts.values():
+    batch: Dict[str, Any] = dict(inputs={}, data_samples={})
+    for branch in ('sup', 'unsup_teacher', 'unsup_student'):
+        part = _detection_batch(num_classes, size, masks)
         for sample in part['data_samples']:
             sample.set_metainfo(
                 dict(homography_matrix=np.eye(3, dtype=np.float32)))
-    return {
-        key: {
-            branch: part[key]
-            for branch, part in parts.items()
-        }
-        for key in ('inputs', 'data_samples')
-    }
+        for key in batch:
+            batch[key][branch] = part[key]
+    return batch
 
 
 def _segmentation_batch(num_classes: int, size: int) -> Dict[str, Any]:

@@ -20,31 +20,28 @@ import re
 import runpy
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
-from typing import Any, Dict, List, Optional, Union
+from typing import Any, Dict, Iterator, List, Optional, Union
 
 from mmdist.datasets import scenes_manifest
 from mmdist.errors import ConfigError
-from .runs import ROOT, Crew, Metric, Run, read_json, short, versions
+from .runs import ROOT, Metric, Run, call, read_json, short, versions
 
 try:
     import pandas as pd
 except ModuleNotFoundError:
     sys.exit("Error: pandas is not installed; pip install 'mmdist[analysis]'")
 
-RUN_FIELDS = {'config', 'options', 'seeds', 'teacher', 'best_of', 'baseline'}
-RESULTS = ('run', 'seed', 'metric', 'test', 'minutes', 'options', 'key',
-           'commit', 'versions')
-DISCREPANCIES = ('student', 'teacher', 'group', 'rows', 'kl', 'inter', 'intra',
-                 'spearman', 'kendall', 'top-1 agreement', 'key')
-
 
 class GridRun(Run):
     """One training of a grid, with its whole config in one file."""
+    COLUMNS = ('run', 'seed', 'metric', 'test', 'minutes', 'options', 'key',
+               'commit', 'versions')
 
     def __init__(self, grid: 'Grid', name: str, seed: int,
                  entry: Dict[str, Any]) -> None:
-        self.name, self.declared = name, dict(entry.get('options') or {})
+        self.name, self.declared = name, entry.get('options') or {}
         options, teacher = {**self.declared, 'randomness.seed': seed}, None
         if entry.get('teacher'):
             teacher = grid.of(entry['teacher'])[0]
@@ -55,43 +52,43 @@ class GridRun(Run):
                          folder, options, grid.metric, grid.manifest, teacher,
                          grid.test)
         self.config, self.options = folder.with_suffix('.py'), {}
+        self.id = f'{self.key}.{seed}'
 
-    def carry_out(self, crew: Crew) -> None:
+    def carry_out(self, jobs: int) -> Iterator[None]:
         """Write the config, and do what is left."""
         self.folder.parent.mkdir(parents=True, exist_ok=True)
         self.cfg.dump(self.config)
-        super().carry_out(crew)
+        yield from super().carry_out(jobs)
 
     def rows(self) -> List[Dict[str, Any]]:
         """The row of a run that is done."""
         commit = subprocess.run(['git', 'describe', '--always', '--dirty'],
                                 cwd=ROOT,
                                 capture_output=True,
-                                text=True)
+                                text=True).stdout.strip()
         values = (self.name, self.seed, self.validated(),
                   self.tested() if self.tests else None,
-                  round(self.seconds / 60,
-                        2), json.dumps(self.declared), self.key,
-                  commit.stdout.strip(), ' '.join(versions()))
-        return [dict(zip(RESULTS, values))]
+                  round(self.seconds / 60, 2), json.dumps(self.declared),
+                  self.key, commit, ' '.join(versions()))
+        return [dict(zip(self.COLUMNS, values))]
 
 
 class Measure:
     """One call of ``analyze_discrepancy.py`` for two runs."""
-    seed = None  # the key holds the seeds of both
+    COLUMNS = ('student', 'teacher', 'group', 'rows', 'kl', 'inter', 'intra',
+               'spearman', 'kendall', 'top-1 agreement', 'key')
 
     def __init__(self, student: GridRun, teacher: GridRun) -> None:
-        self.student, self.teacher = student, teacher
-        self.needs = [student, teacher]
+        self.needs = self.student, self.teacher = student, teacher
         self.label = f'discrepancy of {student.label} from {teacher.label}'
-        self.key = '-'.join(f'{run.key}.{run.seed}' for run in self.needs)
-        self.folder = teacher.folder / f'from_{student.key}.{student.seed}'
+        self.id = f'{student.id}-{teacher.id}'
+        self.folder = teacher.folder / f'from_{student.id}'
 
     def rows(self) -> List[Dict[str, Any]]:
         """A row for each group of rows of logits; none if not measured."""
         found = read_json(self.folder / 'discrepancy.json')
         names = dict(
-            student=self.student.name, teacher=self.teacher.name, key=self.key)
+            student=self.student.name, teacher=self.teacher.name, key=self.id)
         return [
             dict(names, group=group, **values) for model in found.values()
             for group, values in model['groups'].items()
@@ -102,53 +99,70 @@ class Measure:
         """Whether both models are trained and were compared."""
         return all(run.trained for run in self.needs) and bool(self.rows())
 
-    def carry_out(self, crew: Crew) -> None:
+    def carry_out(self, jobs: int) -> Iterator[None]:
         """Compare the models."""
         self.folder.mkdir(parents=True, exist_ok=True)
         models = [
             short(path) for run in self.needs
             for path in (run.config, run.checkpoint)
         ]
-        tool = 'tools/analysis_tools/analyze_discrepancy.py'
-        crew.call(self.label, [tool, *models, '--out-dir',
-                               short(self.folder)],
-                  self.folder / 'measure.log', lambda: self.done)
+        words = [
+            'tools/analysis_tools/analyze_discrepancy.py', *models,
+            '--out-dir',
+            short(self.folder)
+        ]
+        yield from call(self.label, words, self.folder / 'measure.log', jobs)
 
 
 Job = Union[GridRun, Measure]
 
 
 class Table:
-    """A CSV file of results, which are found by their keys and seeds."""
+    """A CSV file of results, in which those of a job are found by its id."""
 
     def __init__(self, path: Path, columns: tuple) -> None:
-        self.path, self.rows = path, pd.DataFrame(columns=columns)
-        if path.exists():
-            self.rows = pd.read_csv(
-                path, dtype=dict(key=str), float_precision='round_trip')
-        if tuple(self.rows) != columns:
-            raise ConfigError(
-                '--results', f'{path} has other columns than results of '
-                'experiments', 'choose another file')
+        self.path, self.columns = path, columns
+        self.rows = self.read()
 
-    def add(self, *rows: Dict[str, Any]) -> None:
-        """Append rows; those that other calls have added stay."""
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        new = pd.DataFrame(rows, columns=list(self.rows))
-        new.to_csv(
-            self.path, mode='a', header=not self.path.exists(), index=False)
-        old = [self.rows] if len(self.rows) else []
-        self.rows = pd.concat([*old, new], ignore_index=True)
+    def read(self) -> pd.DataFrame:
+        """The rows of the file, which other calls write to, too."""
+        if not self.path.exists():
+            return pd.DataFrame(columns=self.columns)
+        rows = pd.read_csv(
+            self.path, dtype=dict(key=str), float_precision='round_trip')
+        if tuple(rows) != self.columns:
+            raise ConfigError(
+                '--results', f'{self.path} has other columns than results of '
+                'experiments', 'choose another file')
+        return rows
+
+    def keep(self, job: Job) -> None:
+        """Append the rows of a job, once."""
+        if job not in self:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            new = pd.DataFrame(job.rows(), columns=self.columns)
+            header = not self.path.exists()
+            new.to_csv(self.path, mode='a', header=header, index=False)
+            self.rows = self.read()
 
     def of(self, *jobs: Job) -> pd.DataFrame:
         """The rows of runs or measurements."""
-        keys = [(job.key, job.seed) for job in jobs]
-        seeds = self.rows.get('seed', [None] * len(self.rows))
-        found = [pair in keys for pair in zip(self.rows.key, seeds)]
-        return self.rows[pd.Series(found, self.rows.index, bool)]
+        ids = self.rows.key
+        if 'seed' in self.rows:
+            ids = ids + '.' + self.rows.seed.astype(str)
+        return self.rows[ids.isin([job.id for job in jobs])]
 
     def __contains__(self, job: Job) -> bool:
         return len(self.of(job)) > 0
+
+
+def tables_of(path: Path) -> Dict[type, Table]:
+    """The tables of runs and of measurements, from the file of the runs."""
+    other = path.with_name(f'{path.stem}_discrepancy.csv')
+    return {
+        kind: Table(file, kind.COLUMNS)
+        for kind, file in ((GridRun, path), (Measure, other))
+    }
 
 
 class Grid:
@@ -157,18 +171,19 @@ class Grid:
     Args:
         path (Path): The file.
         work_dir (Path): The folder of all trainings.
+        results (Table, optional): What is known of the members of sweeps.
 
     Raises:
-        ConfigError: If a field is missing or unknown, or names a run or a
-            sweep that is not there, or if runs take each other's place.
+        ConfigError: If an entry has a field that is unknown or names a run or
+            a sweep that is not there, or if runs take each other's place.
     """
 
-    def __init__(self, path: Path, work_dir: Path) -> None:
-        self.name, self.work_dir = path.stem, work_dir
+    def __init__(self,
+                 path: Path,
+                 work_dir: Path,
+                 results: Optional[Table] = None) -> None:
         cfg = runpy.run_path(str(path))
-        for field in ('title', 'metric', 'runs'):
-            if field not in cfg:
-                raise ConfigError(field, f'{path} has no {field!r}')
+        self.name, self.work_dir, self.results = path.stem, work_dir, results
         self.title, self.metric = cfg['title'], Metric(**cfg['metric'])
         self.scenes, self.test = cfg.get('scenes'), cfg.get('test', False)
         self.seeds, self.sweeps = cfg.get('seeds', [0]), cfg.get('sweeps', {})
@@ -191,44 +206,47 @@ class Grid:
         entries = [*self.runs.items(), *sum(self.members.values(), [])]
         self.entries = dict(entries)
         for name, entry in [*self.sweeps.items(), *self.runs.items()]:
-            if 'config' not in entry or set(entry) - RUN_FIELDS:
-                raise ConfigError(
-                    'runs', f'{name!r} has the fields {sorted(entry)}',
-                    f"give it 'config', and of {sorted(RUN_FIELDS)} no other")
-            for field, known in dict(
-                    teacher=self.runs, baseline=self.runs,
-                    best_of=self.sweeps).items():
-                if entry.get(field) not in (None, *known):
-                    raise ConfigError(
-                        'runs', f'{name!r} has {field}={entry[field]!r}',
-                        f'choose one of {list(known)}')
-        folders = [folder_name(name) for name, _ in entries]
-        for folder in folders:
-            if folders.count(folder) > 1:
-                raise ConfigError(
-                    'runs', f'two share the folder {folder!r}',
-                    'rename one (options count by their last names)')
-        taught = [entry.get('teacher') for entry in self.runs.values()]
-        for name in filter(None, [*taught, self.student, *self.teachers]):
-            if 'best_of' in self.runs.get(name, ['best_of']):
-                raise ConfigError(
-                    'runs', f'{name!r}, a teacher or in `discrepancy`, must '
-                    'be one of them and have no `best_of`')
+            self.check(name, entry)
+        for name in {self.student, *self.teachers} - {None}:
+            self.check('discrepancy', dict(config='', teacher=name))
+        folders = Counter(folder_name(name) for name, _ in entries)
+        twice = [folder for folder, number in folders.items() if number > 1]
+        if twice:
+            raise ConfigError(
+                'runs', f'two share the folder {twice[0]!r}',
+                'rename one (options count by their last names)')
 
-    def of(self, name: str, results: Optional[Table] = None) -> List[GridRun]:
+    def check(self, name: str, entry: Dict[str, Any]) -> None:
+        """Refuse fields that are unknown or name what is not there."""
+        plain = [n for n, e in self.runs.items() if not e.get('best_of')]
+        known = dict(teacher=plain, baseline=self.runs, best_of=self.sweeps)
+        fields = {'config', 'options', 'seeds', *known}
+        wrong = (set(entry) - fields) | ({'config'} - set(entry)) | {
+            field
+            for field, names in known.items()
+            if entry.get(field) not in (None, *names)
+        }
+        for field in sorted(wrong):
+            raise ConfigError(
+                'runs', f'{name!r} has {field}={entry.get(field)!r}',
+                f'its fields are {sorted(fields)}; a teacher or a baseline is '
+                'a run (a teacher has no best_of), and best_of is a sweep')
+
+    def of(self, name: str) -> List[GridRun]:
         """The runs of a name, one for each seed.
 
         There are none if its options are those of a sweep that is not
-        complete; with ``results`` the best member gives them.
+        complete; otherwise the best member gives them.
         """
         entry = self.entries[name]
         if entry.get('best_of'):
             means = {}
             for member, _ in self.members[entry['best_of']]:
                 runs = self.of(member)
-                if not results or not all(run in results for run in runs):
+                if not self.results or not all(run in self.results
+                                               for run in runs):
                     return []
-                means[member] = results.of(*runs).metric.mean()
+                means[member] = self.results.of(*runs).metric.mean()
             best = self.entries[max(means, key=means.get)]['options']
             entry = dict(entry, options={**best, **entry.get('options', {})})
         pairs = [(name, seed) for seed in entry.get('seeds', self.seeds)]
@@ -237,9 +255,9 @@ class Grid:
                 self.made[pair] = GridRun(self, *pair, entry)
         return [self.made[pair] for pair in pairs]
 
-    def all(self, results: Optional[Table] = None) -> List[GridRun]:
+    def all(self) -> List[GridRun]:
         """All runs whose options are known, seed by seed."""
-        runs = [run for name in self.entries for run in self.of(name, results)]
+        runs = [run for name in self.entries for run in self.of(name)]
         return sorted(runs, key=lambda run: run.seed)
 
     def measures(self) -> List[Measure]:

@@ -18,14 +18,12 @@ import subprocess
 import sys
 import time
 import zipfile
-from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
-from threading import Event
 from typing import Any, Callable, Dict, Iterator, List, NamedTuple, Optional
 
+import torch
 from mmengine.config import Config
-from rich.console import Console
 
 from mmdist.errors import ConfigError
 
@@ -40,6 +38,7 @@ VERSIONED = ('mmdist', 'torch', 'mmengine', 'mmcv', 'mmdet', 'mmseg',
 NOT_HASHED = ('randomness', 'default_hooks', 'custom_imports', 'log_level',
               'log_processor', 'vis_backends', 'visualizer')
 read_config = functools.lru_cache(None)(Config.fromfile)
+say = functools.partial(print, flush=True)
 
 
 class Metric(NamedTuple):
@@ -51,10 +50,6 @@ class Metric(NamedTuple):
     def show(self, value: float) -> str:
         """The metric as text."""
         return format(value, self.format)
-
-
-class StepError(Exception):
-    """A command failed, or something waits for one that did."""
 
 
 @dataclass(eq=False)
@@ -80,6 +75,7 @@ class Run:
         self.length = loop.get('max_iters') or loop.max_epochs
         # The last one; never a picked one.
         self.checkpoint = self.folder / f'{self.unit}_{self.length}.pth'
+        self.told = 0
 
     @functools.cached_property
     def key(self) -> str:
@@ -173,143 +169,138 @@ class Run:
         self.save(self.seconds or 0.)
         return self.command('train')
 
-    def carry_out(self, crew: 'Crew') -> None:
-        """Do what is left, and say each validation."""
+    def carry_out(self, jobs: int) -> Iterator[None]:
+        """Do what is left, as :func:`call` does."""
         if not self.trained:
-            command = self.prepare()
-            before, told = self.seconds, set()
+            words = self.prepare()
+            before = self.seconds
 
             def watch(seconds: float) -> None:
                 self.save(before + seconds)
-                self.tell_validation(crew, told)
+                self.tell_validation()
 
-            crew.call(f'train {self.label}', command,
-                      self.folder / 'train.log', lambda: self.trained, watch)
-        if self.tests and self.tested() is None:
-            crew.call(f'test {self.label}', self.command('test'),
-                      self.folder / 'test.log',
-                      lambda: self.tested() is not None)
+            yield from call(f'train {self.label}', words,
+                            self.folder / 'train.log', jobs, watch)
+        if self.trained and not self.done:
+            yield from call(f'test {self.label}', self.command('test'),
+                            self.folder / 'test.log', jobs)
 
-    def tell_validation(self, crew: 'Crew', told: set) -> None:
+    def tell_validation(self) -> None:
         """Say the metric of the last validation, once."""
-        for step, value in [*self.validations().items()][-1:]:
-            if step not in told:
-                told.add(step)
-                crew.say(f'train {self.label}: {self.unit} {step}/'
-                         f'{self.length}, {self.metric.title} '
-                         f'{self.metric.show(value)}')
+        step, value = max(self.validations().items(), default=(0, 0.))
+        if step > self.told:
+            self.told = step
+            say(f'train {self.label}: {self.unit} {step}/{self.length}, '
+                f'{self.metric.title} {self.metric.show(value)}')
 
 
-class Crew:
-    """Carries out runs, several at a time, with a line for each event."""
+def call(
+    name: str,
+    words: List[str],
+    log: Path,
+    jobs: int,
+    watch: Callable[[float], None] = lambda seconds: None,
+) -> Iterator[None]:
+    """Run ``python WORDS`` on a share of the cores, and yield until it ends.
 
-    def __init__(self, console: Console, jobs: int = SIDE_BY_SIDE) -> None:
-        self.console, self.jobs = console, jobs
-        self.stop, self.inherited = Event(), ()
-
-    def say(self, text: str) -> None:
-        """Print a line."""
-        self.console.print(text, highlight=False, markup=False, soft_wrap=True)
-
-    def call(self,
-             name: str,
-             words: List[str],
-             log: Path,
-             complete: Callable[[], bool],
-             watch: Callable[[float], None] = lambda seconds: None) -> None:
-        """Run ``python WORDS``; end it and its workers when the crew stops.
-
-        ``watch`` is told the seconds it has run, from time to time. It is a
-        StepError if the command fails or leaves something that is not
-        ``complete``.
-        """
-        verb = 'goes on' if '--resume' in words else 'begins'
-        self.say(f'{name}: {verb}, log in {short(log)}')
-        begun = time.monotonic()
-        with open(log, 'a') as file:
-            file.write(f'$ {shlex.join(["python", *words])}\n')
-            file.flush()
-            process = subprocess.Popen([sys.executable, *words],
-                                       cwd=ROOT,
-                                       env=environment(self.jobs),
-                                       stdout=file,
-                                       stderr=subprocess.STDOUT,
-                                       start_new_session=True,
-                                       pass_fds=self.inherited)
-        try:
-            while process.poll() is None and not self.stop.wait(POLL_SECONDS):
-                watch(time.monotonic() - begun)
-        finally:
-            for number in (signal.SIGTERM, signal.SIGKILL):
-                with contextlib.suppress(ProcessLookupError):
-                    os.killpg(process.pid, number)
-                with contextlib.suppress(subprocess.TimeoutExpired):
-                    process.wait(timeout=5)
-                    break
-        seconds = time.monotonic() - begun
-        watch(seconds)
-        if process.returncode or not complete():
-            raise StepError(f'"{name}" failed (exit code {process.returncode})'
-                            f'; see {short(log)}')
-        self.say(f'{name}: done, {seconds / 60:.1f} min')
-
-    def carry_out(
-            self,
-            runs: List[Run],
-            ended: Callable[[Run], None] = lambda run: None) -> List[str]:
-        """Do what is left of runs, each once those that it needs are trained.
-
-        A failure stops what needs the failed run; the others go on. Runs are
-        anything with `label`, `needs`, `done` and `carry_out`, the most urgent
-        first. ``ended`` is called with each that ended well. Returned is what
-        failed, and what waits for it.
-        """
-        waiting = [run for run in runs if not run.done]
-        running, failures = {}, []
-        self.stop.clear()
-        with ThreadPoolExecutor(self.jobs) as pool:
-            try:
-                while True:
-                    ready = [
-                        run for run in waiting
-                        if all(need.trained for need in run.needs)
-                    ]
-                    for run in ready[:self.jobs - len(running)]:
-                        waiting.remove(run)
-                        running[pool.submit(run.carry_out, self)] = run
-                    if not running:
-                        break
-                    for future in wait(running, None, FIRST_COMPLETED).done:
-                        run = running.pop(future)
-                        try:
-                            future.result()
-                        except StepError as error:
-                            failures.append(str(error))
-                            self.say(str(error))
-                        else:
-                            ended(run)
-            finally:
-                self.stop.set()
-        return failures + [
-            f'"{run.label}" waits for what failed' for run in waiting
-        ]
-
-    @contextlib.contextmanager
-    def locked(self, folder: Path) -> Iterator[None]:
-        """Keep other calls, and orphans of a killed one, out of a folder.
-
-        Commands inherit the lock, so that it is held until all have ended.
-        """
-        folder.mkdir(parents=True, exist_ok=True)
-        with open(folder / '.lock', 'w') as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                self.say('Another call, or a training of one that was killed, '
-                         f'still works in {short(folder)}; waiting for it.')
-                fcntl.flock(file, fcntl.LOCK_EX)
-            self.inherited = [file.fileno()]
+    A generator that is closed ends the command and its workers. ``watch`` is
+    told the seconds it has run, from time to time.
+    """
+    verb = 'goes on' if '--resume' in words else 'begins'
+    say(f'{name}: {verb}, log in {short(log)}')
+    begun, running = time.monotonic(), True
+    # PyTorch's own number of threads is for one process
+    threads = str(min(MAX_THREADS, max(1, torch.get_num_threads() // jobs)))
+    shared = dict(OMP_NUM_THREADS=threads, MKL_NUM_THREADS=threads)
+    with open(log, 'a') as file:
+        file.write(f'$ {shlex.join(["python", *words])}\n')
+        file.flush()
+        process = subprocess.Popen([sys.executable, *words],
+                                   cwd=ROOT,
+                                   env={
+                                       **os.environ,
+                                       **shared
+                                   },
+                                   stdout=file,
+                                   stderr=subprocess.STDOUT,
+                                   start_new_session=True,
+                                   close_fds=False)  # it keeps the lock
+    try:
+        while running:
             yield
+            running = process.poll() is None
+            watch(time.monotonic() - begun)
+    finally:
+        for number in (signal.SIGTERM, signal.SIGKILL):
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, number)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(timeout=5)
+                break
+    code, minutes = process.returncode, (time.monotonic() - begun) / 60
+    say(f'{name}: failed (exit code {code}), see {short(log)}'
+        if code else f'{name}: done, {minutes:.1f} min')
+
+
+def carry_out(
+    runs: List[Run],
+    jobs: int = SIDE_BY_SIDE,
+    ended: Callable[[Run], None] = lambda run: None,
+) -> List[str]:
+    """Do what is left of runs, the first ones first, ``jobs`` at a time.
+
+    A run waits until all that it needs are trained. A failure stops what
+    needs the failed run; the others go on. Runs are anything with `label`,
+    `folder`, `needs`, `trained`, `done` and `carry_out`. ``ended`` gets each
+    that ended well. Returned is what failed, and what waits for it.
+    """
+    waiting, running, failures = [r for r in runs if not r.done], {}, []
+    try:
+        while True:
+            ready = [
+                run for run in waiting
+                if all(need.trained for need in run.needs)
+            ]
+            for run in ready[:jobs - len(running)]:
+                waiting.remove(run)
+                running[run] = run.carry_out(jobs)
+            if not running:
+                break
+            before = len(running)
+            while len(running) == before:
+                for run, work in [*running.items()]:
+                    if next(work, True):
+                        del running[run]
+                        if run.done:
+                            ended(run)
+                        else:
+                            failures.append(f'"{run.label}" failed, see the '
+                                            f'logs in {short(run.folder)}')
+                time.sleep(POLL_SECONDS)
+    finally:
+        for work in running.values():
+            work.close()
+    return failures + [
+        f'"{run.label}" waits for what failed' for run in waiting
+    ]
+
+
+@contextlib.contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Keep other calls, and orphans of a killed one, out of a folder.
+
+    Commands inherit the lock, so that it is held until all have ended.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / '.lock', 'w') as file:
+        os.set_inheritable(file.fileno(), True)
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            say('Another call, or a training of one that was killed, still '
+                f'works in {short(folder)}; waiting for it.')
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 def end_like_ctrl_c() -> None:
@@ -318,14 +309,6 @@ def end_like_ctrl_c() -> None:
     for number in (signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(number) != signal.SIG_IGN:  # as nohup sets it
             signal.signal(number, signal.default_int_handler)
-
-
-def environment(jobs: int) -> Dict[str, str]:
-    """Share the cores between the processes that run side by side."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(
-        os, 'sched_getaffinity') else os.cpu_count()
-    threads = str(min(MAX_THREADS, max(1, cores // jobs)))
-    return dict(os.environ, OMP_NUM_THREADS=threads, MKL_NUM_THREADS=threads)
 
 
 def versions() -> List[str]:

@@ -17,14 +17,9 @@ MIMIC = {
 
 def ablation(student: str, kd: Entry, dist: Entry,
              teachers: Dict[str, Entry]) -> Dict[str, Any]:
-    """The fields `runs`, `sweeps` and `discrepancy` of a grid.
-
-    Args:
-        student (str): Its config; alone, it is the baseline.
-        kd (dict): The run with vanilla KD.
-        dist (dict): The run with DIST.
-        teachers (dict): Runs, from the weakest to the strongest.
-    """
+    """The fields `runs`, `sweeps` and `discrepancy` of a grid, from the config
+    of a student, its runs with KD and DIST, and the runs of teachers, the
+    weakest first."""
     alone = 'student alone'
     kd, dist = (dict(entry, baseline=alone) for entry in (kd, dist))
     runs = {
@@ -54,15 +49,9 @@ def ablation(student: str, kd: Entry, dist: Entry,
 
 
 def features(dist: Entry, others: Dict[str, Entry], **chosen) -> Entry:
-    """Runs with a loss on feature maps.
-
-    Args:
-        dist (dict): The run with DIST on the class logits.
-        others (dict): Arguments of further feature losses, tried with three
-            seeds each; `logits=False` leaves DIST on the class logits out.
-        chosen: Arguments of the recommended feature loss, which has the seeds
-            of the grid.
-    """
+    """Runs with DIST and a feature loss: the ``chosen`` one with the seeds of
+    the grid, and others, by their arguments, with three seeds each;
+    ``logits=False`` leaves DIST on the class logits out."""
     runs = {}
     for name, loss in {'DIST + features': chosen, **others}.items():
         options = {

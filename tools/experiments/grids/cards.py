@@ -9,10 +9,10 @@ alone = 'student alone'
 runs = {
     'teacher':
     dict(config=folder + 'retinanet_lite2_fpn_40e_cards.py', seeds=[0]),
-    alone:
-    dict(config=student),
+    alone: dict(config=student),
     **{
-        name: dict(
+        name:
+        dict(
             config=f'{folder}{prefix}_retinanet_lite0-lite2_fpn_20e_cards.py',
             teacher='teacher',
             baseline=alone)
@@ -24,7 +24,8 @@ runs = {
     },
     # as long as the distilled students take, and has it flattened?
     **{
-        f'{alone}, {epochs} epochs': dict(
+        f'{alone}, {epochs} epochs':
+        dict(
             config=student,
             baseline=alone,
             options={'train_cfg.max_epochs': epochs},
