@@ -171,9 +171,9 @@ assert folder.startswith(sys.prefix)
 for name in ('tools/train.py', 'tools/dist_train.sh', 'model-index.yml'):
     assert osp.isfile(osp.join(folder, name)), name
 from mmdist.utils import find_config
-name = 'mmdist::demo/dist_faster-rcnn_r18-w16-w32_fpn_5e_digits.py'
+name = 'mmdist::experiments/dist_fpn_r18-w12-w24_5e_digits.py'
 cfg = Config.fromfile(find_config(name, 'config'))
-assert cfg.model.type == 'mmdist.DistillDetector'
+assert cfg.model.type == 'mmdist.DistillSegmentor'
 import torch
 from mmdist.models.teacher import build_model
 from mmengine.registry import MODELS

@@ -19,7 +19,8 @@ from matplotlib.figure import Figure
 from mmdist.datasets import write_digit_scenes
 from mmdist.utils import run_tool
 
-CONFIGS = ROOT / 'configs' / 'demo'
+CONFIGS = ROOT / 'configs' / 'experiments'
+SCENES = dict(num_train=2000, num_val=240, size=96)
 TITLES = dict(
     teacher='teacher',
     alone='student alone',
@@ -27,6 +28,8 @@ TITLES = dict(
     dist='student, DIST')
 QUICK = dict(num_train=96, num_val=24)
 QUICK_EPOCHS = 2
+NEXT = ('Next, for your own data: `python tools/make_config.py STUDENT TEACHER '
+        'CHECKPOINT` writes the config; docs/en/quickstart.md goes on.')
 QUICK_NOTE = 'A quick run shows the path only: its numbers mean nothing.'
 NUM_IMAGES = 3
 
@@ -40,11 +43,11 @@ class DemoRun(Run):
                  args: argparse.Namespace,
                  teacher: Optional['DemoRun'] = None) -> None:
         self.task, self.name = task, name
-        self.data_root = data_root(task, args)
+        self.data_root, self.runs = args.data_root, [self]
         label = str(Path(task.folder, name))
         config = CONFIGS / task.configs[name]
-        cfg, options = read_config(config), {}
-        # options only where the config says something else
+        # Curves need each epoch; what follows, only another place or call.
+        cfg, options = read_config(config), {'train_cfg.val_interval': 1}
         if args.seed:
             options['randomness.seed'] = args.seed
         if args.quick:
@@ -64,10 +67,16 @@ class DemoRun(Run):
                          task.metric,
                          read_json(self.data_root / 'manifest.json'), teacher)
 
-
-def data_root(task: Task, args: argparse.Namespace) -> Path:
-    """The folder of a task's scenes."""
-    return args.data_root.with_name(args.data_root.name + task.data)
+    def remark(self) -> str:
+        """The minutes that are left for all runs, from those spent so far."""
+        parts = [
+            (run.told / run.length or run.trained) *
+            run.task.minutes[run.name] for run in self.runs
+        ]
+        spent = sum(run.seconds or 0 for run in self.runs) / 60
+        usual = sum(run.task.minutes[run.name] for run in self.runs)
+        left = (usual - sum(parts)) * spent / sum(parts) / SIDE_BY_SIDE
+        return f', about {max(left, 1):.0f} min left'
 
 
 def make_runs(task: Task, args: argparse.Namespace) -> List[DemoRun]:
@@ -151,7 +160,7 @@ def write_report(groups: List[List[DemoRun]], args: argparse.Namespace,
             f'![predictions]({images})', '', '```shell', *commands, '```', ''
         ])
     report = args.work_dir / 'report.md'
-    report.write_text(text)
+    report.write_text(f'{text}\n{NEXT}\n')
     return report
 
 
@@ -163,12 +172,12 @@ def parse_args(argv: Optional[List[str]] = None) -> argparse.Namespace:
     parser.add_argument(
         '--work-dir', type=Path, help='default: work_dirs/demo*')
     parser.add_argument(
-        '--data-root', type=Path, help='default: data/digit_scenes*')
+        '--data-root', type=Path, help='default: data/digit_scenes_96*')
     args = parser.parse_args(argv)
     kind = '_quick' if args.quick else ''
     seed = f'_seed{args.seed}' if args.seed else ''
     work_dir = args.work_dir or ROOT / 'work_dirs' / f'demo{kind}{seed}'
-    data_root = args.data_root or ROOT / 'data' / f'digit_scenes{kind}'
+    data_root = args.data_root or ROOT / 'data' / f'digit_scenes_96{kind}'
     args.work_dir, args.data_root = work_dir.resolve(), data_root.resolve()
     return args
 
@@ -178,13 +187,14 @@ def demo(args: argparse.Namespace) -> None:
     note = QUICK_NOTE if args.quick else f'Seed {args.seed}.'
     say(note)
     with locked(args.work_dir):
-        for task in TASKS:
-            root = data_root(task, args)
-            say(f'Digit scenes for {task.title} in {short(root)}')
-            scenes = dict(task.scenes, **(QUICK if args.quick else {}))
-            write_digit_scenes(root, **scenes)
+        say(f'Digit scenes in {short(args.data_root)}')
+        scenes = dict(SCENES, **(QUICK if args.quick else {}))
+        write_digit_scenes(args.data_root, **scenes)
         groups = [make_runs(task, args) for task in TASKS]
-        failures = carry_out(sum(groups, []))
+        runs = sum(groups, [])
+        for run in runs:
+            run.runs = runs
+        failures = carry_out(runs)
         if failures:
             raise SystemExit('\n'.join(failures))
         # Libraries print a lot while a model is loaded.
@@ -194,7 +204,7 @@ def demo(args: argparse.Namespace) -> None:
             report = write_report(groups, args, note)
     for runs in groups:
         say(f'\n{make_table(runs)}\n')
-    say(f'{note} Curves and predictions: {short(report)}')
+    say(f'{note} Curves and predictions: {short(report)}\n{NEXT}')
 
 
 def main() -> None:

@@ -5,8 +5,9 @@ model = dict(
     type='mmdist.DistillDetector',
     student={{_base_.model}},
     teacher=dict(
-        config='configs/demo/faster-rcnn_r18-w32_fpn_5e_digits.py',
-        checkpoint='work_dirs/demo/teacher/epoch_5.pth'),
+        config='configs/align_boxes/faster-rcnn_r18-w32_fpn_5e_digits.py',
+        checkpoint='work_dirs/faster-rcnn_r18-w32_fpn_5e_digits/'
+        'epoch_5.pth'),
     distill_loss=dict(type='mmdist.DISTLoss', beta=1.0, gamma=1.0, tau=1.0),
     alpha=1.0,
     tap=dict(align='boxes'))

@@ -6,8 +6,6 @@ model = dict(
     student={{_base_.model}},
     teacher=dict(
         config='configs/experiments/faster-rcnn_r18-w32_fpn_4e_digits-96.py',
-        # written by tools/run_experiments.py
-        checkpoint='work_dirs/experiments/digits_det/teacher_w32/seed_0/'
-        'epoch_4.pth'),
+        checkpoint='work_dirs/demo/teacher/epoch_4.pth'),
     distill_loss=dict(type='mmdist.DISTLoss', beta=1.0, gamma=1.0, tau=1.0),
     alpha=1.0)

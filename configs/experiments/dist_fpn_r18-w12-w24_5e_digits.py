@@ -6,8 +6,6 @@ model = dict(
     student={{_base_.model}},
     teacher=dict(
         config='configs/experiments/fpn_r18-w24_5e_digits.py',
-        # written by tools/run_experiments.py
-        checkpoint='work_dirs/experiments/digits_seg/teacher_w24/seed_0/'
-        'epoch_5.pth'),
+        checkpoint='work_dirs/demo/seg/teacher/epoch_5.pth'),
     distill_loss=dict(type='mmdist.DISTLoss', beta=1.0, gamma=1.0, tau=1.0),
     alpha=1.0)

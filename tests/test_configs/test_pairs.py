@@ -24,9 +24,10 @@ PAIRS = {
     'camvid/{}_pspnet_r18-w8-deeplabv3-w24_1xb8-1k_camvid-180x240.py',
     'cards/retinanet_lite0_fpn_20e_cards.py':
     'cards/{}_retinanet_lite0-lite2_fpn_20e_cards.py',
-    'demo/faster-rcnn_r18-w16_fpn_5e_digits.py':
-    'demo/{}_faster-rcnn_r18-w16-w32_fpn_5e_digits.py',
-    'demo/fpn_r18-w12_8e_digits.py': 'demo/{}_fpn_r18-w12-w24_8e_digits.py',
+    'experiments/faster-rcnn_r18-w8_fpn_4e_digits-96.py':
+    'experiments/{}_faster-rcnn_r18-w8-w32_fpn_4e_digits-96.py',
+    'experiments/fpn_r18-w12_5e_digits.py':
+    'experiments/{}_fpn_r18-w12-w24_5e_digits.py',
 }
 pytestmark = pytest.mark.parametrize('alone, distilled', PAIRS.items())
 

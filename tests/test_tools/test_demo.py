@@ -81,23 +81,24 @@ def write_scalars(folder, name, entries):
 # runs and commands
 
 
-def test_default_commands_need_no_options(demo, task):
-    """The configs name the default folders."""
+def test_default_commands_need_one_option(demo, task):
+    """The configs name the default folders; curves need every epoch."""
     for run in demo.make_runs(task, demo.parse_args([])):
-        assert '--cfg-options' not in run.command('train')
-        assert '--cfg-options' not in run.command('test')
+        assert run.options == {'train_cfg.val_interval': 1}
 
 
 def test_commands_are_those_of_the_tools(demo):
     runs = demo.make_runs(demo.TASKS[0], demo.parse_args([]))
-    config = 'configs/demo/dist_faster-rcnn_r18-w16-w32_fpn_5e_digits.py'
+    name = 'dist_faster-rcnn_r18-w8-w32_fpn_4e_digits-96.py'
+    config = f'configs/experiments/{name}'
+    options = ['--cfg-options', 'train_cfg.val_interval=1']
     folder = 'work_dirs/demo/dist'
     assert runs[3].command('train') == [
-        'tools/train.py', config, '--work-dir', folder
+        'tools/train.py', config, '--work-dir', folder, *options
     ]
     assert runs[3].command('test') == [
-        'tools/test.py', config, f'{folder}/epoch_5.pth', '--work-dir',
-        f'{folder}/test'
+        'tools/test.py', config, f'{folder}/epoch_4.pth', '--work-dir',
+        f'{folder}/test', *options
     ]
 
 
@@ -118,9 +119,9 @@ def test_second_task_has_folders_of_its_own(demo, make_runs, runs, tmp_path):
     other = make_runs(task=demo.TASKS[1])
     assert other[0].folder == tmp_path / 'seg' / 'teacher'
     assert other[2].options['model.teacher.checkpoint'] == \
-        f'{tmp_path}/seg/teacher/epoch_8.pth'
+        f'{tmp_path}/seg/teacher/epoch_5.pth'
     for part in ('train_dataloader', 'val_dataloader'):
-        assert other[2].cfg[part].dataset.data_root == f'{tmp_path}/data_96/'
+        assert other[2].cfg[part].dataset.data_root == f'{tmp_path}/data/'
     names = {run.label for run in runs + other}
     assert len(names) == 8
 
@@ -301,6 +302,8 @@ def test_metric_is_that_of_the_last_test(runs):
 
 def test_every_epoch_is_told_once(runs, capsys):
     run = runs[0]
+    run.folder.mkdir()
+    run.save(240.)
     # The metric of epoch 1 is lost: it was interrupted while validating.
     for epoch in (2, 3):
         write_scalars(run.folder, f'2026010{epoch}', [{
@@ -310,8 +313,8 @@ def test_every_epoch_is_told_once(runs, capsys):
         run.tell_validation()
         run.tell_validation()
     assert capsys.readouterr().out.splitlines() == [
-        'train teacher: epoch 2/5, mAP 0.200',
-        'train teacher: epoch 3/5, mAP 0.300'
+        'train teacher: epoch 2/4, mAP 0.200, about 2 min left',
+        'train teacher: epoch 3/4, mAP 0.300, about 1 min left'
     ]
 
 
@@ -335,7 +338,7 @@ def test_table_shows_metric_and_minutes(demo, make_runs, number, metric,
 def test_truth_and_predictions_are_drawn(shared, demo, task, tmp_path):
     """The boxes or masks of the scenes, and what a checkpoint predicts."""
     data = tmp_path / 'data'
-    demo.write_digit_scenes(data, **dict(task.scenes, num_train=1, num_val=2))
+    demo.write_digit_scenes(data, num_train=1, num_val=2, size=96)
     config = demo.CONFIGS / task.configs['alone']
     with DefaultScope.overwrite_default_scope('mmengine'):
         register_all_modules(init_default_scope=False)

@@ -1,4 +1,0 @@
-_base_ = 'dist_faster-rcnn_r18-w16-w32_fpn_5e_digits.py'
-model = dict(
-    distill_loss=dict(
-        _delete_=True, type='mmdist.KDLoss', tau=1.0, loss_weight=1.0))
