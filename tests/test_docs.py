@@ -79,7 +79,7 @@ def folder_of(tmp_path_factory):
 
 def write_toys(folder):
     """A student, its teacher, and one of more classes, with their weights."""
-    data = write_coco(folder / 'data')
+    data = write_coco(folder / 'data', num=2)
     cv2.imwrite(str(folder / 'image.jpg'), np.full((64, 64, 3), 99, np.uint8))
     for name, classes in dict(
             COCO=[*CLASSES, 'person', 'car', 'dog'],
@@ -202,13 +202,14 @@ NAMES = dict(
 
 
 def test_flags_and_files_in_the_text_exist():
-    """Those between backticks, too."""
+    """What stands between backticks; no block is indented."""
     sources = ''.join(path.read_text()
                       for folder in ('tools', 'benchmarks', 'mmdist/utils')
                       for path in (ROOT / folder).rglob('*.py'))
     flags = {*re.findall(r"'(--[a-z][\w-]*)'", sources)}
     flags |= {'--checkpoint', '--config-settings', '--no-deps'}  # mim's, pip's
     for page, text in PAGES.items():
+        assert text.count('```') == 2 * len(BLOCK.findall(text)), page
         for code in re.findall('`([^`\n]+)`', BLOCK.sub('', text)):
             assert {*re.findall(r'--[a-z][\w-]*', code)} <= flags, page
             # tables of the zoo quote errors of other packages
