@@ -25,37 +25,19 @@ _BOX_GAP = 1  # px kept free between boxes, so that each box holds one digit
 
 
 class DigitPool(NamedTuple):
-    """Handwritten samples that one split may draw from.
-
-    Attributes:
-        images (np.ndarray): Ink in [0, 1], shape (N, 8, 8).
-        labels (np.ndarray): Digits 0..9, shape (N, ).
-        indices (np.ndarray): Positions in ``sklearn.datasets.load_digits``,
-            shape (N, ).
-    """
-    images: np.ndarray
-    labels: np.ndarray
-    indices: np.ndarray
+    """Handwritten samples that one split may draw from."""
+    images: np.ndarray  # ink in [0, 1], (N, 8, 8)
+    labels: np.ndarray  # digits 0..9, (N, )
+    indices: np.ndarray  # positions in sklearn.datasets.load_digits, (N, )
 
 
 class Scene(NamedTuple):
-    """One composed image.
-
-    Attributes:
-        image (np.ndarray): BGR, uint8, shape (H, W, 3).
-        mask (np.ndarray): 0 for background, digit + 1 where there is ink,
-            uint8, shape (H, W).
-        boxes (np.ndarray): Tight (x, y, width, height) in whole pixels,
-            int64, shape (N, 4).
-        labels (np.ndarray): Digits 0..9, shape (N, ).
-        samples (np.ndarray): Which handwritten samples were drawn, as
-            positions in ``load_digits``, shape (N, ).
-    """
-    image: np.ndarray
-    mask: np.ndarray
-    boxes: np.ndarray
-    labels: np.ndarray
-    samples: np.ndarray
+    """One composed image."""
+    image: np.ndarray  # BGR, uint8, (H, W, 3)
+    mask: np.ndarray  # 0 for background, digit + 1 in ink, uint8, (H, W)
+    boxes: np.ndarray  # tight (x, y, width, height), whole pixels, (N, 4)
+    labels: np.ndarray  # digits 0..9, (N, )
+    samples: np.ndarray  # their positions in load_digits, (N, )
 
 
 def digit_pools(seed: int) -> Dict[str, DigitPool]:
