@@ -14,16 +14,10 @@ LEAST_LOGIT = -50.
 
 
 class Columns(NamedTuple):
-    """Meaning of the columns of class logits.
-
-    Attributes:
-        num_classes (int): Classes, in the first columns.
-        activation (str): 'softmax' or 'sigmoid'.
-        background (bool): Whether a last column says 'none of them'.
-    """
-    num_classes: int
-    activation: str
-    background: bool = False
+    """Meaning of the columns of class logits."""
+    num_classes: int  # in the first columns
+    activation: str  # 'softmax' or 'sigmoid'
+    background: bool = False  # whether a last column says 'none of them'
 
     @property
     def number(self) -> int:
@@ -98,6 +92,31 @@ def class_log_odds(logits: Tensor, columns: Columns) -> Tensor:
 def class_probabilities(logits: Tensor, columns: Columns) -> Tensor:
     """Probabilities of the classes without the background, in float32."""
     return _log_probabilities(logits, columns).exp()[:, :columns.num_classes]
+
+
+def classes_of(logits: Tensor,
+               num_classes: int,
+               background: bool = False,
+               threshold: Optional[float] = None) -> Tensor:
+    """The class that each row of ``(N, C, *)`` logits predicts, ``(N, *)``.
+
+    One class is 0 where it is there and 1 where it is not: where a second
+    column, the background, is higher, or where its probability is at most the
+    threshold.
+    """
+    if num_classes > 1:
+        return class_scores(logits, num_classes).argmax(1)
+    if background:
+        return logits.argmax(1)
+    return (logits.amax(1).sigmoid() <= threshold).long()
+
+
+def class_scores(logits: Tensor, num_classes: int) -> Tensor:
+    """The best score of all anchors for each class, ``(N, num_classes, *)``,
+    without the background."""
+    if logits.shape[1] % num_classes:  # a background
+        logits = logits[:, :num_classes]
+    return logits.unflatten(1, (-1, num_classes)).amax(1)
 
 
 def activation_of(head: nn.Module) -> str:

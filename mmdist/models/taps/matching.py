@@ -1,5 +1,5 @@
 """Matches of queries, which have no order, by the assignment of least cost."""
-from typing import List, NamedTuple, Optional, Sequence, Tuple
+from typing import List, NamedTuple, Optional, Sequence, Tuple, Union
 
 import torch
 from torch import Tensor
@@ -12,44 +12,34 @@ CLASS_COST, L1_COST, GIOU_COST, DICE_COST = 2., 5., 2., 5.
 
 
 class Queries(NamedTuple):
-    """Predictions of a model for its queries, in its last decoder layer.
+    """Predictions of a model for its queries, in its last decoder layer."""
+    logits: Tensor  # of classes, (N, Q, C)
+    columns: Optional[Columns] = None  # the meaning of C
+    boxes: Optional[Tensor] = None  # (N, Q, 4), cx, cy, w, h of the image's 1
+    masks: Optional[Tensor] = None  # logits (N, Q, T, H, W); of images T is 1
 
-    Attributes:
-        logits (Tensor): Class logits, ``(N, Q, C)``.
-        boxes (Tensor, optional): ``(N, Q, 4)``, (cx, cy, w, h) as parts of
-            the image.
-        masks (Tensor, optional): Mask logits, ``(N, Q, T, H, W)``; of images
-            ``T`` is 1.
-    """
-    logits: Tensor
-    boxes: Optional[Tensor] = None
-    masks: Optional[Tensor] = None
-
-    def of_image(self, index: int) -> 'Queries':
-        """The queries of one image, without the first dimension."""
-        return Queries(*(part if part is None else part[index]
+    def of_image(self, index: Union[int, slice]) -> 'Queries':
+        """The queries of one image, without the first dimension, or of a slice
+        of the images."""
+        return Queries(*(part[index] if isinstance(part, Tensor) else part
                          for part in self))
 
 
 @torch.no_grad()
 def match_queries(student: Queries,
-                  student_columns: Columns,
                   teacher: Queries,
-                  teacher_columns: Columns,
                   class_map: Optional[Sequence[int]] = None,
                   one_to_one: bool = True) -> List[Tuple[Tensor, Tensor]]:
     """The indices of matched queries of student and teacher for each image,
-    by the least cost.
-
-    Without `one_to_one`, several of the student's may have one of the
-    teacher's.
-    """
+    by the least cost; without `one_to_one`, several of the student's may have
+    one of the teacher's."""
     from scipy.optimize import linear_sum_assignment
     matches = []
     for i in range(len(student.logits)):
         own, theirs = student.of_image(i), teacher.of_image(i)
-        p_s = class_probabilities(own.logits, student_columns)
-        p_t = class_probabilities(theirs.logits, teacher_columns)
+        p_s, p_t = (
+            class_probabilities(each.logits, each.columns)
+            for each in (own, theirs))
         if class_map is not None:
             p_t = p_t[:, list(class_map)]
         # half the absolute difference
@@ -66,10 +56,8 @@ def match_queries(student: Queries,
 
 
 def place_cost(student: Queries, teacher: Queries) -> Tensor:
-    """Cost ``(S, T)`` of the places of two sets of queries of one image.
-
-    L1 and GIoU of boxes, and the Dice distance of masks at the smaller size.
-    """
+    """Cost ``(S, T)`` of the places of queries of one image: L1 and GIoU of
+    boxes, and the Dice distance of masks at the smaller size."""
     from mmdet.structures.bbox import bbox_cxcywh_to_xyxy, bbox_overlaps
     cost = teacher.logits.new_zeros(())
     # A mask of ones overflows in half precision.

@@ -72,11 +72,8 @@ class PixelTap(LogitTap):
     def _match(self, student: nn.Module, teacher: nn.Module,
                found: List[str]) -> Dict[str, str]:
         """Pair decode heads from the last, and auxiliary heads in order."""
-        own, theirs = (_in_groups(model, paths, field)
-                       for model, paths, field in ((student, self.heads,
-                                                    'model.student'),
-                                                   (teacher, found,
-                                                    'model.teacher.config')))
+        own = _in_groups(student, self.heads, 'model.student')
+        theirs = _in_groups(teacher, found, 'model.teacher.config')
         twins = dict(zip(own[AUXILIARY], theirs[AUXILIARY]))
         last = len(theirs[DECODE]) - 1
         for i, path in enumerate(reversed(own[DECODE])):

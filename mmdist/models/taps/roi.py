@@ -166,8 +166,7 @@ def score_rois(batch: TeacherBatch, path: str, images: Tensor,
             InstanceData(bboxes=rois[index == i, 1:])
             for i in range(len(features[0]))
         ]
-        with watch_method(
-                roi_head, '_bbox_forward', [], lambda *_: None, before=note):
+        with watch_method(roi_head, '_bbox_forward', before=note):
             batch.run([], roi_head.predict, features, proposals, batch.samples)
         arguments = {**found, **arguments}
     with batch.computing():
