@@ -194,7 +194,8 @@ def map_shapes(models: Dict[str, nn.Module],
     return shapes
 
 
-def pair_levels(student: Sequence[torch.Size], teacher: Sequence[torch.Size],
+def pair_levels(student_shapes: Sequence[torch.Size],
+                teacher_shapes: Sequence[torch.Size],
                 layers: Optional[Sequence[int]]) -> List[Tuple[int, int]]:
     """Pair the levels of two models by the shapes of their maps.
 
@@ -202,20 +203,21 @@ def pair_levels(student: Sequence[torch.Size], teacher: Sequence[torch.Size],
     two models have no size in common, all levels pair in that order.
     ``layers`` names the student's levels to take.
     """
-    everything = range(len(student))
+    everything = range(len(student_shapes))
     if layers is not None and not (layers and set(layers) <= set(everything)):
         raise ConfigError(f'{FIELD}.layers',
                           f'{layers!r} does not list levels of model.student',
                           f'choose among {", ".join(map(str, everything))}')
     sizes = {tuple(shape[2:])
-             for shape in student} & {tuple(shape[2:])
-                                      for shape in teacher}
+             for shape in student_shapes
+             } & {tuple(shape[2:])
+                  for shape in teacher_shapes}
     pairs = []
     for size in sizes or [None]:
         own, theirs = ([
             i for i, shape in enumerate(shapes)
             if size is None or tuple(shape[2:]) == size
-        ] for shapes in (student, teacher))
+        ] for shapes in (student_shapes, teacher_shapes))
         pairs += zip(own[::-1], theirs[::-1])
     chosen = sorted(p for p in pairs if layers is None or p[0] in layers)
     missing = set(layers or ()) - {i for i, _ in chosen}

@@ -82,18 +82,14 @@ class BoxTap(LogitTap):
         """One pair of ``(boxes, C)`` logits."""
         own, theirs = self._answers.answer(
             self, call, batch, self._asks.own(call, self.num_boxes, batch))
-        return [
-            pair_of(
-                self,
-                call,
-                batch, (torch.cat(own.logits), own.columns),
-                theirs,
-                weight=stage_weight(call) if self._asks is RoIBoxes else 1.,
-                name=f'boxes of {call.path}',
-                num_classes=call.head.num_classes,
-                **object_labels(batch, len(own.boxes),
-                                partial(labels_of_boxes, boxes=own.boxes)))
-        ]
+        labels = object_labels(batch, len(own.boxes),
+                               partial(labels_of_boxes, boxes=own.boxes))
+        pair = pair_of(self, call, batch, (torch.cat(own.logits), own.columns),
+                       theirs, **labels)
+        pair.name = f'boxes of {call.path}'
+        if self._asks is RoIBoxes:
+            pair.weight = stage_weight(call)
+        return [pair]
 
     def is_classification_loss(self, name: str) -> bool:
         """Whether a loss is on the class logits that the own tap reads."""

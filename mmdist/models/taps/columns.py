@@ -30,8 +30,8 @@ ClassLogits = Tuple[Tensor, Columns]
 
 
 def as_columns_of(
-        student: Columns,
-        teacher: Columns,
+        wanted: Columns,
+        given: Columns,
         logits: Tensor,
         class_map: Optional[Sequence[int]] = None) -> Tuple[Tensor, str]:
     """Turn the teacher's logits into the columns of the student's.
@@ -43,30 +43,30 @@ def as_columns_of(
     a softmax teacher has its probabilities without its background.
 
     Returns:
-        tuple[Tensor, str]: ``(N, student.number, *)``, and their activation:
+        tuple[Tensor, str]: ``(N, wanted.number, *)``, and their activation:
         the teacher's where both have a background column or neither has.
     """
     if class_map is not None:
         chosen = [logits[:, list(class_map)]]
-        if teacher.background and teacher.activation == 'softmax':
+        if given.background and given.activation == 'softmax':
             # all that the student does not know
-            others = set(range(teacher.number)) - set(class_map)
+            others = set(range(given.number)) - set(class_map)
             rest = logits[:, sorted(others)].float()
             chosen.append(rest.logsumexp(dim=1, keepdim=True))
-        elif teacher.background:
+        elif given.background:
             chosen.append(logits[:, -1:])
         logits = torch.cat(chosen, dim=1)
-    if student.background == teacher.background:
-        return logits, teacher.activation
-    log_p = _log_probabilities(logits, teacher)
-    if teacher.background:
+    if wanted.background == given.background:
+        return logits, given.activation
+    log_p = _log_probabilities(logits, given)
+    if given.background:
         log_p = log_p[:, :-1]
     else:
         nothing = torch.log1p(-log_p.amax(dim=1, keepdim=True).exp() + EPS)
         log_p = torch.cat([log_p, nothing], dim=1)
-    if student.activation == 'sigmoid':
+    if wanted.activation == 'sigmoid':
         log_p = logits_of(log_p.exp())
-    return log_p, student.activation
+    return log_p, wanted.activation
 
 
 def _log_probabilities(logits: Tensor, columns: Columns) -> Tensor:
@@ -143,16 +143,16 @@ def class_logits(scores: Tensor, head: nn.Module) -> Tensor:
 
 
 def check_alike(what: str,
-                student: object,
-                teacher: object,
+                own: object,
+                theirs: object,
                 remedy: str = 'choose a teacher of the same kind') -> None:
     """Raise ConfigError if a fact about two models is not the same; ``what``
     is the fact, with {} for its value."""
-    if student != teacher:
+    if own != theirs:
         raise ConfigError(
             'model.teacher.config',
-            f'it {what.format(teacher)}, but model.student '
-            f'{what.format(student)}', remedy)
+            f'it {what.format(theirs)}, but model.student '
+            f'{what.format(own)}', remedy)
 
 
 def reads_text(model: nn.Module) -> bool:

@@ -281,7 +281,6 @@ def class_maps(head: nn.Module) -> List[ClassMaps]:
     return [ClassMaps(head, name) for name in names]
 
 
-@torch.no_grad()
 def _num_levels(model: nn.Module, path: str) -> int:
     """Number of maps of classes that a head predicts of an image."""
     maps = class_maps(model.get_submodule(path))[0]

@@ -26,8 +26,8 @@ class Queries(NamedTuple):
 
 
 @torch.no_grad()
-def match_queries(student: Queries,
-                  teacher: Queries,
+def match_queries(student_queries: Queries,
+                  teacher_queries: Queries,
                   class_map: Optional[Sequence[int]] = None,
                   one_to_one: bool = True) -> List[Tuple[Tensor, Tensor]]:
     """The indices of matched queries of student and teacher for each image,
@@ -35,8 +35,8 @@ def match_queries(student: Queries,
     one of the teacher's."""
     from scipy.optimize import linear_sum_assignment
     matches = []
-    for i in range(len(student.logits)):
-        own, theirs = student.of_image(i), teacher.of_image(i)
+    for i in range(len(student_queries.logits)):
+        own, theirs = student_queries.of_image(i), teacher_queries.of_image(i)
         p_s, p_t = (
             class_probabilities(each.logits, each.columns)
             for each in (own, theirs))
@@ -55,26 +55,26 @@ def match_queries(student: Queries,
     return matches
 
 
-def place_cost(student: Queries, teacher: Queries) -> Tensor:
+def place_cost(own: Queries, theirs: Queries) -> Tensor:
     """Cost ``(S, T)`` of the places of queries of one image: L1 and GIoU of
     boxes, and the Dice distance of masks at the smaller size."""
     from mmdet.structures.bbox import bbox_cxcywh_to_xyxy, bbox_overlaps
-    cost = teacher.logits.new_zeros(())
+    cost = theirs.logits.new_zeros(())
     # A mask of ones overflows in half precision.
     with torch.autocast(cost.device.type, enabled=False):
-        if student.boxes is not None and teacher.boxes is not None:
-            a, b = student.boxes.float(), teacher.boxes.float()
+        if own.boxes is not None and theirs.boxes is not None:
+            a, b = own.boxes.float(), theirs.boxes.float()
             overlaps = bbox_overlaps(
                 bbox_cxcywh_to_xyxy(a), bbox_cxcywh_to_xyxy(b), 'giou')
             cost = cost + (
                 L1_COST * torch.cdist(a, b, p=1) + GIOU_COST * (1 - overlaps))
-        if student.masks is not None and teacher.masks is not None:
-            size = min(student.masks.shape[-2:], teacher.masks.shape[-2:])
+        if own.masks is not None and theirs.masks is not None:
+            size = min(own.masks.shape[-2:], theirs.masks.shape[-2:])
             a, b = (
                 F.interpolate(
                     masks.float(), size, mode='bilinear',
                     align_corners=False).sigmoid().flatten(1)
-                for masks in (student.masks, teacher.masks))
+                for masks in (own.masks, theirs.masks))
             squares = a.square().sum(1)[:, None] + b.square().sum(1)
             dice = 2 * a @ b.T / squares.clamp(min=1e-6)
             cost = cost + DICE_COST * (1 - dice)

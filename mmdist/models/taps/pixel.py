@@ -125,15 +125,12 @@ class PixelTap(LogitTap):
                 kept = labels() != head.ignore_index
                 own, theirs = (
                     logits.movedim(1, -1)[kept] for logits in (own, theirs))
-            pairs.append(
-                pair_of(
-                    self,
-                    call,
-                    batch, (own, _columns(head)), (theirs, columns),
-                    weight=weight,
-                    name=f'{call.path}, output {i}',
-                    labels=lambda labels=labels, kept=kept: labels_of_pixels(
-                        labels()[kept], head)))
+            pair = pair_of(self, call, batch, (own, _columns(head)),
+                           (theirs, columns))
+            pair.weight, pair.name = weight, f'{call.path}, output {i}'
+            pair.labels = lambda labels=labels, kept=kept: labels_of_pixels(
+                labels()[kept], head)
+            pairs.append(pair)
         return pairs
 
     def _teacher_outputs(self, batch: TeacherBatch, path: str,

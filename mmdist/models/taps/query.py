@@ -55,17 +55,10 @@ class QueryTap(LogitTap):
                         ]), queries.columns)
             for queries, indices in zip((own, theirs), zip(*matches))
         ]
-        return [
-            pair_of(
-                self,
-                call,
-                batch,
-                *rows,
-                name='queries',
-                **object_labels(
-                    batch, len(matches), lambda objects: labels_of_queries(
-                        objects, theirs, matches)))
-        ]
+        labels = object_labels(
+            batch, len(matches),
+            lambda objects: labels_of_queries(objects, theirs, matches))
+        return [pair_of(self, call, batch, *rows, name='queries', **labels)]
 
     def _describe_rows(self, student: nn.Module, path: str) -> str:
         head = student.get_submodule(path)
