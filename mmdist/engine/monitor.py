@@ -77,11 +77,12 @@ class TeacherMonitor:
         Norms of a head may see one number per channel, or what a transformer
         has normalised.
         """
-        trunk = getattr(teacher, 'backbone', teacher)
-        norm = next((m for m in trunk.modules()
-                     if isinstance(m, _BatchNorm) and m.track_running_stats),
-                    None)
-        if self.judged or norm is None:
+        parts = getattr(teacher, 'backbone', teacher).modules()
+        norm = None if self.judged else next(
+            (part for part in parts
+             if isinstance(part, _BatchNorm) and part.track_running_stats),
+            None)
+        if norm is None:
             yield
             return
 

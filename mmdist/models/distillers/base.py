@@ -275,7 +275,8 @@ def _connected_tap(model: nn.Module, teacher: Teacher,
     class_map = class_map_to_build(spec, names,
                                    number(model, next(iter(tap.heads))))
     tap.connect(model, teacher.model, class_map)
-    *_, twin = filter(None, tap.heads.values())
+    # '' is a model that is its own head.
+    twin = [path for path in tap.heads.values() if path is not None][-1]
     check_all_named(spec, names, number(teacher.model, twin))
     return tap
 

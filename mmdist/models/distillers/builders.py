@@ -8,10 +8,13 @@ from torch import nn
 
 from mmdist.errors import ConfigError
 from mmdist.registry import MODELS
-from ..taps.probe import CannotSay, probe
+from ..taps.probe import PROBE_SIZES, CannotSay, probe
 from ..teacher import preserve_rng
 from .features import (FIELD, PLACES, FeatureDistillation, classifying_head,
                        extractors, watch_maps)
+
+# Some classifiers take images of one size only.
+SIZES = (*PROBE_SIZES, 224, 32)
 
 
 def build_loss(cfg: dict, field: str, base: type = nn.Module) -> nn.Module:
@@ -175,7 +178,7 @@ def map_shapes(models: Dict[str, nn.Module],
         return [[torch.Size((1, h.conv_seg.in_channels, 1, 1))] for h in heads]
     shapes = []
     try:
-        size = max(probe(model).size for model in models.values())
+        size = max(probe(model, SIZES).size for model in models.values())
         for model in models.values():
             with watch_maps(model, where) as found:
                 probe(model, [size])

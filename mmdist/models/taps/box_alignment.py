@@ -66,13 +66,9 @@ class BoxTap(LogitTap):
 
     def _match(self, student: nn.Module, teacher: nn.Module,
                found: List[str]) -> Dict[str, str]:
-        own = list(self.heads)
-        self._asks = _source(student, own, 'model.student')
+        self._asks = _source(student, list(self.heads), 'model.student')
         self._answers = _source(teacher, found, 'model.teacher.config')
-        if self._asks is QueryBoxes:  # of the last layer
-            own = own[-1:]
-        twin = found[-1 if self._answers is QueryBoxes else 0]
-        return dict.fromkeys(own, twin)
+        return dict.fromkeys(self.heads, found[0])
 
     def _check_images(self, calls: List[Call], batch: TeacherBatch) -> None:
         if self._asks is not RoIBoxes:

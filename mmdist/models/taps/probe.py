@@ -12,9 +12,8 @@ from .columns import check_alike
 from .watch import owner_of, replaced
 
 RGB = 3
-# The side of 128 is the largest stride; SSD needs more, and some classifiers
-# take images of one size only.
-PROBE_SIZES = (128, 512, 224, 32)
+# The side of 128 is the largest stride; SSD needs more.
+PROBE_SIZES = (128, 512)
 
 
 class Probe(NamedTuple):

@@ -33,9 +33,11 @@ class QueryTap(LogitTap):
                  'loss_and_target', ('cls_score', ), needs=('imgs_whwh', )))
     rows = 'queries'
 
-    def _match(self, student: nn.Module, teacher: nn.Module,
-               found: List[str]) -> Dict[str, str]:
-        return {list(self.heads)[-1]: found[-1]}
+    @classmethod
+    def find(cls, model: nn.Module) -> List[str]:
+        """Heads of queries; of those in a row (Sparse R-CNN) the last."""
+        last = {path.rpartition('.')[0]: path for path in super().find(model)}
+        return list(last.values())
 
     def _check_heads(self, student_head: nn.Module,
                      teacher_head: nn.Module) -> None:
