@@ -13,10 +13,10 @@ from typing import Any, Dict, List, Optional, Tuple
 import torch
 from torch import Tensor
 
-from mmdist.engine.monitor import class_scores, classes_of
 from mmdist.models.losses.formula import activate
 from mmdist.models.losses.functional import dist_terms, kd_terms, to_rows
 from mmdist.models.taps import LogitPair
+from mmdist.models.taps.columns import class_scores
 from mmdist.models.taps.labels import NONE
 from .ranks import kendall, spearman
 
@@ -81,15 +81,9 @@ class Discrepancy:
                     groups[size] = (labels >= 0) & inside.flatten()
         # Tokens of a text have no classes.
         number = pair.num_classes or rows[0].shape[1]
-        scores, answers = [], []
-        if number > 1:
-            scores = [class_scores(logits, number) for logits in rows]
-        if number > 1 or pair.num_answers:
-            thresholds = pair.thresholds or (None, None)
-            answers = [
-                classes_of(logits, number, pair.background, threshold)
-                for logits, threshold in zip(rows, thresholds)
-            ]
+        scores = [class_scores(logits, number)
+                  for logits in rows] if number > 1 else []
+        answers = [answer.flatten() for answer in pair.answers()]
         for group, chosen in groups.items():
             self._add_group(
                 group, pair,
@@ -133,10 +127,18 @@ class Discrepancy:
         self._sizes = self._sizes or (pair.num_classes, number)
         if self._sizes != (pair.num_classes, number):
             return  # another head, of other classes
-        p, q = (_probabilities(logits / self.tau, activation, pair).double()
-                for logits, activation in zip(rows, (pair.student_activation,
-                                                     pair.teacher_activation)))
-        truth = pair.truth() if answers else None
+        activations = pair.student_activation, pair.teacher_activation
+        tables = [
+            activate(logits / self.tau, activation)
+            for logits, activation in zip(rows, activations)
+        ]
+        if pair.num_classes == 1 and pair.background:
+            p, q = (table[:, :1].double() for table in tables)
+        else:
+            p, q = (
+                class_scores(table, pair.num_classes).double()
+                for table in tables)
+        truth = pair.truth()
         if truth is None:
             truth = torch.full((len(p), ), NONE, device=p.device)
         known = truth.flatten() >= 0
@@ -224,14 +226,6 @@ class Discrepancy:
                                         'teacher'), found['reliability'])
             },
             left_out=left_out)
-
-
-def _probabilities(logits: Tensor, activation: str, pair: LogitPair) -> Tensor:
-    """The probabilities of the classes, ``(R, num_classes)``."""
-    table = activate(logits, activation)
-    if pair.num_classes == 1 and pair.background:
-        return table[:, :1]
-    return class_scores(table, pair.num_classes)
 
 
 def _correlation(found: Dict[str, Tensor]) -> Tensor:

@@ -12,18 +12,8 @@ def write_digit_images(out_dir: str, seed: int = 0, size: int = 16) -> bool:
     """Write the digits that scenes draw from, split as for scenes.
 
     The layout is that of MMPretrain's ``CustomDataset``:
-    ``{split}/{digit}/*.png``.
-
-    Args:
-        out_dir (str): Folder of the data set.
-        seed (int): Seed of the split. Defaults to 0.
-        size (int): Height and width in pixels. Defaults to 16.
-
-    Returns:
-        bool: Whether anything was written.
-
-    Raises:
-        ConfigError: If the folder holds something else.
+    ``{split}/{digit}/*.png``, of ``size`` pixels in height and width. See
+    :func:`.folder.write_folder`.
     """
     manifest = dict(generator_version=GENERATOR_VERSION, seed=seed, size=size)
 

@@ -25,37 +25,19 @@ _BOX_GAP = 1  # px kept free between boxes, so that each box holds one digit
 
 
 class DigitPool(NamedTuple):
-    """Handwritten samples that one split may draw from.
-
-    Attributes:
-        images (np.ndarray): Ink in [0, 1], shape (N, 8, 8).
-        labels (np.ndarray): Digits 0..9, shape (N, ).
-        indices (np.ndarray): Positions in ``sklearn.datasets.load_digits``,
-            shape (N, ).
-    """
-    images: np.ndarray
-    labels: np.ndarray
-    indices: np.ndarray
+    """Handwritten samples that one split may draw from."""
+    images: np.ndarray  # ink in [0, 1], (N, 8, 8)
+    labels: np.ndarray  # digits 0..9, (N, )
+    indices: np.ndarray  # positions in sklearn.datasets.load_digits, (N, )
 
 
 class Scene(NamedTuple):
-    """One composed image.
-
-    Attributes:
-        image (np.ndarray): BGR, uint8, shape (H, W, 3).
-        mask (np.ndarray): 0 for background, digit + 1 where there is ink,
-            uint8, shape (H, W).
-        boxes (np.ndarray): Tight (x, y, width, height) in whole pixels,
-            int64, shape (N, 4).
-        labels (np.ndarray): Digits 0..9, shape (N, ).
-        samples (np.ndarray): Which handwritten samples were drawn, as
-            positions in ``load_digits``, shape (N, ).
-    """
-    image: np.ndarray
-    mask: np.ndarray
-    boxes: np.ndarray
-    labels: np.ndarray
-    samples: np.ndarray
+    """One composed image."""
+    image: np.ndarray  # BGR, uint8, (H, W, 3)
+    mask: np.ndarray  # 0 for background, digit + 1 in ink, uint8, (H, W)
+    boxes: np.ndarray  # tight (x, y, width, height), whole pixels, (N, 4)
+    labels: np.ndarray  # digits 0..9, (N, )
+    samples: np.ndarray  # their positions in load_digits, (N, )
 
 
 def digit_pools(seed: int) -> Dict[str, DigitPool]:
@@ -121,19 +103,35 @@ def iter_scenes(split: str,
                 num_scenes: int,
                 seed: int = 0,
                 size: int = 160) -> Iterator[Scene]:
-    """Draw the scenes of a split ('train' or 'val') one after the other;
-    the arguments are those of :func:`write_digit_scenes`."""
+    """Draw the scenes of a split ('train' or 'val') one after the other; see
+    :func:`scenes_manifest`."""
     pool = digit_pools(seed)[split]
     for index in range(num_scenes):
         stream = np.random.default_rng([seed, SPLITS.index(split), index])
         yield draw_scene(pool, stream, size)
 
 
-def write_digit_scenes(out_dir: str,
-                       num_train: int = 1000,
-                       num_val: int = 240,
-                       seed: int = 0,
-                       size: int = 160) -> bool:
+def scenes_manifest(num_train: int = 1000,
+                    num_val: int = 240,
+                    seed: int = 0,
+                    size: int = 160) -> Dict[str, int]:
+    """The numbers that decide about every pixel of digit scenes.
+
+    Args:
+        num_train (int): Number of training scenes.
+        num_val (int): Number of validation scenes.
+        seed (int): Seed of the data set.
+        size (int): Height and width in pixels.
+    """
+    return dict(
+        generator_version=GENERATOR_VERSION,
+        num_train=num_train,
+        num_val=num_val,
+        seed=seed,
+        size=size)
+
+
+def write_digit_scenes(out_dir: str, **numbers: int) -> bool:
     """Write digit scenes as a COCO data set with semantic masks.
 
     The layout is ``images/{split}/*.png``, ``masks/{split}/*.png``,
@@ -143,37 +141,20 @@ def write_digit_scenes(out_dir: str,
 
     Args:
         out_dir (str): Folder of the data set.
-        num_train (int): Number of training scenes. Defaults to 1000.
-        num_val (int): Number of validation scenes. Defaults to 240.
-        seed (int): Seed of the data set. Defaults to 0.
-        size (int): Height and width in pixels. Defaults to 160.
+        **numbers (int): The arguments of :func:`scenes_manifest`.
 
     Returns:
         bool: Whether anything was written.
     """
-    manifest = scenes_manifest(num_train, num_val, seed, size)
+    manifest = scenes_manifest(**numbers)
 
     def write(root: Path) -> None:
-        for split, count in zip(SPLITS, (num_train, num_val)):
-            _write_split(root, split, iter_scenes(split, count, seed, size))
+        for split in SPLITS:
+            scenes = iter_scenes(split, manifest[f'num_{split}'],
+                                 manifest['seed'], manifest['size'])
+            _write_split(root, split, scenes)
 
     return write_folder(out_dir, 'digit scenes', manifest, write)
-
-
-def scenes_manifest(num_train: int = 1000,
-                    num_val: int = 240,
-                    seed: int = 0,
-                    size: int = 160) -> Dict[str, int]:
-    """The manifest of :func:`write_digit_scenes`, whose arguments these are.
-
-    It decides about every pixel.
-    """
-    return dict(
-        generator_version=GENERATOR_VERSION,
-        num_train=num_train,
-        num_val=num_val,
-        seed=seed,
-        size=size)
 
 
 def _background(rng: np.random.Generator, size: int) -> np.ndarray:

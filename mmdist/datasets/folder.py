@@ -17,14 +17,9 @@ def write_folder(out_dir: str, what: str, manifest: dict,
                  write: Callable[[Path], None]) -> bool:
     """Write a folder that appears only when all of it is written.
 
-    Args:
-        out_dir (str): The folder; one with the same manifest is kept.
-        what (str): What it holds, for messages.
-        manifest (dict): The parameters that decide about its content.
-        write (Callable): Fills an empty folder.
-
-    Returns:
-        bool: Whether anything was written.
+    ``what`` it holds is for messages, ``manifest`` has the parameters that
+    decide about its content, and ``write`` fills an empty folder. A folder
+    with the same manifest is kept. Returns whether anything was written.
 
     Raises:
         ConfigError: If the folder holds something else.

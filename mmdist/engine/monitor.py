@@ -77,11 +77,12 @@ class TeacherMonitor:
         Norms of a head may see one number per channel, or what a transformer
         has normalised.
         """
-        trunk = getattr(teacher, 'backbone', teacher)
-        norm = next((m for m in trunk.modules()
-                     if isinstance(m, _BatchNorm) and m.track_running_stats),
-                    None)
-        if self.judged or norm is None:
+        parts = getattr(teacher, 'backbone', teacher).modules()
+        norm = None if self.judged else next(
+            (part for part in parts
+             if isinstance(part, _BatchNorm) and part.track_running_stats),
+            None)
+        if norm is None:
             yield
             return
 
@@ -94,11 +95,8 @@ class TeacherMonitor:
                 ratio = (table.var(1) + norm.eps) / trained
                 self._scales.append(ratio.log().median())
 
-        handle = norm.register_forward_pre_hook(look)
-        try:
+        with norm.register_forward_pre_hook(look):
             yield
-        finally:
-            handle.remove()
 
     def watch(self,
               pairs: Sequence[Any],
@@ -136,31 +134,25 @@ class TeacherMonitor:
         shape = getattr(images, 'shape', ())
         if self.judged or self._swaps == MOST_SWAPS or shape[-3:-2] != (3, ):
             return False
-        labels = [pair.truth() for pair in pairs if pair.num_answers]
         return any(
-            each is not None and bool((each >= 0).any()) for each in labels)
+            labels is not None and bool((labels >= 0).any())
+            for labels in (pair.truth() for pair in pairs))
 
     @torch.no_grad()
     def _count(self, pairs: Sequence[Any], swapped: Sequence[Any]) -> None:
         self._swaps += bool(swapped)
         for i, pair in enumerate(pairs):
             self._one_class = pair.num_classes == 1
-            labels = pair.truth() if pair.num_answers else None
+            labels = pair.truth()
             if labels is None:
                 continue
             known = (labels >= 0) & (labels < pair.num_answers)
-            truth = labels[known]
-            own, theirs = pair.thresholds or (None, None)
-            logits = [pair.student, pair.teacher]
-            logits += [other.teacher for other in swapped[i:i + 1]]
-            rows = [each.movedim(1, -1)[known] for each in logits]
-            right = [
-                classes_of(table, pair.num_classes, pair.background,
-                           threshold) == truth
-                for table, threshold in zip(rows, (own, theirs, theirs))
-            ]
-            every = torch.ones_like(right[0])
-            facts = [every, ~rows[1].isfinite().all(1), *right[:2]]
+            answers = pair.answers()
+            answers += [other.answers()[1] for other in swapped[i:i + 1]]
+            right = [(answer == labels)[known] for answer in answers]
+            truth, every = labels[known], torch.ones_like(right[0])
+            no_number = ~pair.teacher.isfinite().all(1)[known]
+            facts = [every, no_number, *right[:2]]
             facts += [every, *right[1:]] if swapped else 3 * [~every]
             counts = torch.stack([
                 truth[fact].bincount(minlength=pair.num_answers)
@@ -255,27 +247,3 @@ def _shares(rows: Tensor, totals: Tensor) -> List[float]:
 
 def _clearly_above(accuracy: float) -> float:
     return accuracy + MARGIN * (1 - accuracy)
-
-
-def classes_of(logits: Tensor,
-               num_classes: int,
-               background: bool = False,
-               threshold: Optional[float] = None) -> Tensor:
-    """The class that each row of ``(R, C)`` logits predicts, ``(R, )``.
-
-    One class is 0 where it is there and 1 where it is not: where a second
-    column, the background, is higher, or where its probability is at most the
-    threshold.
-    """
-    if num_classes > 1:
-        return class_scores(logits, num_classes).argmax(1)
-    if background:
-        return logits.argmax(1)
-    return (logits.amax(1).sigmoid() <= threshold).long()
-
-
-def class_scores(logits: Tensor, num_classes: int) -> Tensor:
-    """The best score of all anchors for each class, ``(R, num_classes)``."""
-    if logits.shape[1] % num_classes:  # a background
-        logits = logits[:, :num_classes]
-    return logits.unflatten(1, (-1, num_classes)).amax(1)

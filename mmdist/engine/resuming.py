@@ -31,15 +31,7 @@ class WholeFiles(LocalBackend):
     _outdated: List[str] = []
 
     def put(self, obj: bytes, filepath: Union[str, os.PathLike]) -> None:
-        """Write a whole file.
-
-        Args:
-            obj (bytes): The content.
-            filepath (str | Path): Where to.
-
-        Raises:
-            OSError: If it cannot be written; nothing was removed then.
-        """
+        """Write a whole file, or raise OSError and remove nothing."""
         part = f'{filepath}{PARTIAL}'
         try:
             super().put(obj, part)
@@ -95,7 +87,7 @@ class SeedHook(Hook):
 
 def newest_checkpoint(work_dir: str,
                       names: Optional[str] = None) -> Optional[str]:
-    """The newest checkpoint of a run that can be read.
+    """The path of the newest checkpoint of a run that can be read.
 
     MMEngine notes the last checkpoint. It is taken unless it is incomplete or
     a later one is complete: a run may be killed before the note.
@@ -105,7 +97,7 @@ def newest_checkpoint(work_dir: str,
         names (str, optional): ``filename_tmpl`` of its checkpoint hook.
 
     Returns:
-        str | None: A path, or the URL that is noted; None if there is none.
+        str | None: Also the URL that is noted; None if there is none.
     """
     noted, note = '', osp.join(work_dir, 'last_checkpoint')
     if osp.isfile(note):
@@ -154,15 +146,8 @@ def _checkpoints(folders: Iterable[str],
 
 
 def is_whole(path: str) -> bool:
-    """Whether a checkpoint is complete.
-
-    Args:
-        path (str): A file that ``torch.save`` wrote, which is an archive with
-            checksums, or a folder of DeepSpeed.
-
-    Returns:
-        bool: False also if there is no such file.
-    """
+    """Whether a checkpoint is there and complete: a file of ``torch.save``,
+    which is an archive with checksums, or a folder of DeepSpeed."""
     path = osp.expanduser(path)
     if osp.isdir(path):
         return True

@@ -18,13 +18,8 @@ class TermMonitor:
 
     It logs the scalar ``kd_grad_ratio``, the norm of the gradient of all terms
     by that of the student's own losses, on the tapped logits, and warns if a
-    term that has a gradient stays the same, or if no term has one.
-
-    Args:
-        strict (bool): Raise :class:`ConfigError` instead of warning.
-        iters (int): Iterations that a term may stay the same.
-        interval (int): Iterations between two looks at the gradients, after
-            the first ``iters``.
+    term that has a gradient stays the same, or if no term has one. See
+    :class:`mmdist.engine.TeacherMonitor` for the arguments.
     """
 
     def __init__(self, strict: bool, iters: int, interval: int) -> None:

@@ -16,16 +16,11 @@ WRAPPERS = dict(
 
 
 def find_config(name: str, field: str) -> str:
-    """Turn a config name into a path.
+    """Turn a config's path or ``'package::path'`` into a path.
 
-    ``'mmdet::retinanet/retinanet_r50_fpn_1x_coco.py'`` is looked up in the
-    ``.mim/configs`` of the package that is imported as ``mmdet``. MMEngine's
-    own look-up goes by the name of the distribution and would install the
-    original package over a fork of it.
-
-    Args:
-        name (str): A path, or ``'package::path'``.
-        field (str): The field of the user's config, for the error.
+    The latter is looked up in the ``.mim/configs`` of the package that is
+    imported by this name. MMEngine's own look-up goes by the name of the
+    distribution and would install the original package over a fork of it.
     """
     path = name
     package, separator, inner = name.partition('::')
@@ -54,13 +49,9 @@ def load_config(source: Union[str, dict],
     ``test.py --tta`` left stands for the model whose predictions it merges.
 
     Args:
-        source (str | dict): A path, a ``'package::path'``, or the model dict
-            itself.
+        source (str | dict): A path, a ``'package::path'`` or a model dict.
         field (str): The field of the user's config, for errors.
         resolve (bool): False keeps what wraps the student or model.
-
-    Returns:
-        Config: With at least the key ``model``.
 
     Raises:
         ConfigError: If it is no config of a model.
@@ -121,9 +112,8 @@ def _read(source: Union[str, dict], field: str) -> Config:
 def library_of(cfg: Config) -> Optional[str]:
     """The library of a config's model: 'mmdet', 'mmseg' or 'mmpretrain'.
 
-    New-style configs name classes and leave ``default_scope`` at None, so that
-    the library follows from the model's class. A class of the user's own
-    belongs to the library that it inherits from. None if neither says.
+    Where ``default_scope`` is None, as in new-style configs, it is that of the
+    model's class or of the class that this inherits; else None.
     """
     if cfg.get('default_scope') in WRAPPERS:
         return cfg.default_scope
@@ -139,11 +129,8 @@ def library_of(cfg: Config) -> Optional[str]:
 
 
 def scope_of(cfg: Config) -> Optional[str]:
-    """The scope in which the names of a config are looked up.
-
-    It is the config's ``default_scope``, else the library of its model's
-    class, else the scope of the caller.
-    """
+    """The scope in which the names of a config are looked up: its own, else
+    that of its model's library, else the caller's."""
     scope = cfg.get('default_scope') or library_of(cfg)
     if scope:
         return scope
@@ -175,12 +162,10 @@ def wrapper_for(cfg: Config, field: str) -> str:
 
 
 def data_sets_in(dataset: dict) -> List[dict]:
-    """The data sets within RepeatDataset, ConcatDataset and their like.
-
-    They are the very parts of the config that have a pipeline and read files.
-    """
-    while 'dataset' in dataset:
-        dataset = dataset['dataset']
+    """The data sets within RepeatDataset, ConcatDataset and their like: the
+    very parts of the config that have a pipeline and read files."""
+    if 'dataset' in dataset:
+        return data_sets_in(dataset['dataset'])
     parts = dataset.get('datasets')
     if not parts:
         return [dataset]

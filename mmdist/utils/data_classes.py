@@ -22,16 +22,11 @@ Names = Optional[Tuple[str, ...]]
 class DataClasses(NamedTuple):
     """Class names of a data set.
 
-    Attributes:
-        listed (tuple[str], optional): The names as ``metainfo.classes`` lists
-            them.
-        numbered (tuple[str], optional): The names in label order, read from
-            the data; None where they cannot be read. COCO-style data sets
-            number labels by the annotation file, whatever the order of
-            ``metainfo.classes``.
+    COCO-style data sets number labels by the annotation file, whatever the
+    order of ``metainfo.classes``.
     """
-    listed: Names = None
-    numbered: Names = None
+    listed: Names = None  # by metainfo.classes
+    numbered: Names = None  # in label order, where the data can be read
 
     @property
     def in_label_order(self) -> Names:
@@ -42,14 +37,9 @@ class DataClasses(NamedTuple):
 def names_in(metainfo: Any) -> Names:
     """The classes of a data set's ``metainfo``; None where there are none.
 
-    Args:
-        metainfo (dict | Sequence[dict] | None): A sequence is what mmdet's
-            ConcatDataset has where the metainfo of its parts differ. As in
-            MMEngine, ``classes`` may be a file with one name per line or,
-            where there is no such file, the name of the only class.
-
-    Raises:
-        ConfigError: If the parts have different classes.
+    A sequence is the metainfo of parts that differ (mmdet's ConcatDataset). As
+    in MMEngine, ``classes`` may be a file with one name per line or, where
+    there is no such file, the name of the only class.
     """
     if isinstance(metainfo, (list, tuple)):
         return _common(map(names_in, metainfo))

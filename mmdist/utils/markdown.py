@@ -3,13 +3,8 @@ from typing import Any, Dict, List
 
 
 def markdown_table(rows: List[Dict[str, Any]], missing: str = '-') -> str:
-    """A table with a row for each dict and a column for each key.
-
-    Args:
-        rows (list[dict]): Cells by column; numbers of type float get four
-            digits.
-        missing (str): Stands where a row has no such cell. Defaults to '-'.
-    """
+    """A table with a row for each dict and a column for each key; floats get
+    four digits, and ``missing`` stands where a row has no such key."""
     columns = list(dict.fromkeys(key for row in rows for key in row))
     lines = [columns, ['---'] * len(columns)]
     for row in rows:

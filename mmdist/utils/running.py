@@ -19,11 +19,7 @@ LOOK_AT = ('see whether data_root, ann_file and data_prefix name the right '
 
 
 def run(cfg: Config, loop: str) -> None:
-    """Train or test what a config says.
-
-    Args:
-        cfg (Config): The result of :func:`load_tool_config`.
-        loop (str): The runner's method: ``train`` or ``test``.
+    """Train or test (``loop``, the runner's method) what a config says.
 
     Raises:
         ConfigError: If a training cannot begin as the config says.

@@ -202,7 +202,8 @@ def test_both_see_mixed_pictures(tmp_path):
                                                     tmp_path)).train()
     inputs, samples = batch(wrapper)
     assert 'gt_score' in samples[0]
-    seen = wrapper.distillation.teacher.batch(inputs, samples).show(inputs)
+    seen = wrapper.distillation.teacher.batch(inputs,
+                                              samples).renormalised(inputs)
     assert torch.equal(seen, inputs)
     assert wrapper.loss(inputs, samples)['loss_kd_inter'].isfinite()
 

@@ -7,9 +7,9 @@ import torch
 from mmengine.logging import MessageHub
 
 from mmdist.engine import TeacherMonitor
-from mmdist.engine.monitor import classes_of
 from mmdist.engine.terms import gradient_norm
 from mmdist.models.taps.base import LogitPair
+from mmdist.models.taps.columns import classes_of
 from tests.refusals import refused
 from tests.segmentors import (IGNORED, NUM_CLASSES, batch, binary, build,
                               build_distiller, one_column, prepared,

@@ -1,7 +1,5 @@
 from .base import BaseDistiller
-from .classifier import DistillClassifier
-from .detector import DistillDetector
-from .segmentor import DistillSegmentor
+from .wrappers import DistillClassifier, DistillDetector, DistillSegmentor
 
 __all__ = [
     'BaseDistiller', 'DistillClassifier', 'DistillDetector', 'DistillSegmentor'

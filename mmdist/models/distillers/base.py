@@ -2,6 +2,8 @@
 import warnings
 from abc import ABCMeta
 from functools import lru_cache
+from operator import attrgetter
+from types import SimpleNamespace
 from typing import Any, Dict, List, Optional, Tuple, Type
 
 import torch
@@ -55,7 +57,7 @@ class BaseDistiller(metaclass=DistillerMeta):
             ``mmdist.DISTLoss`` or ``mmdist.MimicLoss``; ``where`` ('neck',
             'backbone' or 'head'), ``layers`` and ``project`` stand beside
             the loss's own fields, see
-            :class:`.features.FeatureDistillation`.
+            :func:`.builders.build_features`.
         alpha (float): Multiplies the student's classification losses; 0 is
             the paper's "without classification loss". Box, mask and proposal
             losses are left alone.
@@ -125,10 +127,7 @@ class BaseDistiller(metaclass=DistillerMeta):
             if name not in RENAMED or 'distillation' not in self.__dict__:
                 raise
         _warn_of(name, RENAMED[name])
-        value = self
-        for part in RENAMED[name].split('.')[1:]:
-            value = getattr(value, part)
-        return value
+        return attrgetter(RENAMED[name])(SimpleNamespace(model=self))
 
     def _load_from_state_dict(self, state_dict: Dict[str, Tensor], prefix: str,
                               *args: Any) -> None:
@@ -266,15 +265,19 @@ def distil(wrapper: Type[BaseDistiller],
 def _connected_tap(model: nn.Module, teacher: Teacher,
                    options: dict) -> LogitTap:
     """The tap of a student, connected to the teacher's heads and classes."""
+
+    def number(owner: nn.Module, path: str) -> Optional[int]:
+        # A head without layers (MMPretrain's ClsHead) has no num_classes.
+        return getattr(owner.get_submodule(path), 'num_classes', None)
+
     tap = build_tap(model, **options)
     spec, names = teacher.class_map, teacher.class_names
-    head = model.get_submodule(next(iter(tap.heads)))
-    # A head without layers (MMPretrain's ClsHead) has no num_classes.
-    number = getattr(head, 'num_classes', None)
-    tap.connect(model, teacher.model, class_map_to_build(spec, names, number))
-    twins = [twin for twin in tap.heads.values() if twin is not None]
-    head = teacher.model.get_submodule(twins[-1])
-    check_all_named(spec, names, getattr(head, 'num_classes', None))
+    class_map = class_map_to_build(spec, names,
+                                   number(model, next(iter(tap.heads))))
+    tap.connect(model, teacher.model, class_map)
+    # '' is a model that is its own head.
+    twin = [path for path in tap.heads.values() if path is not None][-1]
+    check_all_named(spec, names, number(teacher.model, twin))
     return tap
 
 

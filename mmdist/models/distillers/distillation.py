@@ -1,6 +1,7 @@
 """Distillation of a teacher into a student, one step at a time."""
 from collections import defaultdict
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import Any, Callable, Dict, Iterator, List, Optional, Sequence, Set
 
 import torch
@@ -11,17 +12,17 @@ from mmdist.errors import ConfigError
 from mmdist.utils import DataClasses, classes_in_training
 from ..class_mapping import class_map_in_training
 from ..losses.base import LogitLoss
-from ..taps import (LogitPair, LogitTap, owner_of, pair_logits, reads_text,
-                    tensors_in, watch_heads)
+from ..taps import (Call, LogitPair, LogitTap, owner_of, pair_logits,
+                    reads_text, tensors_in, watch_heads)
 from ..teacher import Teacher, TeacherBatch
-from .features import FeatureDistillation, FeatureReader
+from .features import FeatureDistillation, watch_both
 
 
 class Distillation:
     """Distillation of one teacher into a student, and one step of it.
 
-    A plain object beside the student's modules, as
-    ``model.distillation``. It never refers to the student, so that a copy of
+    A plain object beside the student's modules, ``model.distillation``. It
+    never refers to the student, so that a copy of
     the model (EMA) has a distillation of its own with the same teacher.
 
     Args:
@@ -80,10 +81,7 @@ class Distillation:
             with self._asking(inputs):
                 if self.tap:
                     pairs = pair_logits(self.tap, calls, batch)
-                maps = {
-                    where: reader.maps(batch)
-                    for where, reader in readers.items()
-                }
+                maps = {where: read(batch) for where, read in readers.items()}
         if self.monitor.wants_swapped(batch.images, pairs):
             with self._asking(inputs):
                 swapped = pair_logits(
@@ -110,42 +108,38 @@ class Distillation:
         """Watch the heads of the student, and the maps of both models.
 
         Yields:
-            tuple: The calls of the heads, and a reader for each place that
-            is read.
+            tuple: The calls of the heads, and for each place that is read
+            what :func:`watch_both` yields.
         """
-        parts = self._feature_parts(student)
-        readers = {
-            part.where: FeatureReader(student, self.teacher.model, part.where)
-            for part in parts
-        }
 
-        def see(images: Any) -> None:
+        def see(owner: str, images: Any) -> None:
             with self._asking(images):
-                batch.see(images, owner)
+                batch.extract(images, owner)
 
+        model = self.teacher.model
+        places = dict.fromkeys(p.where for p in self._feature_parts(student))
         with ExitStack() as stack:
-            for reader in readers.values():
-                stack.enter_context(
-                    reader.watch((lambda images: None) if self.tap else see))
+            readers = {
+                where:
+                stack.enter_context(watch_both(student, model, where, see))
+                for where in places
+            }
+            calls: List[Call] = []
             if self.tap:
                 twin = next(filter(None, self.tap.heads.values()), '')
-                owner = owner_of(self.teacher.model, twin) or ''
                 calls = stack.enter_context(
-                    watch_heads(self.tap, student, see))
-            else:
-                calls, owner = [], next(iter(readers.values())).owner
+                    watch_heads(self.tap, student,
+                                partial(see,
+                                        owner_of(model, twin) or '')))
             yield calls, readers
 
     def _feature_parts(self, student: nn.Module) -> List[Any]:
         """The losses on feature maps; those with parameters stand in the
         student's tree."""
-        trained = getattr(student, 'distiller', {})
-        parts = [
-            trained[name] for name in ('mimic', 'feature') if name in trained
+        parts = {'feature': self.features, **getattr(student, 'distiller', {})}
+        return [
+            parts[name] for name in ('mimic', 'feature') if parts.get(name)
         ]
-        if self.features is not None and 'feature' not in trained:
-            parts.append(self.features)
-        return parts
 
     @contextmanager
     def _asking(self, inputs: Any) -> Iterator[None]:
@@ -159,10 +153,6 @@ class Distillation:
 
     def compare_classes(self, student: nn.Module, data: DataClasses) -> None:
         """Compare the teacher's classes with those of the training set.
-
-        Args:
-            student (nn.Module): The student.
-            data (DataClasses): The classes of the training set.
 
         Raises:
             ConfigError: If student, teacher and data do not fit, or

@@ -14,7 +14,8 @@ from .image import ImageTap
 from .pixel import PixelTap
 from .query import QueryTap
 from .roi import RoITap
-from .watch import LossCall, owner_of, tensors_in, watch_heads, watch_method
+from .watch import (Call, LossCall, owner_of, tensors_in, watch_heads,
+                    watch_method)
 
 ProposalTap = TransformerTap = QueryTap  # names of the first edition
 
@@ -68,8 +69,8 @@ def build_tap(student: nn.Module, **options: Any) -> LogitTap:
 
 
 __all__ = [
-    'BoxTap', 'DenseTap', 'ImageTap', 'LogitPair', 'LogitTap', 'LossCall',
-    'PixelTap', 'ProposalTap', 'QueryTap', 'RoITap', 'TransformerTap',
-    'build_tap', 'owner_of', 'pair_logits', 'pair_of', 'reads_text',
-    'tensors_in', 'watch_heads', 'watch_method'
+    'BoxTap', 'Call', 'DenseTap', 'ImageTap', 'LogitPair', 'LogitTap',
+    'LossCall', 'PixelTap', 'ProposalTap', 'QueryTap', 'RoITap',
+    'TransformerTap', 'build_tap', 'owner_of', 'pair_logits', 'pair_of',
+    'reads_text', 'tensors_in', 'watch_heads', 'watch_method'
 ]

@@ -16,8 +16,8 @@ from mmdist.errors import ConfigError
 from mmdist.registry import TAPS
 from ..class_mapping import FIELD, check_numbers
 from .batch import TeacherBatch
-from .columns import (ClassLogits, as_columns_of, check_alike, common_tokens,
-                      reads_text)
+from .columns import (ClassLogits, as_columns_of, check_alike, classes_of,
+                      common_tokens, reads_text)
 from .labels import NONE, threshold_of
 from .watch import Call, LossCall, loss_call, owner_of, signature_of
 
@@ -71,11 +71,25 @@ class LogitPair:
 
     def truth(self) -> Optional[Tensor]:
         """The right answer of each row, -1 where it is unknown: the label;
-        for one class, 0 where it is and 1 where it is not."""
-        labels = self.labels()
+        for one class, 0 where it is and 1 where it is not. None without ground
+        truth, or if the columns do not tell the answers."""
+        labels = self.labels() if self.num_answers else None
         if labels is None or self.num_classes != 1:
             return labels
         return torch.where(labels == NONE, 1, labels).clamp(min=-1)
+
+    def answers(self) -> List[Tensor]:
+        """The answers of student and teacher for each row, in the shape and
+        the numbers of :meth:`truth`; none if the columns do not tell."""
+        number = self.num_classes or self.student.shape[1]
+        if number == 1 and not self.num_answers:
+            return []
+        thresholds = self.thresholds or (None, None)
+        return [
+            classes_of(logits, number, self.background, threshold)
+            for logits, threshold in zip((self.student,
+                                          self.teacher), thresholds)
+        ]
 
 
 class LogitTap(metaclass=ABCMeta):
@@ -109,10 +123,6 @@ class LogitTap(metaclass=ABCMeta):
     def __init__(self, model: nn.Module) -> None:
         self.heads: Dict[str, Optional[str]] = dict.fromkeys(self.find(model))
         self.class_map: Optional[List[int]] = None
-        self._calls = {
-            path: loss_call(model.get_submodule(path), self.reads)
-            for path in self.heads
-        }
 
     @classmethod
     def find(cls, model: nn.Module) -> List[str]:
@@ -224,18 +234,15 @@ def pair_logits(tap: LogitTap, calls: List[Call],
     Raises:
         ConfigError: If a head computed no loss, or one of other images.
     """
-    read = [
-        call for call in calls if tap.heads.get(call.path) is not None and all(
-            call.arguments.get(name) is not None
-            for name in tap._calls[call.path].needs)
-    ]
-    for path, twin in tap.heads.items():
-        if twin is not None and path not in [call.path for call in read]:
-            method = tap._calls[path].method
+    learning = [path for path, twin in tap.heads.items() if twin is not None]
+    read = [call for call in calls if call.path in learning]
+    for path in learning:
+        if path not in [call.path for call in read]:
+            method = ' or '.join(f'`{call.method}`' for call in tap.reads)
             raise ConfigError(
                 f'model.student.{path}', 'it computes its loss without a call '
-                f'of its `{method}`, where its class logits are read',
-                f'let its `loss` call `{method}`, or choose another head')
+                f'of its {method}, where its class logits are read',
+                f'let its `loss` call {method}, or choose another head')
     tap._check_images(read, batch)
     return [pair for call in read for pair in tap.pairs(call, batch)]
 
@@ -253,24 +260,22 @@ def pair_of(tap: LogitTap, call: Call, batch: TeacherBatch, own: ClassLogits,
         theirs (tuple[Tensor, Columns]): The teacher's, of the same instances.
         **fields: Further fields of the pair.
     """
-    student_logits, columns = own
-    logits, teacher_columns = theirs
-    logits, activation = as_columns_of(columns, teacher_columns, logits,
-                                       tap.class_map)
-    facts = dict(
-        num_classes=columns.num_classes, background=columns.background)
+    (student_logits, columns), (teacher_logits, their_columns) = own, theirs
+    teacher_logits, activation = as_columns_of(columns, their_columns,
+                                               teacher_logits, tap.class_map)
+    fields.setdefault('num_classes', columns.num_classes)
+    fields.setdefault('background', columns.background)
     if reads_text(call.student):
-        student_logits, logits = common_tokens(student_logits, logits)
-        facts['num_classes'] = 0
+        student_logits, teacher_logits = common_tokens(student_logits,
+                                                       teacher_logits)
+        fields['num_classes'] = 0
     elif columns.num_classes == 1:
         thresholds = (threshold_of(call.student, call.path),
                       threshold_of(batch.model, tap.heads[call.path]))
-        facts['thresholds'] = None if None in thresholds else thresholds
-    return LogitPair(student_logits, logits, columns.activation, activation,
-                     **{
-                         **facts,
-                         **fields
-                     })
+        fields.setdefault('thresholds',
+                          None if None in thresholds else thresholds)
+    return LogitPair(student_logits, teacher_logits, columns.activation,
+                     activation, **fields)
 
 
 def find_tap(model: nn.Module) -> Optional[Type[LogitTap]]:

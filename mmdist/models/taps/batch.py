@@ -1,8 +1,7 @@
 """The teacher's answers to what the taps ask about one batch."""
 from contextlib import ExitStack, contextmanager, nullcontext
 from functools import partial
-from typing import (Any, Callable, Collection, ContextManager, Dict, Iterator,
-                    Sequence)
+from typing import Any, Callable, Collection, ContextManager, Dict, Iterator
 
 import torch
 from mmengine.structures import BaseDataElement
@@ -47,8 +46,7 @@ class TeacherBatch:
         self._renormalise = renormalise
         self._precision = precision
         # By identity; the images are kept, so that no other takes the id.
-        self._shown: Dict[int, Sequence[Tensor]] = {}
-        self._extracted: Dict[Any, Sequence[Any]] = {}
+        self._known: Dict[Any, Any] = {}
         self._outputs: Dict[bool, Dict[str, Any]] = {True: {}, False: {}}
 
     @property
@@ -61,9 +59,16 @@ class TeacherBatch:
         shapes = [sample.metainfo['img_shape'] for sample in self._samples]
         return self.images.new_tensor([[w, h, w, h] for h, w, *_ in shapes])
 
-    def see(self, images: Any, owner: str) -> None:
-        """Compute the features of the images that the student sees, by the
-        model at the path ``owner``.
+    def _once(self, key: Any, images: Any, compute: Callable) -> Any:
+        """The result for these images, computed once."""
+        key = key, id(images)
+        if key not in self._known:
+            self._known[key] = images, compute(images)
+        return self._known[key][1]
+
+    def extract(self, images: Any, owner: str) -> None:
+        """Compute the features of images that the student is about to see, by
+        the model at the path ``owner``.
 
         A student may change its batch before it computes features (noise,
         another memory format); the teacher sees the changed one."""
@@ -71,21 +76,21 @@ class TeacherBatch:
             self.images = images
         self.features(images, owner)
 
-    def show(self, images: Any) -> Any:
+    def renormalised(self, images: Any) -> Any:
         """The student's images in the teacher's normalisation."""
         if isinstance(images, dict):
-            return {name: self.show(batch) for name, batch in images.items()}
-        if id(images) not in self._shown:
-            shapes = None
-            if isinstance(self._samples,
-                          (list, tuple)) and len(self._samples) == len(images):
-                shapes = [
-                    getattr(sample, 'metainfo', {}).get('img_shape')
-                    for sample in self._samples
-                ]
-            self._shown[id(images)] = (images,
-                                       self._renormalise(images, shapes))
-        return self._shown[id(images)][1]
+            return {
+                name: self.renormalised(part)
+                for name, part in images.items()
+            }
+        samples, shapes = self._samples, None
+        if isinstance(samples, (list, tuple)) and len(samples) == len(images):
+            shapes = [
+                getattr(sample, 'metainfo', {}).get('img_shape')
+                for sample in samples
+            ]
+        return self._once('images', images,
+                          lambda images: self._renormalise(images, shapes))
 
     @contextmanager
     def computing(self) -> Iterator[None]:
@@ -98,14 +103,7 @@ class TeacherBatch:
         teacher or a model within it."""
         extract = self.model.get_submodule(owner).extract_feat
         with self.computing():
-            return self._extract_once(owner, extract, self.show(images))
-
-    def _extract_once(self, owner: str, extract: Callable,
-                      shown: Tensor) -> Any:
-        key = owner, id(shown)
-        if key not in self._extracted:
-            self._extracted[key] = shown, extract(shown)
-        return self._extracted[key][1]
+            return self._once(owner, self.renormalised(images), extract)
 
     def run(self, paths: Collection[str], method: Callable, *args:
             Any) -> None:
@@ -117,8 +115,8 @@ class TeacherBatch:
         with ExitStack() as stack:
             for owner in {owner_of(self.model, p) for p in paths} - {None}:
                 module = self.model.get_submodule(owner)
-                extract = partial(self._extract_once, owner,
-                                  module.extract_feat)
+                extract = partial(
+                    self._once, owner, compute=module.extract_feat)
                 stack.enter_context(replaced(module, 'extract_feat', extract))
             stack.enter_context(self.computing())
             try:
@@ -167,8 +165,8 @@ class TeacherBatch:
                     if path in waiting or hasattr(type(head), 'loss_by_feat'):
                         stand_in = partial(answer, path, head, head.loss)
                         stack.enter_context(replaced(head, 'loss', stand_in))
-                self.run(paths, self.model.loss, self.show(self.images),
-                         self.samples)
+                self.run(paths, self.model.loss,
+                         self.renormalised(self.images), self.samples)
         if waiting:
             raise ConfigError(
                 'model.teacher.config',

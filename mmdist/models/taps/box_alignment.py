@@ -1,8 +1,6 @@
 """Teachers of another family: a row is a box, whoever predicted it."""
-from contextlib import contextmanager
 from functools import partial
-from typing import (Any, Dict, Iterator, List, NamedTuple, Optional, Sequence,
-                    Tuple)
+from typing import Any, Dict, List, NamedTuple, Sequence, Tuple
 
 import torch
 from mmengine.config import ConfigDict
@@ -11,7 +9,7 @@ from torch import Tensor, nn
 from mmdist.errors import ConfigError
 from .base import LogitPair, LogitTap, find_tap, pair_of
 from .batch import TeacherBatch
-from .columns import Columns, class_probabilities
+from .columns import ClassLogits, Columns, class_probabilities
 from .dense import ClassMaps, DenseTap, class_maps
 from .labels import labels_of_boxes, object_labels
 from .matching import Queries, match_queries
@@ -22,22 +20,14 @@ from .watch import Call
 
 
 class Boxes(NamedTuple):
-    """Boxes of a student and the class logits that belong to them.
-
-    Attributes:
-        boxes (list[Tensor]): ``(R, 4)`` for each image, corners in pixels of
-            the input, without gradient.
-        logits (list[Tensor]): ``(R, C)`` for each image.
-        columns (Columns): Meaning of ``C``.
-    """
-    boxes: List[Tensor]
-    logits: List[Tensor]
+    """Boxes of a student and the class logits that belong to them."""
+    boxes: List[Tensor]  # (R, 4) per image, corners in pixels, no gradient
+    logits: List[Tensor]  # (R, C) per image
     columns: Columns
 
 
-# The teacher's logits ``(R, C)`` for each image, the meaning of ``C``, and
-# the indices of the boxes that have them; None for all.
-Answer = Tuple[List[Tensor], Columns, Optional[List[Tensor]]]
+# The student's boxes that the teacher has an answer for, and the answers.
+Answer = Tuple[Boxes, ClassLogits]
 
 
 class BoxTap(LogitTap):
@@ -76,13 +66,9 @@ class BoxTap(LogitTap):
 
     def _match(self, student: nn.Module, teacher: nn.Module,
                found: List[str]) -> Dict[str, str]:
-        own = list(self.heads)
-        self._asks = _source(student, own, 'model.student')
+        self._asks = _source(student, list(self.heads), 'model.student')
         self._answers = _source(teacher, found, 'model.teacher.config')
-        if self._asks is QueryBoxes:  # of the last layer
-            own = own[-1:]
-        twin = found[-1 if self._answers is QueryBoxes else 0]
-        return dict.fromkeys(own, twin)
+        return dict.fromkeys(self.heads, found[0])
 
     def _check_images(self, calls: List[Call], batch: TeacherBatch) -> None:
         if self._asks is not RoIBoxes:
@@ -90,25 +76,16 @@ class BoxTap(LogitTap):
 
     def pairs(self, call: Call, batch: TeacherBatch) -> List[LogitPair]:
         """One pair of ``(boxes, C)`` logits."""
-        own = self._asks.own(call, self.num_boxes, batch)
-        theirs, columns, kept = self._answers.answer(self, call, batch, own)
-        if kept is not None:
-            boxes, logits = ([t[i] for t, i in zip(tables, kept)]
-                             for tables in own[:2])
-            own = Boxes(boxes, logits, own.columns)
-        weight = stage_weight(call) if self._asks is RoIBoxes else 1.
-        return [
-            pair_of(
-                self,
-                call,
-                batch, (torch.cat(own.logits), own.columns),
-                (torch.cat(theirs), columns),
-                weight=weight,
-                name=f'boxes of {call.path}',
-                num_classes=call.head.num_classes,
-                **object_labels(batch, len(own.boxes),
-                                partial(labels_of_boxes, boxes=own.boxes)))
-        ]
+        own, theirs = self._answers.answer(
+            self, call, batch, self._asks.own(call, self.num_boxes, batch))
+        labels = object_labels(batch, len(own.boxes),
+                               partial(labels_of_boxes, boxes=own.boxes))
+        pair = pair_of(self, call, batch, (torch.cat(own.logits), own.columns),
+                       theirs, **labels)
+        pair.name = f'boxes of {call.path}'
+        if self._asks is RoIBoxes:
+            pair.weight = stage_weight(call)
+        return [pair]
 
     def is_classification_loss(self, name: str) -> bool:
         """Whether a loss is on the class logits that the own tap reads."""
@@ -117,8 +94,6 @@ class BoxTap(LogitTap):
 
 class RoIBoxes:
     """Boxes of RoI heads."""
-
-    predicts_boxes = staticmethod(lambda head: True)
 
     @staticmethod
     def own(call: Call, num_boxes: int, batch: TeacherBatch) -> Boxes:
@@ -141,27 +116,18 @@ class RoIBoxes:
             torch.cat([b[:, :2], b[:, 2:].maximum(b[:, :2])], dim=1)
             for b in own.boxes
         ])
-        table, columns = score_rois(batch, tap.heads[call.path], call.images,
-                                    rois)
-        return [table], columns, None
+        return own, score_rois(batch, tap.heads[call.path], call.images, rois)
 
 
 class DenseBoxes:
     """Boxes that dense heads decode at every location."""
 
     @staticmethod
-    def predicts_boxes(head: nn.Module) -> bool:
-        """Whether the first prediction is of classes, and boxes are next."""
-        maps = class_maps(head)
-        return [m.name
-                for m in maps] == ['cls_scores'] and maps[0].position == 0
-
-    @staticmethod
     def own(call: Call, num_boxes: int, batch: TeacherBatch) -> Boxes:
         """The highest-scoring decoded boxes; their logits have a gradient."""
         head = call.head
         maps, = class_maps(head)
-        with torch.no_grad(), eval_mode(head), _decoding(head):
+        with torch.no_grad(), eval_mode(head):
             # Some decode what they predict in training otherwise (FCOS).
             boxes = decoded_boxes(maps, head(**call.given),
                                   call.arguments['batch_img_metas'])
@@ -181,10 +147,9 @@ class DenseBoxes:
         path = tap.heads[call.path]
         head = batch.model.get_submodule(path)
         maps, = class_maps(head)
-        with _decoding(head):
-            outputs = batch.head_outputs([path])[path]
-            metas = [sample.metainfo for sample in batch.samples]
-            decoded = decoded_boxes(maps, outputs, metas)
+        outputs = batch.head_outputs([path])[path]
+        metas = [sample.metainfo for sample in batch.samples]
+        decoded = decoded_boxes(maps, outputs, metas)
         logits = []
         for boxes, theirs, table in zip(own.boxes, decoded,
                                         maps.rows(outputs)):
@@ -193,22 +158,20 @@ class DenseBoxes:
                 bbox_overlaps(b, theirs).argmax(1) for b in boxes.split(32)
             ]
             logits.append(table[torch.cat(best)] if best else table[:0])
-        return logits, maps.columns, None
+        return own, (torch.cat(logits), maps.columns)
 
 
 class QueryBoxes:
     """Boxes of queries."""
 
-    predicts_boxes = staticmethod(are_boxes)
-
     @staticmethod
     def own(call: Call, num_boxes: int, batch: TeacherBatch) -> Boxes:
         """The boxes of all queries."""
         from mmdet.structures.bbox import bbox_cxcywh_to_xyxy
-        queries, columns = student_queries(call)
+        queries = student_queries(call)
         boxes = bbox_cxcywh_to_xyxy(queries.boxes.detach())
         boxes = boxes * batch.image_sizes()[:, None]
-        return Boxes(list(boxes), list(queries.logits), columns)
+        return Boxes(list(boxes), list(queries.logits), queries.columns)
 
     @staticmethod
     def answer(tap: BoxTap, call: Call, batch: TeacherBatch,
@@ -219,29 +182,31 @@ class QueryBoxes:
         of RoIs and locations many are of one object.
         """
         from mmdet.structures.bbox import bbox_xyxy_to_cxcywh
-        queries, columns = teacher_queries(batch, tap.heads[call.path])
-        kept, logits = [], []
+        queries = teacher_queries(batch, tap.heads[call.path])
+        kept, logits = Boxes([], [], own.columns), []
         for i, size in enumerate(batch.image_sizes()):
             boxes = bbox_xyxy_to_cxcywh(own.boxes[i] / size)
             (index, match), = match_queries(
-                Queries(own.logits[i][None], boxes[None]), own.columns,
-                Queries(queries.logits[i:i + 1], queries.boxes[i:i + 1]),
-                columns, tap.class_map, tap._asks is QueryBoxes)
-            kept.append(index)
+                Queries(own.logits[i][None], own.columns, boxes[None]),
+                queries.of_image(slice(i, i + 1)), tap.class_map, tap._asks
+                is QueryBoxes)
+            kept.boxes.append(own.boxes[i][index])
+            kept.logits.append(own.logits[i][index])
             logits.append(queries.logits[i][match])
-        return logits, columns, kept
-
-
-SOURCES = {RoITap: RoIBoxes, DenseTap: DenseBoxes, QueryTap: QueryBoxes}
+        return kept, (torch.cat(logits), queries.columns)
 
 
 def _source(model: nn.Module, heads: Sequence[str], field: str) -> Any:
-    """The class that reads a model's boxes, by the tap that reads its
-    heads."""
+    """The class that reads a model's boxes."""
     kind, head = find_tap(model), model.get_submodule(heads[-1])
-    for tap, source in SOURCES.items():
-        if issubclass(kind, tap) and source.predicts_boxes(head):
-            return source
+    if issubclass(kind, RoITap):
+        return RoIBoxes
+    if issubclass(kind, QueryTap) and are_boxes(head):
+        return QueryBoxes
+    if issubclass(kind, DenseTap):
+        maps = class_maps(head)
+        if maps[0].position == 0 and [m.name for m in maps] == ['cls_scores']:
+            return DenseBoxes
     raise ConfigError(
         field, f"it is a {type(model).__name__}, which predicts no boxes, but "
         "model.tap has align='boxes'", 'choose a detector')
@@ -274,28 +239,15 @@ def decoded_boxes(maps: ClassMaps, outputs: Sequence[Any],
         levels.append(made_up.expand(num_images, -1, -1, -1))
         number_of_boxes += number
     keep_all = dict(score_thr=0., min_bbox_size=-1, nms_pre=10**9)
-    results = head.predict_by_feat(
-        levels,
-        *outputs[1:],
-        batch_img_metas=metas,
-        cfg=ConfigDict(head.test_cfg or {}, **keep_all),
-        rescale=False,
-        with_nms=False)
-    boxes = [result.bboxes for result in results]
-    if any(len(b) != number_of_boxes for b in boxes):
-        raise ConfigError(
-            'model.tap.align', f"'boxes' needs a box at every location, which "
-            f'a {type(head).__name__} does not predict',
-            'choose another model')
-    return boxes
-
-
-@contextmanager
-def _decoding(head: nn.Module) -> Iterator[None]:
-    """Say so if a head predicts its boxes in a way of its own."""
     try:
-        yield
-    except (ConfigError, torch.cuda.OutOfMemoryError):
+        results = head.predict_by_feat(
+            levels,
+            *outputs[1:],
+            batch_img_metas=metas,
+            cfg=ConfigDict(head.test_cfg or {}, **keep_all),
+            rescale=False,
+            with_nms=False)
+    except torch.cuda.OutOfMemoryError:
         raise
     except Exception as error:
         raise ConfigError(
@@ -303,3 +255,10 @@ def _decoding(head: nn.Module) -> Iterator[None]:
             f'be decoded location by location ({type(error).__name__}: '
             f'{error})',
             "choose another model, or leave out align='boxes'") from error
+    boxes = [result.bboxes for result in results]
+    if any(len(b) != number_of_boxes for b in boxes):
+        raise ConfigError(
+            'model.tap.align', f"'boxes' needs a box at every location, which "
+            f'a {type(head).__name__} does not predict',
+            'choose another model')
+    return boxes

@@ -14,16 +14,10 @@ LEAST_LOGIT = -50.
 
 
 class Columns(NamedTuple):
-    """Meaning of the columns of class logits.
-
-    Attributes:
-        num_classes (int): Classes, in the first columns.
-        activation (str): 'softmax' or 'sigmoid'.
-        background (bool): Whether a last column says 'none of them'.
-    """
-    num_classes: int
-    activation: str
-    background: bool = False
+    """Meaning of the columns of class logits."""
+    num_classes: int  # in the first columns
+    activation: str  # 'softmax' or 'sigmoid'
+    background: bool = False  # whether a last column says 'none of them'
 
     @property
     def number(self) -> int:
@@ -36,8 +30,8 @@ ClassLogits = Tuple[Tensor, Columns]
 
 
 def as_columns_of(
-        student: Columns,
-        teacher: Columns,
+        wanted: Columns,
+        given: Columns,
         logits: Tensor,
         class_map: Optional[Sequence[int]] = None) -> Tuple[Tensor, str]:
     """Turn the teacher's logits into the columns of the student's.
@@ -49,30 +43,30 @@ def as_columns_of(
     a softmax teacher has its probabilities without its background.
 
     Returns:
-        tuple[Tensor, str]: ``(N, student.number, *)``, and their activation:
+        tuple[Tensor, str]: ``(N, wanted.number, *)``, and their activation:
         the teacher's where both have a background column or neither has.
     """
     if class_map is not None:
         chosen = [logits[:, list(class_map)]]
-        if teacher.background and teacher.activation == 'softmax':
+        if given.background and given.activation == 'softmax':
             # all that the student does not know
-            others = set(range(teacher.number)) - set(class_map)
+            others = set(range(given.number)) - set(class_map)
             rest = logits[:, sorted(others)].float()
             chosen.append(rest.logsumexp(dim=1, keepdim=True))
-        elif teacher.background:
+        elif given.background:
             chosen.append(logits[:, -1:])
         logits = torch.cat(chosen, dim=1)
-    if student.background == teacher.background:
-        return logits, teacher.activation
-    log_p = _log_probabilities(logits, teacher)
-    if teacher.background:
+    if wanted.background == given.background:
+        return logits, given.activation
+    log_p = _log_probabilities(logits, given)
+    if given.background:
         log_p = log_p[:, :-1]
     else:
         nothing = torch.log1p(-log_p.amax(dim=1, keepdim=True).exp() + EPS)
         log_p = torch.cat([log_p, nothing], dim=1)
-    if student.activation == 'sigmoid':
+    if wanted.activation == 'sigmoid':
         log_p = logits_of(log_p.exp())
-    return log_p, student.activation
+    return log_p, wanted.activation
 
 
 def _log_probabilities(logits: Tensor, columns: Columns) -> Tensor:
@@ -100,6 +94,31 @@ def class_probabilities(logits: Tensor, columns: Columns) -> Tensor:
     return _log_probabilities(logits, columns).exp()[:, :columns.num_classes]
 
 
+def classes_of(logits: Tensor,
+               num_classes: int,
+               background: bool = False,
+               threshold: Optional[float] = None) -> Tensor:
+    """The class that each row of ``(N, C, *)`` logits predicts, ``(N, *)``.
+
+    One class is 0 where it is there and 1 where it is not: where a second
+    column, the background, is higher, or where its probability is at most the
+    threshold.
+    """
+    if num_classes > 1:
+        return class_scores(logits, num_classes).argmax(1)
+    if background:
+        return logits.argmax(1)
+    return (logits.amax(1).sigmoid() <= threshold).long()
+
+
+def class_scores(logits: Tensor, num_classes: int) -> Tensor:
+    """The best score of all anchors for each class, ``(N, num_classes, *)``,
+    without the background."""
+    if logits.shape[1] % num_classes:  # a background
+        logits = logits[:, :num_classes]
+    return logits.unflatten(1, (-1, num_classes)).amax(1)
+
+
 def activation_of(head: nn.Module) -> str:
     """Activation of the class logits of a head of MMDetection."""
     loss = getattr(head, 'loss_cls', None)
@@ -124,16 +143,16 @@ def class_logits(scores: Tensor, head: nn.Module) -> Tensor:
 
 
 def check_alike(what: str,
-                student: object,
-                teacher: object,
+                own: object,
+                theirs: object,
                 remedy: str = 'choose a teacher of the same kind') -> None:
     """Raise ConfigError if a fact about two models is not the same; ``what``
     is the fact, with {} for its value."""
-    if student != teacher:
+    if own != theirs:
         raise ConfigError(
             'model.teacher.config',
-            f'it {what.format(teacher)}, but model.student '
-            f'{what.format(student)}', remedy)
+            f'it {what.format(theirs)}, but model.student '
+            f'{what.format(own)}', remedy)
 
 
 def reads_text(model: nn.Module) -> bool:

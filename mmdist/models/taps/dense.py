@@ -1,5 +1,4 @@
 """Dense heads: a row is a location of a feature level."""
-from dataclasses import replace
 from typing import Any, Dict, List, NamedTuple, Optional, Sequence, Tuple
 
 import torch
@@ -12,27 +11,17 @@ from .batch import TeacherBatch
 from .columns import (Columns, activation_of, check_alike, class_log_odds,
                       class_logits, logits_of, reads_text)
 from .labels import Objects, labels_at, object_labels
-from .probe import CannotSay, cannot_say, left_out, probed, unread_layers
+from .probe import CannotSay, left_out, probed, unread_layers
 from .watch import Call, LossCall, loss_call, signature_of
 
 
 class Layout(NamedTuple):
-    """Contents of an argument of the loss call of a dense head.
-
-    Attributes:
-        probabilities (bool): Sigmoid probabilities instead of logits.
-        first_class (int): Channels of an anchor before its classes.
-        activation (str, optional): Where the head's loss does not say it.
-        objectness (int, optional): The channel of an anchor that says
-            whether there is an object.
-        place (float): Where an object is, 0.5 for the centre of its box and 0
-            for the left top corner.
-    """
-    probabilities: bool = False
-    first_class: int = 0
-    activation: Optional[str] = None
-    objectness: Optional[int] = None
-    place: float = 0.5
+    """Contents of an argument of the loss call of a dense head."""
+    probabilities: bool = False  # of a sigmoid, instead of logits
+    first_class: int = 0  # channels of an anchor before its classes
+    activation: Optional[str] = None  # where the head's loss does not say it
+    objectness: Optional[int] = None  # channel that says if there is an object
+    place: float = 0.5  # of an object in its box: the centre; 0 is left top
 
 
 OBJECTNESS = 'objectnesses'  # YOLOX's, an argument by itself
@@ -213,17 +202,25 @@ class DenseTap(LogitTap):
             apart = all(part.objects_apart for part in maps)
             own, theirs = (part.levels(output, given_object=apart)
                            for part, output in zip(maps, outputs))
-            levels = _match_levels(*heads, len(own), len(theirs))
-            for i, index in enumerate(levels):
-                pair = self._pair_level(call, batch, maps, i,
-                                        [own[i], theirs[index]])
-                pairs.append(replace(pair, thresholds=None) if apart else pair)
+            fields = dict(thresholds=None) if apart else {}
+            pairs += [
+                self._pair_level(call, batch, maps, i, [own[i], theirs[index]],
+                                 fields)
+                for i, index in enumerate(
+                    _match_levels(*heads, len(own), len(theirs)))
+            ]
         return pairs
 
     def _pair_level(self, call: Call, batch: TeacherBatch,
                     maps: Tuple[ClassMaps, ClassMaps], level: int,
-                    logits: List[Tensor]) -> LogitPair:
+                    logits: List[Tensor], fields: dict) -> LogitPair:
         """The pair of two maps ``(N, A, C, H, W)``."""
+
+        def assign(objects: Sequence[Objects]) -> Tensor:
+            labels = labels_at(objects, grid, strides_of(head), level,
+                               maps[0].layout.place)
+            return labels.repeat_interleave(num_anchors, dim=0)
+
         head, columns = maps[0].head, [part.columns for part in maps]
         name = f'level {level} of {maps[0].name}'
         grid, theirs = (tuple(each.shape[3:]) for each in logits)
@@ -246,7 +243,14 @@ class DenseTap(LogitTap):
             ]
             columns = [Columns(c.num_classes, 'sigmoid') for c in columns]
             num_anchors = 1
-        pair = pair_of(self, call, batch, *zip(logits, columns), name=name)
+        pair = pair_of(
+            self,
+            call,
+            batch,
+            *zip(logits, columns),
+            name=name,
+            **object_labels(batch, num_images, assign),
+            **fields)
         # The probabilities of a softmax sum to 1 within an anchor.
         if not self.anchors_as_rows and 'softmax' not in (
                 pair.student_activation, pair.teacher_activation):
@@ -254,13 +258,7 @@ class DenseTap(LogitTap):
             pair.student, pair.teacher = (
                 each.unflatten(0, (num_images, -1)).flatten(1, 2)
                 for each in (pair.student, pair.teacher))
-
-        def assign(objects: Sequence[Objects]) -> Tensor:
-            labels = labels_at(objects, grid, strides_of(head), level,
-                               maps[0].layout.place)
-            return labels.repeat_interleave(num_anchors, dim=0)
-
-        return replace(pair, **object_labels(batch, num_images, assign))
+        return pair
 
     def _describe_rows(self, student: nn.Module, path: str) -> str:
         head = student.get_submodule(path)
@@ -283,11 +281,10 @@ def class_maps(head: nn.Module) -> List[ClassMaps]:
     return [ClassMaps(head, name) for name in names]
 
 
-@torch.no_grad()
 def _num_levels(model: nn.Module, path: str) -> int:
     """Number of maps of classes that a head predicts of an image."""
     maps = class_maps(model.get_submodule(path))[0]
-    with probed(model, path) as outputs, cannot_say():
+    with probed(model, path) as outputs:
         return len(outputs()[maps.position])
 
 
@@ -341,9 +338,8 @@ def _anchors_differ(student_head: nn.Module, teacher_head: nn.Module) -> bool:
     for level, index in enumerate(levels or [0]):
         own, shapes = _anchors(student_head, level)
         theirs, their_shapes = _anchors(teacher_head, index)
-        if own != theirs:
+        points = shapes is None or their_shapes is None
+        if own != theirs or not (points or torch.allclose(
+                shapes, their_shapes, rtol=0.05)):
             return True
-        if shapes is not None and their_shapes is not None:
-            if not torch.allclose(shapes, their_shapes, rtol=0.05):
-                return True
     return False

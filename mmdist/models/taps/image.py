@@ -54,16 +54,13 @@ class ImageTap(LogitTap):
             # Some heads do not say how many classes they have.
             number = own.shape[1]
             check_numbers(number, theirs.shape[1], self.class_map)
-            labels = partial(labels_of_images, call.arguments['data_samples'],
-                             number)
-            pairs.append(
-                pair_of(
-                    self,
-                    call,
-                    batch, (own, Columns(number, _activation_of(call.head))),
-                    (theirs, Columns(theirs.shape[1], activation)),
-                    name=f'output {i}',
-                    labels=labels))
+            pair = pair_of(self, call, batch,
+                           (own, Columns(number, _activation_of(call.head))),
+                           (theirs, Columns(theirs.shape[1], activation)))
+            pair.name = f'output {i}'
+            pair.labels = partial(labels_of_images,
+                                  call.arguments['data_samples'], number)
+            pairs.append(pair)
         return pairs
 
     def is_classification_loss(self, name: str) -> bool:

@@ -30,28 +30,17 @@ LEAST_THRESHOLD = 0.05
 
 
 class Objects(NamedTuple):
-    """Ground truth of an image.
-
-    Attributes:
-        boxes (Tensor): ``(K, 4)``, corners in pixels of the input.
-        labels (Tensor): ``(K, )``, int64.
-        masks (Any): The sample's; None if there are none.
-        size (tuple[int, int]): Height and width of the padded input.
-    """
-    boxes: Tensor
-    labels: Tensor
-    masks: Any
-    size: Tuple[int, int]
+    """Ground truth of an image."""
+    boxes: Tensor  # (K, 4), corners in pixels of the input
+    labels: Tensor  # (K, ), int64
+    masks: Any  # the sample's, if there are any
+    size: Tuple[int, int]  # height and width of the padded input
 
 
 def objects_of(samples: Any,
-               num_images: Optional[int] = None,
-               areas: bool = False) -> Optional[List[Objects]]:
+               num_images: Optional[int] = None) -> Optional[List[Objects]]:
     """The objects of each image of a batch; None if the samples hold no
-    labelled boxes or are not `num_images`.
-
-    With `areas`, the boxes' areas in whole pixels stand in the place of the
-    labels, so that rows get them as they get labels."""
+    labelled boxes or are not `num_images`."""
     if not isinstance(samples,
                       (list, tuple)) or num_images not in (None, len(samples)):
         return None
@@ -65,9 +54,7 @@ def objects_of(samples: Any,
         meta = sample.metainfo
         size = meta.get('batch_input_shape', meta['img_shape'])[:2]
         objects.append(
-            Objects(boxes,
-                    areas_of(boxes) if areas else i.labels,
-                    getattr(i, 'masks', None), tuple(size)))
+            Objects(boxes, i.labels, getattr(i, 'masks', None), tuple(size)))
     return objects
 
 
@@ -79,7 +66,9 @@ def object_labels(batch: 'TeacherBatch', num_images: int,
     of its object, or ``NONE``."""
 
     def read(areas: bool = False) -> Optional[Tensor]:
-        objects = objects_of(batch.samples, num_images, areas)
+        objects = objects_of(batch.samples, num_images)
+        if objects and areas:  # rows get these as they get labels
+            objects = [o._replace(labels=areas_of(o.boxes)) for o in objects]
         return objects and assign(objects)
 
     return dict(labels=read, areas=partial(read, areas=True))

@@ -1,5 +1,5 @@
 """Matches of queries, which have no order, by the assignment of least cost."""
-from typing import List, NamedTuple, Optional, Sequence, Tuple
+from typing import List, NamedTuple, Optional, Sequence, Tuple, Union
 
 import torch
 from torch import Tensor
@@ -12,44 +12,34 @@ CLASS_COST, L1_COST, GIOU_COST, DICE_COST = 2., 5., 2., 5.
 
 
 class Queries(NamedTuple):
-    """Predictions of a model for its queries, in its last decoder layer.
+    """Predictions of a model for its queries, in its last decoder layer."""
+    logits: Tensor  # of classes, (N, Q, C)
+    columns: Optional[Columns] = None  # the meaning of C
+    boxes: Optional[Tensor] = None  # (N, Q, 4), cx, cy, w, h of the image's 1
+    masks: Optional[Tensor] = None  # logits (N, Q, T, H, W); of images T is 1
 
-    Attributes:
-        logits (Tensor): Class logits, ``(N, Q, C)``.
-        boxes (Tensor, optional): ``(N, Q, 4)``, (cx, cy, w, h) as parts of
-            the image.
-        masks (Tensor, optional): Mask logits, ``(N, Q, T, H, W)``; of images
-            ``T`` is 1.
-    """
-    logits: Tensor
-    boxes: Optional[Tensor] = None
-    masks: Optional[Tensor] = None
-
-    def of_image(self, index: int) -> 'Queries':
-        """The queries of one image, without the first dimension."""
-        return Queries(*(part if part is None else part[index]
+    def of_image(self, index: Union[int, slice]) -> 'Queries':
+        """The queries of one image, without the first dimension, or of a slice
+        of the images."""
+        return Queries(*(part[index] if isinstance(part, Tensor) else part
                          for part in self))
 
 
 @torch.no_grad()
-def match_queries(student: Queries,
-                  student_columns: Columns,
-                  teacher: Queries,
-                  teacher_columns: Columns,
+def match_queries(student_queries: Queries,
+                  teacher_queries: Queries,
                   class_map: Optional[Sequence[int]] = None,
                   one_to_one: bool = True) -> List[Tuple[Tensor, Tensor]]:
     """The indices of matched queries of student and teacher for each image,
-    by the least cost.
-
-    Without `one_to_one`, several of the student's may have one of the
-    teacher's.
-    """
+    by the least cost; without `one_to_one`, several of the student's may have
+    one of the teacher's."""
     from scipy.optimize import linear_sum_assignment
     matches = []
-    for i in range(len(student.logits)):
-        own, theirs = student.of_image(i), teacher.of_image(i)
-        p_s = class_probabilities(own.logits, student_columns)
-        p_t = class_probabilities(theirs.logits, teacher_columns)
+    for i in range(len(student_queries.logits)):
+        own, theirs = student_queries.of_image(i), teacher_queries.of_image(i)
+        p_s, p_t = (
+            class_probabilities(each.logits, each.columns)
+            for each in (own, theirs))
         if class_map is not None:
             p_t = p_t[:, list(class_map)]
         # half the absolute difference
@@ -65,28 +55,26 @@ def match_queries(student: Queries,
     return matches
 
 
-def place_cost(student: Queries, teacher: Queries) -> Tensor:
-    """Cost ``(S, T)`` of the places of two sets of queries of one image.
-
-    L1 and GIoU of boxes, and the Dice distance of masks at the smaller size.
-    """
+def place_cost(own: Queries, theirs: Queries) -> Tensor:
+    """Cost ``(S, T)`` of the places of queries of one image: L1 and GIoU of
+    boxes, and the Dice distance of masks at the smaller size."""
     from mmdet.structures.bbox import bbox_cxcywh_to_xyxy, bbox_overlaps
-    cost = teacher.logits.new_zeros(())
+    cost = theirs.logits.new_zeros(())
     # A mask of ones overflows in half precision.
     with torch.autocast(cost.device.type, enabled=False):
-        if student.boxes is not None and teacher.boxes is not None:
-            a, b = student.boxes.float(), teacher.boxes.float()
+        if own.boxes is not None and theirs.boxes is not None:
+            a, b = own.boxes.float(), theirs.boxes.float()
             overlaps = bbox_overlaps(
                 bbox_cxcywh_to_xyxy(a), bbox_cxcywh_to_xyxy(b), 'giou')
             cost = cost + (
                 L1_COST * torch.cdist(a, b, p=1) + GIOU_COST * (1 - overlaps))
-        if student.masks is not None and teacher.masks is not None:
-            size = min(student.masks.shape[-2:], teacher.masks.shape[-2:])
+        if own.masks is not None and theirs.masks is not None:
+            size = min(own.masks.shape[-2:], theirs.masks.shape[-2:])
             a, b = (
                 F.interpolate(
                     masks.float(), size, mode='bilinear',
                     align_corners=False).sigmoid().flatten(1)
-                for masks in (student.masks, teacher.masks))
+                for masks in (own.masks, theirs.masks))
             squares = a.square().sum(1)[:, None] + b.square().sum(1)
             dice = 2 * a @ b.T / squares.clamp(min=1e-6)
             cost = cost + DICE_COST * (1 - dice)

@@ -72,11 +72,8 @@ class PixelTap(LogitTap):
     def _match(self, student: nn.Module, teacher: nn.Module,
                found: List[str]) -> Dict[str, str]:
         """Pair decode heads from the last, and auxiliary heads in order."""
-        own, theirs = (_in_groups(model, paths, field)
-                       for model, paths, field in ((student, self.heads,
-                                                    'model.student'),
-                                                   (teacher, found,
-                                                    'model.teacher.config')))
+        own = _in_groups(student, self.heads, 'model.student')
+        theirs = _in_groups(teacher, found, 'model.teacher.config')
         twins = dict(zip(own[AUXILIARY], theirs[AUXILIARY]))
         last = len(theirs[DECODE]) - 1
         for i, path in enumerate(reversed(own[DECODE])):
@@ -128,15 +125,12 @@ class PixelTap(LogitTap):
                 kept = labels() != head.ignore_index
                 own, theirs = (
                     logits.movedim(1, -1)[kept] for logits in (own, theirs))
-            pairs.append(
-                pair_of(
-                    self,
-                    call,
-                    batch, (own, _columns(head)), (theirs, columns),
-                    weight=weight,
-                    name=f'{call.path}, output {i}',
-                    labels=lambda labels=labels, kept=kept: labels_of_pixels(
-                        labels()[kept], head)))
+            pair = pair_of(self, call, batch, (own, _columns(head)),
+                           (theirs, columns))
+            pair.weight, pair.name = weight, f'{call.path}, output {i}'
+            pair.labels = lambda labels=labels, kept=kept: labels_of_pixels(
+                labels()[kept], head)
+            pairs.append(pair)
         return pairs
 
     def _teacher_outputs(self, batch: TeacherBatch, path: str,

@@ -1,5 +1,5 @@
 """Query heads: a row is a query of the student and the teacher's match."""
-from typing import Any, Dict, List, Tuple
+from typing import Any, Dict, List
 
 import torch
 from torch import Tensor, nn
@@ -33,9 +33,11 @@ class QueryTap(LogitTap):
                  'loss_and_target', ('cls_score', ), needs=('imgs_whwh', )))
     rows = 'queries'
 
-    def _match(self, student: nn.Module, teacher: nn.Module,
-               found: List[str]) -> Dict[str, str]:
-        return {list(self.heads)[-1]: found[-1]}
+    @classmethod
+    def find(cls, model: nn.Module) -> List[str]:
+        """Heads of queries; of those in a row (Sparse R-CNN) the last."""
+        last = {path.rpartition('.')[0]: path for path in super().find(model)}
+        return list(last.values())
 
     def _check_heads(self, student_head: nn.Module,
                      teacher_head: nn.Module) -> None:
@@ -47,23 +49,18 @@ class QueryTap(LogitTap):
 
     def pairs(self, call: Call, batch: TeacherBatch) -> List[LogitPair]:
         """One pair of ``(matches, C)`` logits."""
-        own, own_columns = student_queries(call)
-        theirs, their_columns = teacher_queries(batch, self.heads[call.path])
-        matches = match_queries(own, own_columns, theirs, their_columns,
-                                self.class_map)
-        rows, their_rows = (torch.cat([
-            table[i] for table, i in zip(queries.logits, indices)
-        ]) for queries, indices in zip((own, theirs), zip(*matches)))
-        return [
-            pair_of(
-                self,
-                call,
-                batch, (rows, own_columns), (their_rows, their_columns),
-                name='queries',
-                **object_labels(
-                    batch, len(matches), lambda objects: labels_of_queries(
-                        objects, theirs, matches)))
+        own = student_queries(call)
+        theirs = teacher_queries(batch, self.heads[call.path])
+        matches = match_queries(own, theirs, self.class_map)
+        rows = [
+            (torch.cat([table[i] for table, i in zip(queries.logits, indices)
+                        ]), queries.columns)
+            for queries, indices in zip((own, theirs), zip(*matches))
         ]
+        labels = object_labels(
+            batch, len(matches),
+            lambda objects: labels_of_queries(objects, theirs, matches))
+        return [pair_of(self, call, batch, *rows, name='queries', **labels)]
 
     def _describe_rows(self, student: nn.Module, path: str) -> str:
         head = student.get_submodule(path)
@@ -77,7 +74,7 @@ def are_boxes(head: nn.Module) -> bool:
     return OF_MASKS not in loss_call(head, QueryTap.reads).class_arguments
 
 
-def student_queries(call: Call) -> Tuple[Queries, Columns]:
+def student_queries(call: Call) -> Queries:
     """The student's queries that take part in its final prediction."""
     arguments, head = call.arguments, call.head
     if 'imgs_whwh' in arguments:
@@ -91,7 +88,7 @@ def student_queries(call: Call) -> Tuple[Queries, Columns]:
     return _decoded(head, scores[-1][:, first:last], places[-1][:, first:last])
 
 
-def teacher_queries(batch: TeacherBatch, path: str) -> Tuple[Queries, Columns]:
+def teacher_queries(batch: TeacherBatch, path: str) -> Queries:
     """The queries of the last layer of a head of the teacher."""
     head = batch.model.get_submodule(path)
     roi_head, _, stage = path.partition('.bbox_head.')
@@ -109,15 +106,14 @@ def teacher_queries(batch: TeacherBatch, path: str) -> Tuple[Queries, Columns]:
 
     owner = batch.model.get_submodule(owner_of(batch.model, path))
     with watch_method(
-            batch.model.get_submodule(roi_head), '_bbox_forward', [], read):
-        batch.run([path], owner.predict, batch.show(batch.images),
+            batch.model.get_submodule(roi_head), '_bbox_forward', read):
+        batch.run([path], owner.predict, batch.renormalised(batch.images),
                   batch.samples)
     return _proposals(head, results[0]['cls_score'],
                       results[0]['decoded_bboxes'], batch.image_sizes())
 
 
-def _decoded(head: nn.Module, scores: Tensor,
-             places: Tensor) -> Tuple[Queries, Columns]:
+def _decoded(head: nn.Module, scores: Tensor, places: Tensor) -> Queries:
     """Queries of a transformer, whose places are boxes or masks."""
     if places.dim() == 3:
         return _queries(head, scores, boxes=places)
@@ -127,7 +123,7 @@ def _decoded(head: nn.Module, scores: Tensor,
 
 
 def _proposals(head: nn.Module, scores: Tensor, corners: Tensor,
-               size: Tensor) -> Tuple[Queries, Columns]:
+               size: Tensor) -> Queries:
     """Queries with boxes in pixels, of images of (w, h, w, h)."""
     from mmdet.structures.bbox import bbox_xyxy_to_cxcywh
     corners = corners.view(len(size), -1, 4) / size.view(len(size), -1, 4)
@@ -135,11 +131,10 @@ def _proposals(head: nn.Module, scores: Tensor, corners: Tensor,
     return _queries(head, scores, boxes=bbox_xyxy_to_cxcywh(corners))
 
 
-def _queries(head: nn.Module, scores: Tensor,
-             **places: Tensor) -> Tuple[Queries, Columns]:
+def _queries(head: nn.Module, scores: Tensor, **places: Tensor) -> Queries:
     activation, number = activation_of(head), scores.shape[-1]
     columns = Columns(number, activation)  # the tokens of a text, or classes
     if activation == 'softmax':
         background = number > head.num_classes
         columns = Columns(head.num_classes, activation, background)
-    return Queries(scores, **places), columns
+    return Queries(scores, columns, **places)

@@ -79,24 +79,17 @@ class RoITap(LogitTap):
         rois = call.arguments['rois']
         logits, columns = own = roi_logits(call.arguments['cls_score'],
                                            call.head)
-        fields: Dict[str, Any] = {}
+        fields = dict(areas=partial(areas_of, rois[:, 1:]))
         labels = call.arguments.get('labels')
         # CrowdDet has two for each RoI.
         if labels is not None and labels.shape == (len(logits), ):
             background = labels >= columns.num_classes
             fields['labels'] = partial(labels.masked_fill, background, NONE)
-        return [
-            pair_of(
-                self,
-                call,
-                batch,
-                own,
-                score_rois(batch, self.heads[call.path], call.images, rois),
-                weight=stage_weight(call),
-                name=f'stage {split_stage(call.path)[1]}',
-                areas=partial(areas_of, rois[:, 1:]),
-                **fields)
-        ]
+        theirs = score_rois(batch, self.heads[call.path], call.images, rois)
+        pair = pair_of(self, call, batch, own, theirs, **fields)
+        pair.weight = stage_weight(call)
+        pair.name = f'stage {split_stage(call.path)[1]}'
+        return [pair]
 
     def _describe_rows(self, student: nn.Module, path: str) -> str:
         columns = roi_columns(student.get_submodule(path))
@@ -166,8 +159,7 @@ def score_rois(batch: TeacherBatch, path: str, images: Tensor,
             InstanceData(bboxes=rois[index == i, 1:])
             for i in range(len(features[0]))
         ]
-        with watch_method(
-                roi_head, '_bbox_forward', [], lambda *_: None, before=note):
+        with watch_method(roi_head, '_bbox_forward', before=note):
             batch.run([], roi_head.predict, features, proposals, batch.samples)
         arguments = {**found, **arguments}
     with batch.computing():

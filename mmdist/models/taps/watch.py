@@ -1,6 +1,5 @@
 """Watches the calls in which heads hand their class logits to their loss."""
 import inspect
-from collections import defaultdict
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import lru_cache, partial, wraps
@@ -21,11 +20,7 @@ def _signature(function: Callable) -> inspect.Signature:
 
 
 def signature_of(function: Callable) -> inspect.Signature:
-    """The signature of a function or a method.
-
-    That of a method is read once for its class, so that steps do not pay for
-    it; models are not referred to.
-    """
+    """The signature of a function or, read once for its class, a method."""
     if inspect.ismethod(function):
         return _signature(function.__func__)
     return inspect.signature(function)
@@ -38,14 +33,8 @@ def named_arguments(function: Callable, args: Sequence[Any],
 
 
 class LossCall(NamedTuple):
-    """A call of a head's loss, in which its class logits are read.
-
-    Attributes:
-        method (str): The method that computes the loss.
-        class_arguments (Sequence[str]): Names of arguments with class logits.
-        needs (Sequence[str]): Further arguments that the method must have and
-            that must not be None in a call.
-    """
+    """A call of a head's loss: the method, the names of its arguments with
+    class logits, and of further arguments that must not be None."""
     method: str
     class_arguments: Sequence[str]
     needs: Sequence[str] = ()
@@ -109,23 +98,22 @@ def replaced(owner: Any, method: str, function: Callable) -> Iterator[None]:
 def watch_method(
         owner: Any,
         method: str,
-        record: List[Any],
-        read: Callable[[dict, Any], Any],
-        before: Optional[Callable[[dict], None]] = None) -> Iterator[None]:
-    """Record each call of a method of one object, then restore the object.
+        after: Callable[[dict, Any], None] = lambda arguments, result: None,
+        before: Callable[[dict],
+                         None] = lambda arguments: None) -> Iterator[None]:
+    """Watch the calls of a method of one object, then restore the object.
 
-    ``record`` gets ``read(arguments, result)`` of each call, with the
-    arguments by name, which ``before`` gets before the method runs.
+    ``before`` gets the arguments of each call by name before the method runs,
+    and ``after`` gets them with its result.
     """
     original = getattr(owner, method)
 
     @wraps(original)  # keeps the signature for whoever else watches it
     def watched(*args, **kwargs):
         arguments = named_arguments(original, args, kwargs)
-        if before:
-            before(dict(arguments))
+        before(dict(arguments))
         result = original(*args, **kwargs)
-        record.append(read(arguments, result))
+        after(arguments, result)
         return result
 
     with replaced(owner, method, watched):
@@ -141,21 +129,15 @@ def watch_heads(
     """Collect the loss calls of a student's heads.
 
     A model may compute the features of several batches before a head takes
-    one of them (trackers, semi-supervised detectors), so the images are those
-    whose features the head was given.
-
-    Args:
-        tap (LogitTap): The student's tap.
-        student (nn.Module): The student, or a copy of it.
-        see (Callable): Gets the images before their features are computed.
-
-    Yields:
-        list[Call]: Filled while the student computes its loss.
+    one of them (trackers, semi-supervised detectors), so the images of a call
+    are those whose features the head was given. ``see`` gets the first images
+    before their features are computed. Yields a list that is filled while the
+    student computes its loss.
     """
     calls: List[Call] = []
     extracted: List[Tuple[Any, Any]] = []
-    # The calls of the modules that take the features, by head.
-    given: Dict[str, List[dict]] = defaultdict(list)
+    # The last call of the modules that take the features, by head.
+    given: Dict[str, dict] = {}
 
     def images_of(arguments: dict) -> Any:
         taken = next(tensors_in(_first(arguments)), None)
@@ -165,23 +147,25 @@ def watch_heads(
         # Transformers stand between the features and the head.
         return extracted[-1][0] if extracted else None
 
-    def read(path: str, arguments: dict, _: Any) -> Call:
-        last = given[path][-1] if given[path] else {}
-        names = tap._calls[path].class_arguments
-        return Call(student, path, arguments, images_of(last), last,
-                    list(tensors_in([arguments.get(n) for n in names])))
-
-    def see_first(arguments: dict) -> None:
-        if not extracted:
-            see(_first(arguments))
+    def read(path: str, call: LossCall, arguments: dict, _: Any) -> None:
+        if all(arguments.get(name) is not None for name in call.needs):
+            last = given.get(path, {})
+            logits = [arguments.get(name) for name in call.class_arguments]
+            calls.append(
+                Call(student, path, arguments, images_of(last), last,
+                     list(tensors_in(logits))))
 
     with ExitStack() as stack:
+
+        def watch(module: nn.Module, *options: Any) -> None:
+            stack.enter_context(watch_method(module, *options))
+
         for owner in {owner_of(student, path) for path in tap.heads} - {None}:
-            stack.enter_context(
-                watch_method(
-                    student.get_submodule(owner), 'extract_feat', extracted,
-                    lambda arguments, features: (_first(arguments), features),
-                    see_first))
+            watch(
+                student.get_submodule(owner), 'extract_feat',
+                lambda arguments, features: extracted.append(
+                    (_first(arguments), features)),
+                lambda arguments: extracted or see(_first(arguments)))
         for path in tap.heads:
             head = takes = student.get_submodule(path)
             parent, _, stage = path.partition('.bbox_head')
@@ -189,12 +173,13 @@ def watch_heads(
                 # RoI extractors take the features for box heads.
                 takes = student.get_submodule(
                     f'{parent}.bbox_roi_extractor{stage}')
-            stack.enter_context(
-                watch_method(takes, 'forward', given[path],
-                             lambda arguments, _: arguments))
-            stack.enter_context(
-                watch_method(head, tap._calls[path].method, calls,
-                             partial(read, path)))
+            call = loss_call(head, tap.reads)
+            watch(
+                takes,
+                'forward',
+                lambda arguments, _, path=path: given.update({path: arguments})
+            )
+            watch(head, call.method, partial(read, path, call))
         yield calls
 
 

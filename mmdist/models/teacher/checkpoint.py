@@ -39,11 +39,9 @@ def read_checkpoint(checkpoint: str,
     become :class:`Unread`.
 
     Args:
-        checkpoint (str): A path or a URL, of a file of PyTorch, or a path of
-            one of safetensors.
-        trusted (bool): Let a file of PyTorch name any function, which is
-            called then. Without it, only tensors, numbers, strings and their
-            containers are read.
+        checkpoint (str): A path or URL of a file of PyTorch, or a path of one
+            of safetensors.
+        trusted (bool): Let a file of PyTorch call any function that it names.
         field (str): The field of the user's config, for errors.
 
     Raises:
@@ -117,11 +115,8 @@ def _download(url: str) -> str:
 
 
 class Unread:
-    """Stands for an object of a checkpoint that is neither tensor nor data.
-
-    It can be called, filled and given a state like any object that a pickle
-    makes, and does nothing.
-    """
+    """Stands for an object of a checkpoint that is neither tensor nor data: it
+    can be called, filled and given a state, and does nothing."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         pass
@@ -147,12 +142,8 @@ READABLE = {
 
 
 def _read_restricted(path: str) -> Tuple[Any, Set[str]]:
-    """Read tensors, numbers, strings and their containers, and run nothing.
-
-    Returns:
-        tuple[Any, set[str]]: The content, and the names of what became
-        :class:`Unread`.
-    """
+    """Read tensors, numbers, strings and their containers, and run nothing;
+    also return the names of what became :class:`Unread`."""
     # Loading by the fork of MMEngine takes back what the import allowed.
     allow_mmengine_checkpoints()
     unread: Set[str] = set()
@@ -186,14 +177,10 @@ def load_strictly(model: nn.Module,
                   field: str = FIELD) -> None:
     """Load weights that must cover every key of the model.
 
-    Args:
-        model (nn.Module): The teacher.
-        content (dict): Of a checkpoint, or a plain state dict. All keys of
-            the model may have one prefix (``module.`` of DDP or an EMA,
-            ``architecture.`` of MMRazor, ``_orig_mod.`` of
-            ``torch.compile``); keys that the model does not have are ignored.
-        checkpoint (str): Where it is from, for errors.
-        field (str): The field of the user's config, for errors.
+    ``content`` is that of a checkpoint, or a plain state dict. All keys of the
+    model may have one prefix (``module.`` of DDP or an EMA, ``architecture.``
+    of MMRazor, ``_orig_mod.`` of ``torch.compile``); keys that the model does
+    not have are ignored. ``checkpoint`` and ``field`` are for errors.
 
     Raises:
         ConfigError: If there are no weights or several models', a key is

@@ -203,15 +203,10 @@ class Renormalise:
     def __call__(self,
                  inputs: Tensor,
                  img_shapes: Optional[Sequence[Any]] = None) -> Tensor:
-        """Renormalise a batch; the padding gets the teacher's pad value.
+        """Renormalise images ``(*, 3, H, W)``; the same if nothing differs.
 
-        Args:
-            inputs (Tensor): ``(*, 3, H, W)``.
-            img_shapes (list[tuple[int, int] | None], optional): Height and
-                width of each image without its padding, where known.
-
-        Returns:
-            Tensor: ``(*, 3, H, W)``; ``inputs`` itself if nothing differs.
+        The padding around ``img_shapes``, height and width of each image where
+        they are known, gets the teacher's pad value.
         """
         given, wanted = self.given, self.wanted
         if given == wanted:

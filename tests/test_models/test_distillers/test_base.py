@@ -12,7 +12,7 @@ from mmengine.config import Config
 from mmengine.optim import OptimWrapper
 
 from mmdist.models.distillers import BaseDistiller, DistillDetector
-from mmdist.models.taps.probe import PROBE_SIZES
+from mmdist.models.distillers.builders import SIZES
 from mmdist.registry import MODELS
 from tests.helpers import (DENSE, NUM_CLASSES, TWO_STAGE, ZOO, assert_same,
                            batch, build, build_distiller, detector,
@@ -492,7 +492,7 @@ def test_mimic_of_channels_that_the_config_lists(make, monkeypatch):
     extract = RetinaNet.extract_feat
 
     def picky(self, batch_inputs):
-        assert batch_inputs.shape[-1] not in PROBE_SIZES, 'it is picky'
+        assert batch_inputs.shape[-1] not in SIZES, 'it is picky'
         return extract(self, batch_inputs)
 
     data = batch(sizes=[(96, 96)])

@@ -31,7 +31,7 @@ class Counter:
 def test_watch_method_reads_arguments_by_name():
     """Positional and keyword arguments arrive alike, with the result."""
     counter, record = Counter(), []
-    with watch_method(counter, 'add', record, lambda *read: read):
+    with watch_method(counter, 'add', lambda *read: record.append(read)):
         assert counter.add(2, 3) == 6
         assert counter.add(amount=2, sign=-1) == -2
     assert record == [(dict(amount=2, times=3), 6),
@@ -43,7 +43,7 @@ def test_watch_method_restores_the_instance(amount):
     """After a call and after an exception nothing is left behind."""
     counter, record = Counter(), []
     try:
-        with watch_method(counter, 'add', record, lambda *read: read):
+        with watch_method(counter, 'add', lambda *read: record.append(read)):
             counter.add(amount)
     except RuntimeError:
         assert record == []
@@ -60,7 +60,7 @@ def test_watch_method_restores_an_override_of_the_instance():
         return amount + 100
 
     counter.add = mine
-    with watch_method(counter, 'add', record, lambda *read: read):
+    with watch_method(counter, 'add', lambda *read: record.append(read)):
         assert counter.add(1) == 101
     assert counter.__dict__['add'] is mine and len(record) == 1
 
@@ -68,7 +68,7 @@ def test_watch_method_restores_an_override_of_the_instance():
 def test_watch_method_watches_one_instance():
     """Another object of the class is not recorded."""
     counter, other, record = Counter(), Counter(), []
-    with watch_method(counter, 'add', record, lambda *read: read):
+    with watch_method(counter, 'add', lambda *read: record.append(read)):
         other.add(1)
     assert record == []
 

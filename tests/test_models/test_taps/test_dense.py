@@ -407,7 +407,7 @@ def test_tokens_that_no_caption_has_are_left_out():
         # The second caption has no second token.
         assert (logits[1, 1] == LEAST_LOGIT).all()
     assert pair.num_classes == 0  # no column is a class
-    with refused('model.teacher.config', '3 tokens .* model.student has 4'):
+    with refused('model.teacher.config', '3 tokens .* model.student reads 4'):
         common_tokens(scores_s.mT, scores_t[..., :3].mT)
 
 

@@ -26,14 +26,15 @@ def queries(seed, num=NUM_QUERIES, columns=SIGMOID, masks=False):
     logits = torch.randn(2, num, columns.number, generator=rng)
     boxes = torch.rand(2, num, 4, generator=rng) / 2 + 0.2
     if masks:
-        return Queries(
-            logits, masks=torch.randn(2, num, 1, 8, 8, generator=rng))
-    return Queries(logits, boxes=boxes)
+        masks = torch.randn(2, num, 1, 8, 8, generator=rng)
+        return Queries(logits, columns, masks=masks)
+    return Queries(logits, columns, boxes)
 
 
 def shuffled(predictions, order):
     """The same queries in another order."""
-    return Queries(*(None if p is None else p[:, order] for p in predictions))
+    return Queries(*(p[:, order] if isinstance(p, torch.Tensor) else p
+                     for p in predictions))
 
 
 @pytest.mark.parametrize('masks', [False, True])
@@ -42,8 +43,7 @@ def test_the_same_queries_find_each_other(columns, masks):
     """In whatever order they are."""
     teacher = queries(0, columns=columns, masks=masks)
     order = torch.tensor([3, 0, 5, 1, 4, 2])
-    for own, theirs in match_queries(
-            shuffled(teacher, order), columns, teacher, columns):
+    for own, theirs in match_queries(shuffled(teacher, order), teacher):
         assert torch.equal(order[own], theirs)
 
 
@@ -63,7 +63,7 @@ def cost(student, teacher, image, i, j):
 def test_the_match_is_the_cheapest(num_teacher):
     """The least cost of all matches of four queries with four or five."""
     student, teacher = queries(1, num=4), queries(2, num=num_teacher)
-    matches = match_queries(student, SIGMOID, teacher, SIGMOID)
+    matches = match_queries(student, teacher)
     for image, match in enumerate(matches):
         costs = {
             order:
@@ -128,7 +128,7 @@ def test_denoising_queries_are_left_out():
     arguments = calls[0].arguments
     number = arguments['dn_meta']['num_denoising_queries']
     assert number > 0
-    logits = student_queries(calls[0])[0].logits
+    logits = student_queries(calls[0]).logits
     assert torch.equal(logits, arguments['all_layers_cls_scores'][-1][:,
                                                                       number:])
 
@@ -179,10 +179,10 @@ def test_masks_of_ones_match_in_half_precision():
     """65,536 pixels of 1 are more than float16 can count."""
     masks = torch.full((1, 2, 1, 256, 256), 20.)
     masks[:, 1, :, :, :128] = -20.
-    same = Queries(torch.zeros(1, 2, NUM_CLASSES), masks=masks)
+    same = Queries(torch.zeros(1, 2, NUM_CLASSES), SIGMOID, masks=masks)
     swapped = shuffled(same, [1, 0])
     with torch.autocast('cpu', torch.float16):
-        (own, theirs), = match_queries(same, SIGMOID, swapped, SIGMOID)
+        (own, theirs), = match_queries(same, swapped)
     assert own.tolist() == [0, 1] and theirs.tolist() == [1, 0]
 
 
@@ -190,17 +190,15 @@ def test_masks_of_a_video_match_in_all_frames():
     """Two queries that differ in the last frame alone."""
     masks = torch.full((1, 2, 3, 8, 8), 20.)
     masks[:, 1, 2] = -20.
-    same = Queries(torch.zeros(1, 2, NUM_CLASSES), masks=masks)
-    (own, theirs), = match_queries(same, SIGMOID, shuffled(same, [1, 0]),
-                                   SIGMOID)
+    same = Queries(torch.zeros(1, 2, NUM_CLASSES), SIGMOID, masks=masks)
+    (own, theirs), = match_queries(same, shuffled(same, [1, 0]))
     assert own.tolist() == [0, 1] and theirs.tolist() == [1, 0]
 
 
 def test_several_may_have_one_match_if_asked():
     """RoIs of one object, for example; each takes the cheapest."""
     student, teacher = queries(1, num=6), queries(2, num=3)
-    matches = match_queries(
-        student, SIGMOID, teacher, SIGMOID, one_to_one=False)
+    matches = match_queries(student, teacher, one_to_one=False)
     for image, (own, theirs) in enumerate(matches):
         assert own.tolist() == list(range(6))
         for i, j in zip(own, theirs):
