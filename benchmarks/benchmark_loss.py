@@ -27,10 +27,12 @@ from timing import (MIB, Count, add_arguments, milliseconds, peak_memory,
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from mmdist.models.losses.functional import dist_terms, to_rows  # noqa: E402
 
-# What is usual: PSPNet on Cityscapes and ADE20K, levels of RetinaNet, one of
-# them as features, the RoIs of Faster R-CNN, ImageNet, and next to nothing.
+# What is usual: PSPNet on Cityscapes and ADE20K, the five levels of RetinaNet
+# for 800x1333, the first of them as features, the RoIs of Faster R-CNN,
+# ImageNet, and next to nothing.
+LEVELS = ('100,152', '50,76', '25,38', '13,19', '7,10')
 SHAPES = ('4,19,128,256:softmax', '2,150,128,128:softmax',
-          '2,720,100,152:sigmoid', '2,720,50,76:sigmoid', '2,720,7,11:sigmoid',
+          *(f'2,720,{level}:sigmoid' for level in LEVELS),
           '2,256,100,152:none', '1024,81:softmax', '256,1000:softmax',
           '8,4:softmax')
 CHECKED = ('3,7,13,11:softmax', '2,720,9,5:sigmoid', '2,256,8,9:none',
