@@ -29,18 +29,14 @@ FEATURES = {
     'mmdist.DistillSegmentor': ('MimicLoss', 'loss_weight=1.0')
 }
 
+# MMEngine does not let a config of one style inherit from the other.
 TEMPLATE = '''_base_ = {base!r}
 custom_imports = dict(imports={imports!r})
 model = dict(
     _delete_=True,
-    type={wrapper!r},
+    type='mmdist.{wrapper}',
     student={{{{_base_.model}}}},
-    teacher=dict(
-        config={teacher!r},
-        checkpoint={checkpoint!r}{class_map}),
-    distill_loss=dict(type='mmdist.DISTLoss', {weights}, tau=1.0){others})
-{hooks}'''
-# for a student whose config is written with Python imports
+'''
 NEW_STYLE = '''from mmengine.config import read_base
 
 with read_base():
@@ -53,10 +49,12 @@ from mmdist.models.losses import {losses}
 model = dict(
     type={wrapper},
     student=model,
-    teacher=dict(
+'''
+# the fields of both
+MODEL = '''    teacher=dict(
         config={teacher!r},
         checkpoint={checkpoint!r}{class_map}),
-    distill_loss=dict(type=DISTLoss, {weights}, tau=1.0){others})
+    distill_loss=dict(type={dist}, {weights}, tau=1.0){others})
 {hooks}'''
 
 
@@ -119,14 +117,6 @@ def place_of(path):
     return path if here or not os.path.exists(path) else os.path.abspath(path)
 
 
-def base_of(student, folder):
-    """The `_base_` of the config: MMEngine looks for paths from the file's
-    folder."""
-    if '::' in student:
-        return student
-    return os.path.relpath(find_config(student, 'STUDENT'), folder)
-
-
 def module_of(path, folder, library):
     """The module that a new-style config imports the student's from.
 
@@ -180,7 +170,17 @@ def main():
         others = f',\n    feature_loss=dict(type={kind}, {arguments})'
     if args.align:
         others += f',\n    tap=dict(align={args.align!r})'
+    if new_style:
+        base = module_of(path, out.parent, library_of(cfg))
+    else:  # MMEngine looks for paths from the file's folder
+        base = args.student if '::' in args.student else os.path.relpath(
+            path, out.parent)
     fields = dict(
+        base=base,
+        imports=imports_of(cfg),
+        wrapper=wrapper.partition('.')[2],
+        losses=', '.join(losses),
+        dist='DISTLoss' if new_style else "'mmdist.DISTLoss'",
         weights=f'beta={weight}, gamma={weight}',
         hooks=resuming_hooks(cfg, new_style),
         teacher=place_of(args.teacher),
@@ -188,19 +188,7 @@ def main():
         class_map=f',\n        class_map={args.class_map!r}'
         if args.class_map else '',
         others=others)
-    # MMEngine does not let one style inherit from the other
-    if new_style:
-        text = NEW_STYLE.format(
-            base=module_of(path, out.parent, library_of(cfg)),
-            wrapper=wrapper.partition('.')[2],
-            losses=', '.join(losses),
-            **fields)
-    else:
-        text = TEMPLATE.format(
-            base=base_of(args.student, out.parent),
-            imports=imports_of(cfg),
-            wrapper=wrapper,
-            **fields)
+    text = ((NEW_STYLE if new_style else TEMPLATE) + MODEL).format(**fields)
     out.parent.mkdir(parents=True, exist_ok=True)
     part = out.with_name(f'_partial_{out.name}')
     part.write_text(text)

@@ -91,7 +91,7 @@ class Report:
             'teacher', keep='last').set_index('teacher')
 
     def mean(self, field: str, run: str) -> str:
-        """For example '0.512 ± 0.004 (5)'; '' without values."""
+        """Mean, deviation and number of runs: 0.512 ± 0.004 (5)."""
         show = self.grid.metric.show
         values = self.rows[field][self.rows.run == run].dropna()
         if not len(values):
@@ -147,7 +147,8 @@ class Report:
         return markdown_table(rows, missing='')
 
     def sweep_table(self, sweep: str) -> str:
-        """The metric of each member, a column a value of the last option."""
+        """The metric of each member, with a column per value of the last
+        option."""
         table: Dict[str, Dict[str, str]] = {}
         for name, entry in self.grid.members[sweep]:
             if name in self.rows.index:
@@ -196,7 +197,7 @@ class Report:
                 yield f'![teachers]({place}_teachers.png)'
 
     def draw_runs(self, path: Path) -> None:
-        """A point a seed and a line for the mean, a row a run."""
+        """A row per run, with a point per seed and a line for the mean."""
         figure = Figure((7, 1 + 0.35 * len(self.main_runs)),
                         layout='constrained')
         axes = figure.subplots()

@@ -8,7 +8,7 @@ import copy
 import json
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Dict, Iterator, List
+from typing import Any, Dict, Iterator, List, Tuple
 
 import pandas as pd
 from matplotlib.axes import Axes
@@ -18,8 +18,8 @@ from mmengine.logging import MessageHub
 from mmengine.registry import MODELS, init_default_scope
 from mmengine.runner import Runner, set_random_seed
 from rich.progress import track
-from student_teachers import (add_models, is_annotated, load_student,
-                              named_teachers, parse_models)
+from student_teachers import (is_annotated, load_student, named_teachers,
+                              parse_models)
 
 from mmdist.analysis import Discrepancy
 from mmdist.errors import ConfigError
@@ -34,7 +34,6 @@ MOST_NAMES = 40
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
-    add_models(parser)
     parser.add_argument(
         '--split',
         choices=['train', 'val', 'test'],
@@ -126,39 +125,36 @@ def measure(args: argparse.Namespace, cfg: Config, config: str,
     return found.summary()
 
 
-def table_of(results: Dict[str, Dict[str, Any]]) -> str:
-    """A row a teacher and group of rows."""
-    return markdown_table([
-        dict(teacher=name, group=group, **values)
-        for name, found in results.items()
-        for group, values in found['groups'].items()
-    ])
-
-
-def report(results: Dict[str, Dict[str, Any]], names: List[str]) -> str:
-    """The tables in Markdown."""
-    parts = ['# Discrepancy', '', table_of(results)]
+def report(results: Dict[str, Dict[str, Any]],
+           names: List[str]) -> Tuple[str, str]:
+    """The table of all teachers with what it leaves out, and the tables of
+    each one, in Markdown."""
+    parts = [
+        markdown_table([
+            dict(teacher=teacher, group=group, **values)
+            for teacher, found in results.items()
+            for group, values in found['groups'].items()
+        ])
+    ]
+    parts += [
+        f'Left out for {teacher}, since it means nothing for its class '
+        f'logits: {", ".join(found["left_out"])}'
+        for teacher, found in results.items() if found['left_out']
+    ]
+    more = []
     for teacher, found in results.items():
         if 'classes' in found:
             rows = [{
                 'class': name,
                 **row
             } for name, row in zip(names_of(found, names), found['classes'])]
-            parts += ['', f'## Classes, {teacher}', '', markdown_table(rows)]
+            more += [f'## Classes, {teacher}', markdown_table(rows)]
         if 'reliability' in found:
             errors = ', '.join(
                 f'{side} {found["reliability"][side]["error"]:.3f}'
                 for side in ('student', 'teacher'))
-            parts += ['', f'Expected calibration error: {errors}']
-        if found['left_out']:
-            parts += ['', left_out(teacher, found)]
-    return '\n'.join(parts) + '\n'
-
-
-def left_out(teacher: str, found: Dict[str, Any]) -> str:
-    """The sentence that names what was not measured."""
-    return (f'Left out for {teacher}, since it means nothing for its class '
-            f'logits: {", ".join(found["left_out"])}')
+            more.append(f'Expected calibration error: {errors}')
+    return '\n\n'.join(parts), '\n\n'.join(more)
 
 
 def names_of(found: Dict[str, Any], names: List[str]) -> List[str]:
@@ -234,12 +230,11 @@ def main() -> None:
     args.out_dir.mkdir(parents=True, exist_ok=True)
     (args.out_dir / 'discrepancy.json').write_text(
         json.dumps(results, indent=1))
-    (args.out_dir / 'discrepancy.md').write_text(report(results, names))
+    table, more = report(results, names)
+    (args.out_dir /
+     'discrepancy.md').write_text(f'# Discrepancy\n\n{table}\n\n{more}\n')
     draw(results, names, args.out_dir)
-    print(table_of(results))
-    for name, found in results.items():
-        if found['left_out']:
-            print(left_out(name, found))
+    print(table)
     print(f'Tables and figures are in {args.out_dir}')
 
 

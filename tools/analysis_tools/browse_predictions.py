@@ -69,7 +69,7 @@ def draw(library: str, visualizer: Visualizer, image: np.ndarray,
 
 def visualizer_of(cfg: Config, name: str, metainfo: dict,
                   classes: Optional[Sequence[str]]) -> Visualizer:
-    """One like the config's, with the names of the classes that it draws."""
+    """A visualizer like the config's, with the names of its classes."""
     # MMEngine has one of a name.
     visualizer = VISUALIZERS.build(
         dict(cfg.visualizer, vis_backends=[], name=name))

@@ -25,7 +25,7 @@ from zoo_checks import CHECKS, Check, PlainModelFails
 from zoo_models import (PACKAGES, last_line, mim_folder, tell_progress,
                         zoo_configs)
 
-from mmdist.errors import NoClassLogitsError
+from mmdist.errors import ConfigError, NoClassLogitsError
 from mmdist.utils import markdown_table, run_tool
 
 PASSES, NO_CLASSES, PLAIN, FAILS = ('passes', 'no class predictions',
@@ -205,7 +205,8 @@ def main() -> None:
     args = parse_args()
     groups = select(args.config)
     if not groups:
-        sys.exit('No config of the zoo is of that name.')
+        raise ConfigError('--config', 'no config of the zoo has such a name',
+                          "write for instance 'mmdet::atss/*'")
     reports = []
     if args.resume and args.json and args.json.exists():
         reports = [

@@ -15,10 +15,7 @@ from typing import Any, Dict, Iterator, List, Optional, Sequence
 from mmengine.config import Config
 from mmengine.registry import init_default_scope
 from mmengine.runner import Runner
-from rich.console import Console
-from rich.table import Table
-from student_teachers import (add_models, load_student, named_teachers,
-                              parse_models)
+from student_teachers import load_student, named_teachers, parse_models
 from torch import Tensor, nn
 
 from mmdist.errors import ConfigError
@@ -27,14 +24,14 @@ from mmdist.models.class_mapping import (check_class_names, check_numbers,
 from mmdist.models.taps.columns import Columns, activation_of, as_columns_of
 from mmdist.models.taps.watch import replaced
 from mmdist.models.teacher import Teacher
-from mmdist.utils import class_names_of, load_config, run_tool, scope_of
+from mmdist.utils import (class_names_of, load_config, markdown_table,
+                          run_tool, scope_of)
 
 SAME = 'choose a teacher with the same levels and anchors'
 
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
-    add_models(parser)
     parser.add_argument(
         '--split',
         choices=['val', 'test'],
@@ -83,13 +80,12 @@ class Borrowed:
                  teacher: Teacher,
                  class_map: Optional[Sequence[int]] = None) -> None:
         self.model, self.teacher = model, teacher
-        self.class_map = class_map
-        self.batch = None
+        self.class_map, self.batch = class_map, None
         models = model, teacher.model
         self.heads, self.teacher_heads = map(box_heads, models)
-        kinds = [hasattr(each, 'roi_head') for each in models]
-        if len(self.heads) != len(
-                self.teacher_heads) or kinds[0] != kinds[1] or not self.heads:
+        self.two_stage, *others = (hasattr(m, 'roi_head') for m in models)
+        if not self.heads or others != [self.two_stage] or len(
+                self.heads) != len(self.teacher_heads):
             raise ConfigError(
                 'TEACHERS', 'STUDENT and teacher must both be detectors with '
                 'a roi_head of as many stages or both with a bbox_head, but '
@@ -117,9 +113,8 @@ class Borrowed:
         """The student predicts with the teacher's class logits, with all else
         that its head predicts of boxes, or both."""
         model, teacher = self.model, self.teacher.model
-        two_stage = hasattr(model, 'roi_head')
-        owner = model.roi_head if two_stage else model.bbox_head
-        method = '_bbox_forward' if two_stage else 'forward'
+        owner = model.roi_head if self.two_stage else model.bbox_head
+        method = '_bbox_forward' if self.two_stage else 'forward'
         predict, forward = model.predict, getattr(owner, method)
 
         def see(inputs: Any, samples: Any, *args, **kwargs) -> Any:
@@ -158,7 +153,8 @@ class Borrowed:
             return (scores, *others)
 
         with replaced(model, 'predict', see), replaced(
-                owner, method, answer_rois if two_stage else answer_levels):
+                owner, method,
+                answer_rois if self.two_stage else answer_levels):
             yield
 
     def _like(self, own: Tensor, theirs: Tensor) -> Tensor:
@@ -203,27 +199,6 @@ def box_heads(model: nn.Module) -> List[nn.Module]:
     return [head] if head is not None else []
 
 
-def map_of(teacher: Teacher, spec: Any,
-           names: Optional[Sequence[str]]) -> Optional[Sequence[int]]:
-    """The teacher's class for each of the student's; None if they agree."""
-    if spec is None:
-        check_class_names(teacher.class_names, names, '--class-map')
-        return None
-    return class_map_of(spec, teacher.class_names, names, '--class-map')
-
-
-def show(results: Dict[str, Dict[str, float]]) -> None:
-    """Print a table: a row a metric."""
-    table = Table()
-    table.add_column('metric')
-    columns: List[Dict[str, float]] = list(results.values())
-    for name in results:
-        table.add_column(name, justify='right')
-    for key in columns[0]:
-        table.add_row(key, *(f'{values[key]:.4g}' for values in columns))
-    Console(width=200).print(table)
-
-
 def main() -> None:
     args = parse_args()
     cfg = load_config(args.student, 'STUDENT')
@@ -234,8 +209,13 @@ def main() -> None:
     for name, config, checkpoint in named_teachers(args):
         teacher = Teacher(
             config, checkpoint, model.data_preprocessor, field='TEACHERS')
-        borrowed[name] = Borrowed(model, teacher,
-                                  map_of(teacher, args.class_map, names))
+        class_map = args.class_map
+        if class_map is None:
+            check_class_names(teacher.class_names, names, '--class-map')
+        else:
+            class_map = class_map_of(class_map, teacher.class_names, names,
+                                     '--class-map')
+        borrowed[name] = Borrowed(model, teacher, class_map)
     results = {'student': dict(runner.test())}
     for name, teacher in borrowed.items():
         parts = dict(
@@ -248,7 +228,14 @@ def main() -> None:
         for part, which in parts.items():
             with teacher.predictions(*which):
                 results[f'with {part} of {name}'] = dict(runner.test())
-    show(results)
+    print(
+        markdown_table([{
+            'metric': key,
+            **{
+                name: f'{found[key]:.4g}'
+                for name, found in results.items()
+            }
+        } for key in results['student']]))
     out = args.work_dir / 'imitation_ceiling.json'
     out.write_text(json.dumps(results, indent=1))
     print(f'All figures are in {out}')

@@ -9,8 +9,8 @@ from mmdist.models.teacher import load_strictly, read_checkpoint
 from mmdist.utils import add_class_map
 
 
-def add_models(parser: argparse.ArgumentParser) -> None:
-    """The student, and any number of teachers."""
+def parse_models(parser: argparse.ArgumentParser) -> argparse.Namespace:
+    """Parse a student, any number of teachers, and a tool's own options."""
     parser.add_argument('student', help="the student's config")
     parser.add_argument('checkpoint', help="the student's weights")
     parser.add_argument(
@@ -18,10 +18,6 @@ def add_models(parser: argparse.ArgumentParser) -> None:
         nargs='+',
         help='config and weights of a teacher, and of others')
     add_class_map(parser)
-
-
-def parse_models(parser: argparse.ArgumentParser) -> argparse.Namespace:
-    """Parse, and refuse a teacher without weights."""
     args = parser.parse_args()
     if len(args.teachers) % 2:
         parser.error('each teacher needs a config and a checkpoint')
