@@ -28,8 +28,9 @@ TITLES = dict(
     dist='student, DIST')
 QUICK = dict(num_train=96, num_val=24)
 QUICK_EPOCHS = 2
-NEXT = ('Next, for your own data: `python tools/make_config.py STUDENT TEACHER '
-        'CHECKPOINT` writes the config; docs/en/quickstart.md goes on.')
+NEXT = (
+    'Next: `python tools/make_config.py STUDENT TEACHER CHECKPOINT` writes '
+    'a config for your own data; docs/en/quickstart.md goes on.')
 QUICK_NOTE = 'A quick run shows the path only: its numbers mean nothing.'
 NUM_IMAGES = 3
 
@@ -70,8 +71,8 @@ class DemoRun(Run):
     def remark(self) -> str:
         """The minutes that are left for all runs, from those spent so far."""
         parts = [
-            (run.told / run.length or run.trained) *
-            run.task.minutes[run.name] for run in self.runs
+            (run.told / run.length or run.trained) * run.task.minutes[run.name]
+            for run in self.runs
         ]
         spent = sum(run.seconds or 0 for run in self.runs) / 60
         usual = sum(run.task.minutes[run.name] for run in self.runs)

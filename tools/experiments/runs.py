@@ -191,7 +191,8 @@ class Run:
         if step > self.told:
             self.told = step
             say(f'train {self.label}: {self.unit} {step}/{self.length}, '
-                f'{self.metric.title} {self.metric.show(value)}{self.remark()}')
+                f'{self.metric.title} {self.metric.show(value)}'
+                f'{self.remark()}')
 
     def remark(self) -> str:
         """What is said beside the metric of an epoch."""

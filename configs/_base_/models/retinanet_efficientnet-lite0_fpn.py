@@ -18,10 +18,7 @@ model = dict(
             checkpoint='checkpoints/efficientnet-lite0.pth',
             prefix='backbone.')),
     neck=dict(
-        in_channels=[112, 320],
-        out_channels=96,
-        start_level=0,
-        num_outs=2),
+        in_channels=[112, 320], out_channels=96, start_level=0, num_outs=2),
     bbox_head=dict(
         in_channels=96,
         stacked_convs=1,
