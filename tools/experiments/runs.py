@@ -195,7 +195,7 @@ class Run:
                 f'{self.remark()}')
 
     def remark(self) -> str:
-        """What is said beside the metric of an epoch."""
+        """Text after the metric of an epoch."""
         return ''
 
 
