@@ -129,8 +129,9 @@ def test_a_new_style_config(case, run, tmp_path):
 def test_tta_merges_what_the_student_predicts(case, run, tmp_path):
     """--tta, as in MMSegmentation: with a mirrored copy of every picture."""
     cfg = Config.fromfile(case[0])
-    with pytest.raises(ConfigError, match='tta_model: --tta needs'):
+    with pytest.raises(ConfigError, match='--tta needs') as info:
         run(TEST, *case, '--tta')
+    assert info.value.field == 'tta_model'
     cfg.tta_model = dict(type='SegTTAModel')
     cfg.tta_pipeline = [
         dict(type='LoadImageFromFile'),

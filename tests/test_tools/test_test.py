@@ -174,10 +174,11 @@ def test_out_goes_with_any_evaluator(change, case, run_on, tmp_path):
 
 def test_out_needs_an_evaluator(case, run_on, tmp_path):
     """Which the sentence names."""
-    with pytest.raises(ConfigError, match='test_evaluator: --out needs'):
+    with pytest.raises(ConfigError, match='--out needs') as info:
         run_on(
             changed(case, tmp_path / 'toy.py',
                     lambda cfg: cfg.pop('test_evaluator')), '--out', 'a.pkl')
+    assert info.value.field == 'test_evaluator'
 
 
 def of_parts(cfg):
