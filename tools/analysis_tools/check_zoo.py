@@ -184,7 +184,7 @@ def parse_args() -> argparse.Namespace:
         '--resume',
         action='store_true',
         help='keep the reports that --json holds, and check the others and '
-        'what was cut off (the largest models take 16 GB: use --jobs 1)')
+        'what was cut off')
     parser.add_argument('--markdown', type=Path, help='write a table there')
     return parser.parse_args()
 
@@ -212,26 +212,34 @@ def main() -> None:
         reports = [
             r for r in json.loads(args.json.read_text()) if not was_stopped(r)
         ]
-    known = {report['config'] for report in reports}
     multiprocessing.get_context('forkserver').set_forkserver_preload(
         ['torch', 'mmdet.models', 'mmseg.models', 'mmdist'])
-    with ThreadPoolExecutor(args.jobs) as pool:
-        for future in as_completed(
-                pool.submit(check_one_of, group, args.timeout)
-                for group in groups if known.isdisjoint(group)):
-            report = future.result()
-            print(
-                report['config'],
-                report['status'],
-                report['reason'],
-                flush=True)
-            reports.append(report)
-            reports.sort(
-                key=lambda r: (r['package'], r['family'], r['config']))
-            if args.json:
-                part = args.json.with_suffix('.partial')
-                part.write_text(json.dumps(reports, indent=1))
-                part.replace(args.json)
+    # What a machine cuts off (the largest models take 16 GB) is checked again,
+    # alone.
+    for jobs in (args.jobs, 1):
+        known = {r['config'] for r in reports if not was_stopped(r)}
+        with ThreadPoolExecutor(jobs) as pool:
+            futures = {
+                pool.submit(check_one_of, group, args.timeout): group
+                for group in groups if known.isdisjoint(group)
+            }
+            for future in as_completed(futures):
+                report = future.result()
+                print(
+                    report['config'],
+                    report['status'],
+                    report['reason'],
+                    flush=True)
+                reports = [
+                    r for r in reports if r['config'] not in futures[future]
+                ]
+                reports.append(report)
+                reports.sort(
+                    key=lambda r: (r['package'], r['family'], r['config']))
+                if args.json:
+                    part = args.json.with_suffix('.partial')
+                    part.write_text(json.dumps(reports, indent=1))
+                    part.replace(args.json)
     if args.markdown:
         args.markdown.write_text(markdown(reports))
     counts = Counter(report['status'] for report in reports)
