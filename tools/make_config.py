@@ -19,11 +19,11 @@ from mmdist.utils import (add_class_map, data_classes_of, find_config,
 
 ROOT = Path(__file__).resolve().parents[1]
 
-# --features adds a loss and its arguments to DIST on the class logits. Of the
-# trials on digit scenes (docs/en/results.md), on outputs of FPNs, detectors have
-# 0.408 mAP by intra and 0.406 by mimic, segmentors 49 mIoU by mimic (five
-# seeds). Segmentors without a neck are compared before their last
-# convolution: to project the stages of a PSPNet costs 1.13 x the step.
+# --features adds a loss and its arguments to DIST on the class logits. In the
+# trials on digit scenes (docs/en/results.md), on outputs of FPNs, detectors
+# have 0.408 mAP by intra and 0.406 by mimic, segmentors 49 mIoU by mimic (five
+# seeds). Segmentors without a neck are compared before their last convolution:
+# to project the stages of a PSPNet costs 1.13 x the step.
 FEATURES = {
     'mmdist.DistillDetector': ('DISTLoss', 'beta=0.0, gamma=1.0'),
     'mmdist.DistillSegmentor': ('MimicLoss', 'loss_weight=1.0')
