@@ -30,7 +30,7 @@ QUICK = dict(num_train=96, num_val=24)
 QUICK_EPOCHS = 2
 NEXT = (
     'Next: `python tools/make_config.py STUDENT TEACHER CHECKPOINT` writes '
-    'a config for your own data; docs/en/quickstart.md goes on.')
+    'a config for your own data; see docs/en/quickstart.md.')
 QUICK_NOTE = 'A quick run shows the path only: its numbers mean nothing.'
 NUM_IMAGES = 3
 
