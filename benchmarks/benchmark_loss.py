@@ -32,9 +32,9 @@ from mmdist.models.losses.functional import dist_terms, to_rows  # noqa: E402
 # ImageNet, and next to nothing.
 LEVELS = ('100,152', '50,76', '25,38', '13,19', '7,10')
 SHAPES = ('4,19,128,256:softmax', '2,150,128,128:softmax',
-          *(f'2,720,{level}:sigmoid' for level in LEVELS),
-          '2,256,100,152:none', '1024,81:softmax', '256,1000:softmax',
-          '8,4:softmax')
+          *(f'2,720,{level}:sigmoid'
+            for level in LEVELS), '2,256,100,152:none', '1024,81:softmax',
+          '256,1000:softmax', '8,4:softmax')
 CHECKED = ('3,7,13,11:softmax', '2,720,9,5:sigmoid', '2,256,8,9:none',
            '300,1000:softmax', '64,4000:softmax')
 # of a row: what is measured of each way, and how it is shown
