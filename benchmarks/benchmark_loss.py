@@ -27,9 +27,9 @@ from timing import (MIB, Count, add_arguments, milliseconds, peak_memory,
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from mmdist.models.losses.functional import dist_terms, to_rows  # noqa: E402
 
-# What is usual: PSPNet on Cityscapes and ADE20K, the five levels of RetinaNet
-# for 800x1333, the first of them as features, the RoIs of Faster R-CNN,
-# ImageNet, and next to nothing.
+# Usual sizes: PSPNet on Cityscapes and ADE20K, the five levels of RetinaNet
+# for 800x1333, the first of them as features, the RoIs of Faster R-CNN, a
+# batch of ImageNet, and a tiny table.
 LEVELS = ('100,152', '50,76', '25,38', '13,19', '7,10')
 SHAPES = ('4,19,128,256:softmax', '2,150,128,128:softmax',
           *(f'2,720,{level}:sigmoid'

@@ -202,7 +202,7 @@ NAMES = dict(
 
 
 def test_flags_and_files_in_the_text_exist():
-    """What stands between backticks; no block is indented."""
+    """Flags and paths between backticks; and no block is indented."""
     sources = ''.join(path.read_text()
                       for folder in ('tools', 'benchmarks', 'mmdist/utils')
                       for path in (ROOT / folder).rglob('*.py'))

@@ -214,8 +214,8 @@ def main() -> None:
         ]
     multiprocessing.get_context('forkserver').set_forkserver_preload(
         ['torch', 'mmdet.models', 'mmseg.models', 'mmdist'])
-    # What a machine cuts off (the largest models take 16 GB) is checked again,
-    # alone.
+    # The second round repeats, one at a time, the checks that ran out of time
+    # or memory: the largest models take 16 GB.
     for jobs in (args.jobs, 1):
         known = {r['config'] for r in reports if not was_stopped(r)}
         with ThreadPoolExecutor(jobs) as pool:

@@ -14,6 +14,9 @@ MIMIC = {
     'model.mimic_loss.loss_weight': 1.0
 }
 
+# the term of DIST that feature losses take
+INTRA = dict(type='mmdist.DISTLoss', beta=0.0, gamma=1.0)
+
 
 def ablation(student: str, kd: Entry, dist: Entry,
              teachers: Dict[str, Entry]) -> Dict[str, Any]:

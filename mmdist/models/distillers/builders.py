@@ -168,10 +168,12 @@ def _checked_place(where: Optional[str], models: Dict[str, nn.Module]) -> str:
     return where
 
 
-def map_shapes(models: Dict[str, nn.Module],
-               where: str,
-               field: str = FIELD,
-               remedy: str = 'leave it out') -> List[List[torch.Size]]:
+def map_shapes(
+    models: Dict[str, nn.Module],
+    where: str,
+    field: str = FIELD,
+    remedy: str = 'choose another place, or leave it out'
+) -> List[List[torch.Size]]:
     """Shapes of the maps of both models by level, for one random image."""
     if where == 'head':  # one map; its size does not matter
         heads = [m.get_submodule(classifying_head(m)) for m in models.values()]
@@ -191,9 +193,9 @@ def map_shapes(models: Dict[str, nn.Module],
     for name, levels in zip(models, shapes):
         if not levels or any(len(shape) not in (2, 4) for shape in levels):
             raise ConfigError(
-                f'{field}.where', f'model.{name} gives no maps of channels '
-                f'there, but {"tokens" if levels else "nothing"}',
-                f'choose another of {", ".join(PLACES)}')
+                f'{FIELD}.where' if field == FIELD else field,
+                f'the {where} of model.{name} gives no maps of channels, but '
+                f'{"tokens" if levels else "nothing"}', remedy)
     return shapes
 
 

@@ -1,4 +1,4 @@
-from experiments.study import ablation, features, widths
+from experiments.study import INTRA, ablation, features, widths
 
 title = 'Digit scenes, detection'
 metric = dict(key='coco/bbox_mAP', title='mAP', format='.3f')
@@ -40,7 +40,6 @@ runs = {
         for name, config in distilled.items()
     }
 }
-INTRA = dict(type='mmdist.DISTLoss', beta=0.0, gamma=1.0)
 runs.update(
     features(
         dict(config=distilled['DIST'], teacher='teacher w32'), {

@@ -1,4 +1,4 @@
-from experiments.study import ablation, features, widths
+from experiments.study import INTRA, ablation, features, widths
 
 title = 'Digit scenes, segmentation'
 metric = dict(key='mIoU', title='mIoU (%)', format='.1f')
@@ -21,7 +21,6 @@ study = ablation(
             dict(config=folder + 'fpn_r18-w24_10e-aug_digits.py', seeds=[0])
         })
 MSE = dict(type='mmdist.MimicLoss', loss_weight=1.0)
-INTRA = dict(type='mmdist.DISTLoss', beta=0.0, gamma=1.0)
 runs = {
     **study['runs'],
     **features(
