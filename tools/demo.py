@@ -21,6 +21,7 @@ from mmdist.utils import run_tool
 
 CONFIGS = ROOT / 'configs' / 'experiments'
 SCENES = dict(num_train=2000, num_val=240, size=96)
+NUM_TRAINED = 1200  # of the scenes, so that it takes some ten minutes
 TITLES = dict(
     teacher='teacher',
     alone='student alone',
@@ -53,6 +54,8 @@ class DemoRun(Run):
             options['randomness.seed'] = args.seed
         if args.quick:
             options['train_cfg.max_epochs'] = QUICK_EPOCHS
+        else:
+            options['train_dataloader.dataset.indices'] = NUM_TRAINED
         if teacher and short(
                 teacher.checkpoint) != cfg.model.teacher.checkpoint:
             options['model.teacher.checkpoint'] = short(teacher.checkpoint)
@@ -70,13 +73,15 @@ class DemoRun(Run):
 
     def remark(self) -> str:
         """The minutes that are left for all runs, from those spent so far."""
+        minutes = [run.task.minutes[run.name] for run in self.runs]
         parts = [
-            (run.told / run.length or run.trained) * run.task.minutes[run.name]
-            for run in self.runs
+            (run.told / run.length or run.trained) * usual
+            for run, usual in zip(self.runs, minutes)
         ]
-        spent = sum(run.seconds or 0 for run in self.runs) / 60
-        usual = sum(run.task.minutes[run.name] for run in self.runs)
-        left = (usual - sum(parts)) * spent / sum(parts) / SIDE_BY_SIDE
+        # (A run that has told nothing yet may be halfway through an epoch.)
+        spent = sum(run.seconds for run, part in zip(self.runs, parts) if part)
+        slower = spent / 60 / sum(parts)
+        left = (sum(minutes) - sum(parts)) * slower / SIDE_BY_SIDE
         return f', about {max(left, 1):.0f} min left'
 
 

@@ -81,17 +81,20 @@ def write_scalars(folder, name, entries):
 # runs and commands
 
 
-def test_default_commands_need_one_option(demo, task):
-    """The configs name the default folders; curves need every epoch."""
+# Curves need every epoch; the configs name the default folders.
+DEFAULT = ['train_cfg.val_interval=1', 'train_dataloader.dataset.indices=1200']
+
+
+def test_default_commands_need_two_options(demo, task):
     for run in demo.make_runs(task, demo.parse_args([])):
-        assert run.options == {'train_cfg.val_interval': 1}
+        assert [f'{k}={v}' for k, v in run.options.items()] == DEFAULT
 
 
 def test_commands_are_those_of_the_tools(demo):
     runs = demo.make_runs(demo.TASKS[0], demo.parse_args([]))
     name = 'dist_faster-rcnn_r18-w8-w32_fpn_4e_digits-96.py'
     config = f'configs/experiments/{name}'
-    options = ['--cfg-options', 'train_cfg.val_interval=1']
+    options = ['--cfg-options', *DEFAULT]
     folder = 'work_dirs/demo/dist'
     assert runs[3].command('train') == [
         'tools/train.py', config, '--work-dir', folder, *options
