@@ -74,10 +74,8 @@ class DemoRun(Run):
     def remark(self) -> str:
         """The minutes that are left for all runs, from those spent so far."""
         minutes = [run.task.minutes[run.name] for run in self.runs]
-        parts = [
-            (run.told / run.length or run.trained) * usual
-            for run, usual in zip(self.runs, minutes)
-        ]
+        parts = [(run.told / run.length or run.trained) * usual
+                 for run, usual in zip(self.runs, minutes)]
         # (A run that has told nothing yet may be halfway through an epoch.)
         spent = sum(run.seconds for run, part in zip(self.runs, parts) if part)
         slower = spent / 60 / sum(parts)

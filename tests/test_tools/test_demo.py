@@ -80,7 +80,6 @@ def write_scalars(folder, name, entries):
 
 # runs and commands
 
-
 # Curves need every epoch; the configs name the default folders.
 DEFAULT = ['train_cfg.val_interval=1', 'train_dataloader.dataset.indices=1200']
 
