@@ -179,6 +179,9 @@ class Report:
         if self.main_runs:
             self.draw_runs(self.folder / f'{grid.name}.png')
             yield f'![runs]({place}.png)'
+            if self.rows.curve.any():
+                self.draw_curves(self.folder / f'{grid.name}_curves.png')
+                yield f'![curves]({place}_curves.png)'
         for sweep in grid.sweeps:
             table = self.sweep_table(sweep)
             if table:
@@ -210,6 +213,32 @@ class Report:
         axes.set(xlabel=f'{self.grid.metric.title}, {self.grid.title}'
                  f'{self.split}')
         axes.grid(axis='x', alpha=0.3)
+        figure.savefig(path, dpi=110)
+
+    def draw_curves(self, path: Path) -> None:
+        """The metric over the time of training; the mean over seeds."""
+        figure = Figure((7, 4), layout='constrained')
+        axes = figure.subplots()
+        for i, name in enumerate(self.main_runs):
+            rows = self.rows[self.rows.run == name].dropna(subset='curve')
+            curves = [
+                dict(point.split(':') for point in text.split())
+                for text in rows.curve
+            ]
+            values = pd.DataFrame(curves, dtype=float).mean()
+            if len(values):
+                epochs = values.index.astype(int)
+                axes.plot(
+                    epochs / epochs.max() * rows.minutes.mean(),
+                    values,
+                    '.-',
+                    color=f'C{i}',
+                    label=name)
+        axes.set(
+            xlabel='minutes of training',
+            ylabel=f'{self.grid.metric.title}, validation')
+        axes.grid(alpha=0.3)
+        axes.legend()
         figure.savefig(path, dpi=110)
 
     def draw_teachers(self, path: Path) -> None:

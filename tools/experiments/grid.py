@@ -37,7 +37,7 @@ except ModuleNotFoundError:
 class GridRun(Run):
     """One training of a grid, with its whole config in one file."""
     COLUMNS = ('run', 'seed', 'metric', 'test', 'minutes', 'options', 'key',
-               'commit', 'versions')
+               'commit', 'versions', 'curve')
 
     def __init__(self, grid: 'Grid', name: str, seed: int,
                  entry: Dict[str, Any]) -> None:
@@ -66,10 +66,11 @@ class GridRun(Run):
                                 cwd=ROOT,
                                 capture_output=True,
                                 text=True).stdout.strip()
+        curve = ' '.join(f'{k}:{v:g}' for k, v in self.validations().items())
         values = (self.name, self.seed, self.validated(),
                   self.tested() if self.tests else None,
                   round(self.seconds / 60, 2), json.dumps(self.declared),
-                  self.key, commit, ' '.join(versions()))
+                  self.key, commit, ' '.join(versions()), curve)
         return [dict(zip(self.COLUMNS, values))]
 
 
