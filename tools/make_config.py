@@ -151,7 +151,7 @@ def main():
     if out.exists() and not args.force:
         raise ConfigError('--out', f'{out} exists', '--force overwrites it')
     cfg = load_config(args.student, 'STUDENT')
-    wrapper = wrapper_for(cfg, args.student)
+    wrapper = wrapper_for(cfg, 'STUDENT')
     path = find_config(args.student, 'STUDENT')
     new_style = Config._is_lazy_import(path)
     # the paper's beta and gamma

@@ -216,7 +216,7 @@ class Report:
         figure.savefig(path, dpi=110)
 
     def draw_curves(self, path: Path) -> None:
-        """The metric over the time of training; the mean over seeds."""
+        """The metric by epoch; the mean over seeds."""
         figure = Figure((7, 4), layout='constrained')
         axes = figure.subplots()
         for i, name in enumerate(self.main_runs):
@@ -227,16 +227,14 @@ class Report:
             ]
             values = pd.DataFrame(curves, dtype=float).mean()
             if len(values):
-                epochs = values.index.astype(int)
                 axes.plot(
-                    epochs / epochs.max() * rows.minutes.mean(),
+                    values.index.astype(int),
                     values,
                     '.-',
                     color=f'C{i}',
                     label=name)
         axes.set(
-            xlabel='minutes of training',
-            ylabel=f'{self.grid.metric.title}, validation')
+            xlabel='epoch', ylabel=f'{self.grid.metric.title}, validation')
         axes.grid(alpha=0.3)
         axes.legend()
         figure.savefig(path, dpi=110)

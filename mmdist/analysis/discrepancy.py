@@ -241,7 +241,7 @@ def _correlation(found: Dict[str, Tensor]) -> Tensor:
 
 
 def _bins(confidence: Tensor, right: Tensor) -> Tensor:
-    """Rows, sum of confidence and right ones by bins of confidence."""
+    """Rows, summed confidences and right rows of each confidence bin."""
     confidence = confidence.clamp(0, 1)
     bins = (confidence * NUM_BINS).long().clamp(max=NUM_BINS - 1)
     return torch.stack([

@@ -115,7 +115,7 @@ def scenes_manifest(num_train: int = 1000,
                     num_val: int = 240,
                     seed: int = 0,
                     size: int = 160) -> Dict[str, int]:
-    """The numbers that decide about every pixel of digit scenes.
+    """The parameters that determine every pixel of digit scenes.
 
     Args:
         num_train (int): Number of training scenes.

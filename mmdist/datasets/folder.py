@@ -45,7 +45,7 @@ def write_folder(out_dir: str, what: str, manifest: dict,
 
 
 def _is_reusable(out: Path, what: str, manifest: dict) -> bool:
-    """Whether the folder holds the same; refuse to replace another."""
+    """Whether the folder has this manifest; refuse any other content."""
     if not out.exists():
         return False
     if not (out / MANIFEST).is_file():

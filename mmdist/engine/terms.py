@@ -17,9 +17,9 @@ class TermMonitor:
     """Looks at the gradients of the terms of distillation.
 
     It logs the scalar ``kd_grad_ratio``, the norm of the gradient of all terms
-    by that of the student's own losses, on the tapped logits, and warns if a
-    term that has a gradient stays the same, or if no term has one. See
-    :class:`mmdist.engine.TeacherMonitor` for the arguments.
+    divided by that of the student's own losses, on the tapped logits, and
+    warns if a term that has a gradient stays the same, or if no term has one.
+    See :class:`mmdist.engine.TeacherMonitor` for the arguments.
     """
 
     def __init__(self, strict: bool, iters: int, interval: int) -> None:

@@ -221,7 +221,7 @@ def test_no_checkpoint_is_refused(retina, checkpoint):
 
 def test_a_missing_file_is_refused(retina, tmp_path):
     """Also a folder, as what it is."""
-    for path, fault in ((tmp_path / 'no.pth', 'no such file'),
+    for path, fault in ((tmp_path / 'no.pth', 'does not exist'),
                         (tmp_path, 'is a folder')):
         assert fault in refusal(retina, str(path))
 

@@ -336,7 +336,7 @@ REFUSED = {
     'checkpoint empty name': (put(CHECKPOINT, ''), CHECKPOINT, 'random'),
     'checkpoint a number': (put(CHECKPOINT, 3), CHECKPOINT),
     'checkpoint missing': (put(CHECKPOINT, '/no/such.pth'), CHECKPOINT,
-                           '/no/such.pth', 'no such file'),
+                           '/no/such.pth', 'does not exist'),
     'checkpoint a folder': (put(CHECKPOINT, '/'), CHECKPOINT, 'folder'),
     'checkpoint of another protocol':
     (put(CHECKPOINT, 's3://a/b.pth'), CHECKPOINT, 'http'),
@@ -497,6 +497,8 @@ REFUSED = {
     'wrapper misspelt': (put('model.type',
                              'mmdist.DistilDetector'), '', 'DistilDetector'),
     'unknown field': (put('model.alfa', 1.), 'model.alfa', 'alpha'),
+    'tap without its options': (put('model.tap',
+                                    'boxes'), 'model.tap', 'dict'),
     "field of the student's": (put('model.bbox_head.num_classes',
                                    3), 'model.bbox_head', 'bbox_head',
                                'into model.student'),

@@ -51,8 +51,8 @@ class BaseDistiller(metaclass=DistillerMeta):
             or another order; ``dtype`` ('bfloat16', 'float16', 'float32') and
             ``trust_checkpoint`` (True lets a file of your own run code), see
             :class:`Teacher`.
-        distill_loss (dict): A loss on logits, e.g. ``mmdist.DISTLoss``. May
-            be left out where ``feature_loss`` is given.
+        distill_loss (dict, optional): A loss on logits, e.g.
+            ``mmdist.DISTLoss``; required unless ``feature_loss`` is given.
         feature_loss (dict, optional): A loss on feature maps,
             ``mmdist.DISTLoss`` or ``mmdist.MimicLoss``; ``where`` ('neck',
             'backbone' or 'head'), ``layers`` and ``project`` stand beside
@@ -200,9 +200,9 @@ def distil(wrapper: Type[BaseDistiller],
     if unknown:
         raise ConfigError(
             f'model.{next(iter(unknown))}', f'{wrapper.__name__} has no field '
-            f'{", ".join(map(repr, unknown))} but student, teacher, '
-            'distill_loss, feature_loss, alpha, mimic_loss, tap and '
-            'strict_teacher',
+            f'{", ".join(map(repr, unknown))} (it has student, teacher, '
+            'distill_loss, feature_loss, alpha, mimic_loss, tap, '
+            'strict_teacher and data_preprocessor)',
             "correct the spelling, put what is the student's into "
             'model.student, or write _delete_=True in `model` if a base '
             'config has the others')
@@ -214,17 +214,22 @@ def distil(wrapper: Type[BaseDistiller],
         if not value:
             raise ConfigError(
                 f'model.{name}', 'it must be given',
-                'or give model.feature_loss' if name == 'distill_loss' else '')
+                'model.feature_loss may be given instead'
+                if name == 'distill_loss' else '')
+    if not isinstance(tap or {}, dict):
+        raise ConfigError('model.tap',
+                          f'it must be a dict of options, but is {tap!r}')
     if not isinstance(strict_teacher, bool):
         raise ConfigError(
             'model.strict_teacher',
             f'it must be True or False, but is {strict_teacher!r}')
     model = build_model(student, 'model.student', data_preprocessor)[0]
     _check_kind(wrapper, model, 'model.student')
-    alpha = check_weight('alpha', alpha, 'model')
+    alpha = check_weight('model.alpha', alpha)
     optional = {'class_map', 'dtype', 'trust_checkpoint'}
-    given = list(teacher) if isinstance(teacher, dict) else teacher
-    if given == teacher or set(given) - optional != {'config', 'checkpoint'}:
+    fields = isinstance(teacher, dict) and set(teacher) - optional
+    if fields != {'config', 'checkpoint'}:
+        given = list(teacher) if isinstance(teacher, dict) else teacher
         raise ConfigError(
             'model.teacher', 'it must be dict(config=…, checkpoint=…) and '
             f'may have {", ".join(sorted(optional))}, but got {given!r}')
@@ -253,11 +258,11 @@ def distil(wrapper: Type[BaseDistiller],
     model.__class__ = distilled_class(wrapper, type(model))
     model.distillation = Distillation(built, reader, loss, alpha,
                                       strict_teacher, features)
-    pairs = reader and (f'{type(reader).__name__} pairs '
-                        f'{reader.describe(model, built.model)}')
+    summary = reader and (f'{type(reader).__name__} pairs '
+                          f'{reader.describe(model, built.model)}')
     print_log(
         f'{wrapper.__name__}: teacher {type(built.model).__name__} from '
-        f'{built.checkpoint}; {pairs or "feature maps alone"}',
+        f'{built.checkpoint}; {summary or "feature maps alone"}',
         logger='current')
     return model
 

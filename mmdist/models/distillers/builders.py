@@ -36,7 +36,7 @@ def build_loss(cfg: dict, field: str, base: type = nn.Module) -> nn.Module:
         elif own:
             known = ', '.join(inspect.signature(own).parameters)
             remedy = f'{own.__name__} takes {known}'
-        raise ConfigError(field, str(error), remedy) from error
+        raise ConfigError(field, str(error.args[0]), remedy) from error
     if not isinstance(loss, base):
         raise ConfigError(
             field, f'{type(loss).__name__} is no loss on logits',
@@ -163,8 +163,9 @@ def _checked_place(where: Optional[str], models: Dict[str, nn.Module]) -> str:
     if without and where != 'backbone':
         part = 'decode head with conv_seg' if where == 'head' else 'neck'
         raise ConfigError(
-            f'{FIELD}.where', f'{" and ".join(f"model.{n}" for n in without)} '
-            f'has no {part}', "choose 'backbone', or leave it out")
+            f'{FIELD}.where', f'there is no {part} in '
+            f'{" and ".join(f"model.{n}" for n in without)}',
+            "choose 'backbone', or leave it out")
     return where
 
 
@@ -188,8 +189,8 @@ def map_shapes(
             shapes.append([level.shape for level in maps])
     except CannotSay as error:
         raise ConfigError(
-            field, 'no random image shows the feature maps of the models '
-            f'({str(error.__cause__).splitlines()[0]})', remedy) from error
+            field, 'a model does not run on a random image, which would show '
+            f'its feature maps ({error.__cause__!r})', remedy) from error
     for name, levels in zip(models, shapes):
         if not levels or any(len(shape) not in (2, 4) for shape in levels):
             raise ConfigError(
@@ -209,7 +210,8 @@ def pair_levels(student_shapes: Sequence[torch.Size],
     ``layers`` names the student's levels to take.
     """
     everything = range(len(student_shapes))
-    if layers is not None and not (layers and set(layers) <= set(everything)):
+    listed = isinstance(layers, (list, tuple)) and set(layers)
+    if layers is not None and not (listed and listed <= set(everything)):
         raise ConfigError(f'{FIELD}.layers',
                           f'{layers!r} does not list levels of model.student',
                           f'choose among {", ".join(map(str, everything))}')

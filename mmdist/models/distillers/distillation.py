@@ -22,8 +22,8 @@ class Distillation:
     """Distillation of one teacher into a student, and one step of it.
 
     A plain object beside the student's modules, ``model.distillation``. It
-    never refers to the student, so that a copy of
-    the model (EMA) has a distillation of its own with the same teacher.
+    never refers to the student, so that a copy of the model (EMA) has a
+    distillation of its own with the same teacher.
 
     Args:
         teacher (Teacher): The teacher.
@@ -143,8 +143,8 @@ class Distillation:
 
     @contextmanager
     def _asking(self, inputs: Any) -> Iterator[None]:
-        """While the teacher computes: some draw random numbers even in eval
-        mode (LightHamHead)."""
+        """Keep random numbers as they were while the teacher computes: some
+        draw even in eval mode (LightHamHead)."""
         device = next(tensors_in(inputs)).device
         devices = [device] if device.type == 'cuda' else []
         with torch.random.fork_rng(devices=devices), self.monitor.listening(
@@ -185,8 +185,8 @@ class Distillation:
         if not scaled:
             raise ConfigError(
                 'model.alpha', f'{self.alpha} has nothing to scale: none of '
-                f'the losses {", ".join(losses)} of model.student is one of '
-                'classification', 'leave alpha at 1')
+                f'the losses {", ".join(losses)} of model.student is a '
+                'classification loss', 'leave alpha at 1')
         return {**losses, **scaled}
 
     def _terms(self, student: nn.Module, pairs: Sequence[LogitPair],
@@ -212,8 +212,8 @@ class Distillation:
 
     def _idle(self, student: nn.Module,
               losses: Dict[str, Any]) -> Dict[str, Tensor]:
-        """Zeros, which keep what only distillation trains in the graph, as
-        DDP wants, and end the curves in the log."""
+        """Zero terms for a step without distillation. They keep projections in
+        the graph, as DDP needs, and end the curves in the log."""
         zero = next(tensors_in(losses)).new_zeros(())
         terms = dict.fromkeys(self._logged, zero)
         if hasattr(student, 'distiller'):

@@ -22,8 +22,8 @@ Extraction = Tuple[Tensor, List[Tensor]]
 def extractors(model: nn.Module) -> List[str]:
     """Paths of the models that extract features.
 
-    They are ``['']`` but for models of models: trackers, whose detector
-    does, and semi-supervised detectors, with a student and a teacher.
+    ``['']`` for a plain model. A tracker has its detector's path, a
+    semi-supervised detector those of its student and teacher.
     """
     return [
         path for path, part in model.named_modules()

@@ -8,10 +8,7 @@ from torch import Tensor, nn
 from mmdist.errors import ConfigError
 
 
-def check_weight(name: str,
-                 value: float,
-                 owner: str = '',
-                 positive: bool = False) -> float:
+def check_weight(name: str, value: float, positive: bool = False) -> float:
     """Return a finite ``value`` >= 0, or > 0, as a float; else raise
     ConfigError. NumPy's numbers and tensors without dimensions count, too."""
     number = value.item() if getattr(value, 'ndim', None) == 0 else value
@@ -19,7 +16,7 @@ def check_weight(name: str,
             and (number > 0 or number == 0 and not positive)):
         return float(number)
     raise ConfigError(
-        f'{owner}.{name}' if owner else name,
+        name,
         f'it must be a finite number {">" if positive else ">="} 0, but is '
         f'{value!r}')
 
@@ -64,10 +61,11 @@ class LogitLoss(nn.Module):
             f'{type(self).__name__} must define terms or pair_terms')
 
     def pair_terms(self, pair: Any) -> Dict[str, Tensor]:
-        """The terms of a :class:`mmdist.models.taps.base.LogitPair`.
+        """The weighted terms of the loss for one pair, by name.
 
-        A loss that wants labels, areas, names or weights overrides it. The
-        weight of the pair is applied afterwards.
+        ``pair`` is a :class:`mmdist.models.taps.base.LogitPair`. Override this
+        for a loss that needs labels, areas or names. Do not multiply by
+        ``pair.weight``: that is done afterwards.
         """
         return self.terms(pair.student, pair.teacher, pair.student_activation,
                           pair.teacher_activation)

@@ -14,11 +14,16 @@ ROUNDINGS = 8
 class Options(NamedTuple):
     """How logits become distances."""
     tau: float
-    student: str  # the activation: 'softmax', 'sigmoid' or 'none'
-    teacher: str
+    student_activation: str  # 'softmax', 'sigmoid' or 'none'
+    teacher_activation: str
     eps: float = 0.
     chunk_numel: Optional[int] = None  # about; None: by the device
     synced: bool = False  # columns go over the rows of all processes
+
+    @property
+    def softmax(self) -> bool:
+        """Whether both activations are softmax."""
+        return self.student_activation == self.teacher_activation == 'softmax'
 
 
 def compute_dtype(logits: Tensor) -> torch.dtype:
@@ -82,7 +87,7 @@ def formula(student: Tensor, teacher: Tensor,
     p, q = (activate(
         x.movedim(1, -1).reshape(-1, x.shape[1]).to(compute_dtype(x)) /
         options.tau, activation)
-            for x, activation in ((student, options.student),
-                                  (teacher, options.teacher)))
+            for x, activation in ((student, options.student_activation),
+                                  (teacher, options.teacher_activation)))
     return tuple(
         pearson_distance(p, q, dim, options.eps).mean() for dim in (1, 0))

@@ -54,6 +54,7 @@ def dist_terms(student: Tensor,
     columns (Huang et al., *Knowledge Distillation from A Stronger Teacher*,
     NeurIPS 2022, Section 4, Eq. 8 to 10). For feature maps, with the
     activation 'none', intra is the loss of PKD (Cao et al., NeurIPS 2022).
+    :mod:`.formula` has both terms as the paper writes them.
 
     Args:
         student (Tensor): Logits, ``(R, C)`` or ``(N, C, *spatial)``.
@@ -98,8 +99,7 @@ def dist_terms(student: Tensor,
     # weight: one number has no variance, so that its correlation counts as 0;
     # two numbers that sum to 1 are d and -d once they are centred, so that
     # their correlation is 1 or -1 whatever d is.
-    binary = options.student == options.teacher == 'softmax'
-    if num_columns <= (2 if binary else 1):
+    if num_columns <= (2 if options.softmax else 1):
         inter = inter.detach()
     if numel == num_columns and not synced:
         intra = intra.detach()
@@ -165,7 +165,7 @@ def _logs(logits: Tensor,
         logits = logits / options.tau
     if activation == 'sigmoid':
         logs = F.logsigmoid(-logits if complement else logits)
-        if options.student == 'softmax':
+        if options.student_activation == 'softmax':
             logs = logs.log_softmax(axis)
     else:
         logs = logits.log_softmax(axis)
@@ -180,10 +180,12 @@ def _divergence(student: Tensor,
                 options: Options,
                 axis: int = 1) -> Tensor:
     """The mean over rows of the divergence, for autograd."""
-    total = 0.
-    for complement in (False, True)[:1 + (options.student == 'sigmoid')]:
-        log_t = _logs(teacher, options.teacher, options, axis, complement)
-        log_s = _logs(student, options.student, options, axis, complement)
+    total, sigmoid = 0., options.student_activation == 'sigmoid'
+    for complement in (False, True)[:1 + sigmoid]:
+        log_t = _logs(teacher, options.teacher_activation, options, axis,
+                      complement)
+        log_s = _logs(student, options.student_activation, options, axis,
+                      complement)
         total = total + (log_t.exp() * (log_t - log_s)).sum()
     return total * (student.shape[axis] / student.numel())
 
@@ -206,8 +208,8 @@ def _kl_backward(student: Tensor, teacher: Tensor, options: Options,
     axis, gradient = class_axis(student), new_gradient(student)
     scale = grad * (student.shape[1] / (options.tau * student.numel()))
     for s, t, out in chunks(axis, options, student, teacher, gradient):
-        p = _logs(s, options.student, options, axis).exp_()
-        q = _logs(t, options.teacher, options, axis).exp_()
+        p = _logs(s, options.student_activation, options, axis).exp_()
+        q = _logs(t, options.teacher_activation, options, axis).exp_()
         out.copy_(p.sub_(q).mul_(scale))
     return gradient
 

@@ -185,7 +185,7 @@ def coefficients(sums: Tensor, means: Union[float, Tensor],
 def _relate_rows(buffers: Buffers, axis: int, options: Options) -> tuple:
     """Correlations and :func:`coefficients` of the rows of a chunk."""
     number, axes = buffers.p.shape[axis], [axis + 1]
-    if options.student == options.teacher == 'softmax':
+    if options.softmax:
         means = 1 / number
     else:
         means = buffers.pq.mean(axes, keepdim=True)
@@ -235,7 +235,7 @@ def statistics(student: Tensor, teacher: Tensor,
         of the rows of each chunk, or nothing where they are many.
     """
     axis, num_classes = class_axis(student), student.shape[1]
-    numbers = 2 if options.student == options.teacher == 'softmax' else 3
+    numbers = 2 if options.softmax else 3
     keep = not student.is_cpu or numbers <= KEPT * num_classes
     total = torch.zeros((), dtype=torch.float64, device=student.device)
     moments, kept = [], []
@@ -280,7 +280,7 @@ def gradient(student: Tensor, teacher: Tensor, options: Options,
         torch.addcmul(offset, factor, q, out=grad)
         torch.addcmul(a, rows[0], row_weight, out=factor)
         grad.addcmul_(factor, p, value=-1)
-        _differentiate(options.student, axis, p, grad, parts[2])
+        _differentiate(options.student_activation, axis, p, grad, parts[2])
     return result
 
 
@@ -290,8 +290,8 @@ def _small_forward(student: Tensor, teacher: Tensor,
     axis, num_classes = class_axis(student), student.shape[1]
     pq = torch.stack([three_axes(x, axis) for x in (student, teacher)])
     pq = pq.double() if options.tau == 1 else pq.double() / options.tau
-    if options.student == options.teacher:
-        pq = activate(pq, options.student, axis + 1)
+    if options.student_activation == options.teacher_activation:
+        pq = activate(pq, options.student_activation, axis + 1)
     else:
         pq = torch.stack(
             [activate(x, a, axis) for x, a in zip(pq, options[1:3])])
@@ -306,8 +306,8 @@ def _small_forward(student: Tensor, teacher: Tensor,
     limits = rounding(torch.float64, max(sizes))[0], rounding(dtype, 1)[1]
     rho, joined = coefficients(
         torch.cat(sums, 1), torch.cat(means, 1), limits, options)
-    distances = tuple(1 - x.mean(dtype=dtype) for x in rho.split(sizes))
-    return distances, (buffers, torch.stack(joined).split(sizes, 1))
+    terms = tuple(1 - x.mean(dtype=dtype) for x in rho.split(sizes))
+    return terms, (buffers, torch.stack(joined).split(sizes, 1))
 
 
 def _small_backward(student: Tensor, teacher: Tensor, options: Options,
@@ -324,7 +324,7 @@ def _small_backward(student: Tensor, teacher: Tensor, options: Options,
         columns.view(3, 1, *of_class),
         out=buffers.work)
     grad = d.addcmul_(b, buffers.q).addcmul_(a, buffers.p, value=-1)
-    _differentiate(options.student, axis, buffers.p, grad,
+    _differentiate(options.student_activation, axis, buffers.p, grad,
                    three_axes(result, axis))
     return result
 

@@ -181,8 +181,8 @@ def _blocks(s: Tensor, options: pearson.Options) -> tuple:
     block_c = min(triton.next_power_of_2(s.shape[1]), TILE_CLASSES)
     block_l = max(min(TILE // block_c, 128), 8)
     return (triton.cdiv(s.shape[2], block_l), s.shape[0]), dict(
-        ACT_S=ACTIVATIONS[options.student],
-        ACT_T=ACTIVATIONS[options.teacher],
+        ACT_S=ACTIVATIONS[options.student_activation],
+        ACT_T=ACTIVATIONS[options.teacher_activation],
         TILES=triton.cdiv(s.shape[1], block_c),
         BLOCK_C=block_c,
         BLOCK_L=block_l)

@@ -33,8 +33,8 @@ class LogitPair:
         student_activation, teacher_activation (str): 'softmax' or 'sigmoid'.
         weight (float): The weight that the student's head gives its own loss.
         name (str): The stage, level or head, e.g. 'level 0'.
-        num_classes (int): The columns' classes; beside them there may be a
-            background, and of several anchors each has its own. 0 if the
+        num_classes (int): Number of classes. A background column may follow,
+            and the columns of several anchors repeat the classes. 0 if the
             columns are not classes.
         labels (Callable): Returns the class of every row, int64, in the shape
             of ``student`` without its columns, or None without ground truth.
@@ -95,10 +95,10 @@ class LogitPair:
 class LogitTap(metaclass=ABCMeta):
     """Reads class logits off the heads of one kind.
 
-    A tap of one's own inherits this class, says what it ``reads``, defines
-    :meth:`pairs` and is registered by ``@TAPS.register_module()`` in a
-    module that ``custom_imports`` names. It keeps paths of heads, not heads,
-    so that it can be copied with the model and works on any copy.
+    To write a tap, inherit this class, say what it ``reads``, define
+    :meth:`pairs` and register it by ``@TAPS.register_module()`` in a module
+    that ``custom_imports`` names. A tap keeps paths of heads, not heads, so
+    that it can be copied with the model and works on any copy.
 
     Args:
         model (nn.Module): The student.
@@ -163,9 +163,8 @@ class LogitTap(metaclass=ABCMeta):
                 f'which has no class logits for {self.rows}'
                 f'{unknown_arguments(teacher, self.reads)}, but the student '
                 f'is a {type(student).__name__} and learns from those',
-                'choose a teacher of the same kind, or let one of another '
-                "kind answer for the student's boxes: model.tap="
-                "dict(align='boxes')")
+                'choose a teacher of the same kind or, if both models predict '
+                "boxes, set model.tap=dict(align='boxes')")
         twins = self._match(student, teacher, found)
         self.heads = {path: twins.get(path) for path in self.heads}
         for path, twin in twins.items():
@@ -177,7 +176,7 @@ class LogitTap(metaclass=ABCMeta):
 
     def _match(self, student: nn.Module, teacher: nn.Module,
                found: List[str]) -> Dict[str, str]:
-        """The teacher's head for each of the student's; one by one."""
+        """Map the student's heads to those ``found``; in order by default."""
         check_alike(f'has {{}} heads for {self.rows}', len(self.heads),
                     len(found))
         return dict(zip(self.heads, found))
@@ -199,8 +198,8 @@ class LogitTap(metaclass=ABCMeta):
         """
 
     def _check_images(self, calls: List[Call], batch: TeacherBatch) -> None:
-        """Raise ConfigError if losses are of images that the student chose
-        (semi-supervised models): the teacher's heads know one batch."""
+        """Raise ConfigError if a head's loss is of other images than the batch
+        (semi-supervised models): the teacher's heads answer for it alone."""
         if any(call.images is not None and call.images is not batch.images
                for call in calls):
             raise ConfigError(
@@ -224,6 +223,7 @@ class LogitTap(metaclass=ABCMeta):
         ])
 
     def _describe_rows(self, student: nn.Module, path: str) -> str:
+        """Rows and columns of the student's head at ``path``, in words."""
         return self.rows
 
 
@@ -285,13 +285,17 @@ def find_tap(model: nn.Module) -> Optional[Type[LogitTap]]:
 
 
 def unknown_arguments(model: nn.Module, reads: Sequence[LossCall]) -> str:
-    """A remark on the first head whose loss call has no known argument, or
+    """A remark on the first head whose ``loss_by_feat`` no tap reads, or
     ''."""
-    known = dict.fromkeys(name for c in reads for name in c.class_arguments)
+    known = dict.fromkeys(name for call in reads
+                          if call.method == 'loss_by_feat'
+                          for name in call.class_arguments)
     for path, head in model.named_modules():
-        call = getattr(head, 'loss_by_feat', None)
-        names = signature_of(call).parameters if call else ()
-        if names and not set(names) & set(known):
+        method = getattr(head, 'loss_by_feat', None)
+        names = signature_of(method).parameters if method else ()
+        if known and names and not any(
+                loss_call(head, tap.reads)
+                for tap in TAPS.module_dict.values()):
             return (f' ({path}.loss_by_feat takes {", ".join(names)}; its '
                     'class logits are found if their argument is called '
                     f'{" or ".join(known)})')

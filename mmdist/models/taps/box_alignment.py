@@ -55,8 +55,8 @@ class BoxTap(LogitTap):
         self._own = find_tap(student)(student)
         self.reads, self.num_boxes = self._own.reads, num_boxes
         super().__init__(student)
-        self._asks: Any = None
-        self._answers: Any = None
+        self._asks: Any = None  # the class that reads the student's boxes
+        self._answers: Any = None  # the class that answers for the teacher
 
     @classmethod
     def find(cls, model: nn.Module) -> List[str]:
@@ -88,7 +88,7 @@ class BoxTap(LogitTap):
         return [pair]
 
     def is_classification_loss(self, name: str) -> bool:
-        """Whether a loss is on the class logits that the own tap reads."""
+        """Ask the tap that reads the student without align='boxes'."""
         return self._own.is_classification_loss(name)
 
 
@@ -208,8 +208,10 @@ def _source(model: nn.Module, heads: Sequence[str], field: str) -> Any:
         if maps[0].position == 0 and [m.name for m in maps] == ['cls_scores']:
             return DenseBoxes
     raise ConfigError(
-        field, f"it is a {type(model).__name__}, which predicts no boxes, but "
-        "model.tap has align='boxes'", 'choose a detector')
+        field, f'it is a {type(model).__name__}, whose boxes cannot be read, '
+        "but model.tap has align='boxes'",
+        'choose a two-stage detector, a dense one whose head takes '
+        '`cls_scores` first, or one with queries of boxes')
 
 
 @torch.no_grad()

@@ -36,11 +36,11 @@ def as_columns_of(
         class_map: Optional[Sequence[int]] = None) -> Tuple[Tensor, str]:
     """Turn the teacher's logits into the columns of the student's.
 
-    Classes that the student does not have belong to the background, where a
-    softmax has one; otherwise a softmax over some of the classes is the
-    teacher's, renormalised. Beside a softmax with a background, a sigmoid
-    teacher gets one of ``1 - max p``, and all are normalised. Beside sigmoids,
-    a softmax teacher has its probabilities without its background.
+    With a ``class_map``, classes that the student lacks join the background of
+    a softmax; a softmax without one is renormalised. If only the student has a
+    background, its column is ``1 - max p`` of the teacher's classes. If only
+    the teacher has one, it is left out. The columns of a softmax student then
+    sum to 1.
 
     Returns:
         tuple[Tensor, str]: ``(N, wanted.number, *)``, and their activation:

@@ -150,8 +150,8 @@ class DenseTap(LogitTap):
                 student: nn.Module,
                 teacher: nn.Module,
                 class_map: Optional[List[int]] = None) -> None:
-        """Also find out whether anchors correspond, and what the teacher
-        need not compute."""
+        """Connect the heads, compare their anchors, and find the layers of
+        the teacher that need not run."""
         super().connect(student, teacher, class_map)
         self._merged = []
         for path, twin in self.heads.items():
@@ -165,7 +165,7 @@ class DenseTap(LogitTap):
                 lambda outputs, maps=maps:
                 [level for part in maps for level in part.levels(outputs)])
             if not all(map(strides_of, heads)):
-                # How many levels a head has then, only an image shows.
+                # Then only an image shows how many levels a head has.
                 try:
                     _match_levels(*heads, _num_levels(student, path),
                                   _num_levels(teacher, twin))

@@ -64,7 +64,7 @@ class ImageTap(LogitTap):
         return pairs
 
     def is_classification_loss(self, name: str) -> bool:
-        """All losses of a classifier are."""
+        """Always True of a loss: a classifier has no others."""
         return 'loss' in name
 
     def _describe_rows(self, student: nn.Module, path: str) -> str:

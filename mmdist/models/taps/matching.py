@@ -15,7 +15,7 @@ class Queries(NamedTuple):
     """Predictions of a model for its queries, in its last decoder layer."""
     logits: Tensor  # of classes, (N, Q, C)
     columns: Optional[Columns] = None  # the meaning of C
-    boxes: Optional[Tensor] = None  # (N, Q, 4), cx, cy, w, h of the image's 1
+    boxes: Optional[Tensor] = None  # (N, Q, 4), cx, cy, w, h over image size
     masks: Optional[Tensor] = None  # logits (N, Q, T, H, W); of images T is 1
 
     def of_image(self, index: Union[int, slice]) -> 'Queries':

@@ -41,7 +41,7 @@ def eval_mode(module: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def _undisturbed(model: nn.Module) -> Iterator[None]:
-    """Eval mode without gradient; random numbers as they were after."""
+    """Run in eval mode without gradient; restore modes and random state."""
     like = next(model.parameters())
     devices = [like.device] if like.is_cuda else []
     with torch.random.fork_rng(devices), eval_mode(model), torch.no_grad():
@@ -99,8 +99,8 @@ def probed(model: nn.Module, path: str) -> Iterator[Callable[[], Any]]:
 def left_out(head: nn.Module,
              layers: Dict[str, int],
              value: float = 0.) -> Iterator[None]:
-    """Let layers of a head, by path, return maps of so many channels and of
-    one value at once."""
+    """Replace layers of a head, by path, with constant maps of so many
+    channels."""
 
     def constant(channels: int, x: Tensor) -> Tensor:
         return x.new_full((len(x), channels, *x.shape[2:]), value)

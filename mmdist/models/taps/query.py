@@ -104,10 +104,10 @@ def teacher_queries(batch: TeacherBatch, path: str) -> Queries:
             results.append(result)
             raise Answered
 
-    owner = batch.model.get_submodule(owner_of(batch.model, path))
+    detector = batch.model.get_submodule(owner_of(batch.model, path))
     with watch_method(
             batch.model.get_submodule(roi_head), '_bbox_forward', read):
-        batch.run([path], owner.predict, batch.renormalised(batch.images),
+        batch.run([path], detector.predict, batch.renormalised(batch.images),
                   batch.samples)
     return _proposals(head, results[0]['cls_score'],
                       results[0]['decoded_bboxes'], batch.image_sizes())

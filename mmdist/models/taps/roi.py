@@ -72,7 +72,8 @@ class RoITap(LogitTap):
             raise ConfigError(
                 'model.student', 'it does not compute its features by '
                 '`extract_feat`, so the teacher cannot be shown the images '
-                'of its RoIs', 'distil feature maps instead')
+                'of its RoIs',
+                'let its loss call `extract_feat`, or choose another student')
 
     def pairs(self, call: Call, batch: TeacherBatch) -> List[LogitPair]:
         """One pair of ``(RoIs, classes + background)`` logits."""

@@ -57,7 +57,7 @@ def read_checkpoint(checkpoint: str,
             'trust_checkpoint is for files of your own',
             'download it and name the file')
     if not (is_url or osp.isfile(path)):
-        raise refusal('is a folder' if osp.isdir(path) else 'is no such file')
+        raise refusal('is a folder' if osp.isdir(path) else 'does not exist')
     unread: Set[str] = set()
     try:
         if is_url:
@@ -81,10 +81,12 @@ def read_checkpoint(checkpoint: str,
     parts = weights.values() if isinstance(weights, dict) else [weights]
     names = ', '.join(sorted(unread))
     if any(isinstance(part, Unread) for part in parts):
-        raise refusal(
-            f'is not loaded: to read its weights would run {names}',
-            'keep the weights alone in a file of their own, or, if you made '
-            'it yourself, set model.teacher.trust_checkpoint=True')
+        remedy = 'keep the weights alone in a file of their own'
+        if field == FIELD:
+            remedy += (', or, if you made it yourself, set '
+                       'model.teacher.trust_checkpoint=True')
+        raise refusal(f'is not loaded: reading its weights would run {names}',
+                      remedy)
     if unread:
         print_log(
             f'{path}: beside the weights, {names} was left unread',
@@ -241,8 +243,10 @@ def load_strictly(model: nn.Module,
 
 def _weights_of(content: Any) -> Any:
     """The part under ``state_dict``, or under the only key with tensors."""
-    if not isinstance(content, dict) or 'state_dict' in content:
-        return content['state_dict'] if isinstance(content, dict) else content
+    if not isinstance(content, dict):
+        return content
+    if 'state_dict' in content:
+        return content['state_dict']
     nested = [
         part for part in content.values() if isinstance(part, dict) and any(
             isinstance(value, Tensor) for value in part.values())

@@ -293,6 +293,7 @@ def test_every_kind_of_segmentor(name, tmp_path):
     (dict(DIST, where='head'), 'model.feature_loss.where'),
     (dict(DIST, layers=[7]), 'model.feature_loss.layers'),
     (dict(DIST, layers=[]), 'model.feature_loss.layers'),
+    (dict(DIST, layers=2), 'model.feature_loss.layers'),
     (dict(DIST, project='yes'), 'model.feature_loss.project'),
     (dict(DIST, gama=1), 'model.feature_loss'),
 ])

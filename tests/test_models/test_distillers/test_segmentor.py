@@ -433,7 +433,7 @@ def test_wrong_class_count_and_checkpoints_are_refused(tmp_path):
     do_not_fit(config, dict(config=config),
                r'model.teacher: .* must be dict\(config')
     do_not_fit(config, dict(config=config, checkpoint='/no/such.pth'),
-               'model.teacher.checkpoint: .*is no such file')
+               'model.teacher.checkpoint: .*does not exist')
     do_not_fit(config, dict(config=config, checkpoint=teacher['checkpoint']),
                'model.teacher.checkpoint: .*does not fit its config')
 
