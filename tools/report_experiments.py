@@ -216,7 +216,7 @@ class Report:
         figure.savefig(path, dpi=110)
 
     def draw_curves(self, path: Path) -> None:
-        """The metric by epoch; the mean over seeds."""
+        """The metric by epoch or iteration; the mean over seeds."""
         figure = Figure((7, 4), layout='constrained')
         axes = figure.subplots()
         for i, name in enumerate(self.main_runs):
@@ -234,7 +234,8 @@ class Report:
                     color=f'C{i}',
                     label=name)
         axes.set(
-            xlabel='epoch', ylabel=f'{self.grid.metric.title}, validation')
+            xlabel=self.grid.of(self.main_runs[0])[0].unit,
+            ylabel=f'{self.grid.metric.title}, validation')
         axes.grid(alpha=0.3)
         axes.legend()
         figure.savefig(path, dpi=110)
