@@ -178,6 +178,32 @@ def class_map_in_training(spec: Any, teacher_classes: DataClasses,
     return None
 
 
+def check_masks(samples: Any, number: Optional[int],
+                ignored: Optional[int]) -> None:
+    """Make sure that the student predicts every label of the masks.
+
+    Its own loss would say less, and on a GPU nothing that can be read.
+
+    Args:
+        samples (Any): The data samples of a batch.
+        number (int, optional): The number of classes of the student's head.
+        ignored (int, optional): The label of pixels without one.
+    """
+    if None in (number, ignored) or not isinstance(samples, (list, tuple)):
+        return
+    for sample in samples:
+        if 'gt_sem_seg' not in sample:
+            continue
+        labels = sample.gt_sem_seg.data
+        labels = labels[labels != ignored]
+        if labels.numel() and labels.max() >= number:
+            raise ConfigError(
+                DATA, f'a mask has the label {int(labels.max())} but '
+                f'model.student predicts {number} classes, 0 to {number - 1}',
+                "set num_classes of the student's heads, or give pixels "
+                f'without a class the value {ignored}')
+
+
 def check_class_names(teacher_names: Names,
                       data_names: Names,
                       field: str = FIELD) -> None:
