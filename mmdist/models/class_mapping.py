@@ -142,8 +142,8 @@ def class_map_in_training(spec: Any, teacher_classes: DataClasses,
     if number and names and len(names) > number:
         raise ConfigError(
             DATA, f'it has {len(names)} classes but model.student predicts '
-            f'{number}', "set num_classes of the student's heads, or leave "
-            'classes out of metainfo.classes')
+            f'{number}', "set num_classes of the student's heads, or list "
+            'the classes that you have in metainfo.classes')
     by_name = spec is None or any(isinstance(item, str) for item in spec)
     if by_name and data.listed and data.numbered:
         # Names say nothing where metainfo lists them in another order than
@@ -154,6 +154,14 @@ def class_map_in_training(spec: Any, teacher_classes: DataClasses,
             or first_difference(teacher_classes.listed, data.listed))
         if difference and not alike:
             label, listed, numbered = difference
+            spelt = spelt_alike(data.listed)
+            if label < len(spelt) and spelt[label] not in spelt_alike(
+                    data.numbered):
+                raise ConfigError(
+                    DATA, f'metainfo.classes has {listed}, which is no '
+                    f'category of the data, so that label {label} is '
+                    f'{numbered}', 'write it as the annotation file does, or '
+                    'list it last')
             raise ConfigError(
                 DATA, f'label {label} is {listed} in metainfo.classes but '
                 f'{numbered} in the data, by which the student is trained, so '
@@ -168,6 +176,32 @@ def class_map_in_training(spec: Any, teacher_classes: DataClasses,
     else:
         check_named_map(spec, teacher_classes.in_label_order, names)
     return None
+
+
+def check_masks(samples: Any, number: Optional[int],
+                ignored: Optional[int]) -> None:
+    """Make sure that the student predicts every label of the masks.
+
+    Its own loss would say less, and on a GPU nothing that can be read.
+
+    Args:
+        samples (Any): The data samples of a batch.
+        number (int, optional): The number of classes of the student's head.
+        ignored (int, optional): The label of pixels without one.
+    """
+    if None in (number, ignored) or not isinstance(samples, (list, tuple)):
+        return
+    for sample in samples:
+        if 'gt_sem_seg' not in sample:
+            continue
+        labels = sample.gt_sem_seg.data
+        labels = labels[labels != ignored]
+        if labels.numel() and labels.max() >= number:
+            raise ConfigError(
+                DATA, f'a mask has the label {int(labels.max())} but '
+                f'model.student predicts {number} classes, 0 to {number - 1}',
+                "set num_classes of the student's heads, or give pixels "
+                f'without a class the value {ignored}')
 
 
 def check_class_names(teacher_names: Names,

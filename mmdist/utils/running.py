@@ -15,7 +15,8 @@ from mmdist.errors import ConfigError
 
 LOOK_AT = ('see whether data_root, ann_file and data_prefix name the right '
            'files, metainfo.classes the right classes, and whether '
-           'filter_cfg leaves any')
+           'filter_cfg leaves any; paths are relative to the folder in which '
+           'you start')
 
 
 def run(cfg: Config, loop: str) -> None:
@@ -34,9 +35,10 @@ def run(cfg: Config, loop: str) -> None:
                 'train on from the weights alone: load_from=<checkpoint> '
                 "without resume, with the strategy's "
                 "state_dict_type='FULL_STATE_DICT'")
-        path = cfg.get('load_from')  # models are built first, which is slow
-        if path and '://' not in path and not osp.exists(osp.expanduser(path)):
-            raise ConfigError('load_from', f'there is no checkpoint {path!r}')
+    path = cfg.get('load_from')  # models are built first, which is slow
+    if path and '://' not in path and not osp.exists(osp.expanduser(path)):
+        raise ConfigError('load_from' if loop == 'train' else 'CHECKPOINT',
+                          f'there is no checkpoint {path!r}')
     if cfg.launcher == 'pytorch' and get_device() == 'cpu':
         # MMEngine would select a GPU for the process, and give one to DDP.
         torch.distributed.init_process_group('gloo')
@@ -55,12 +57,33 @@ def run(cfg: Config, loop: str) -> None:
         if loop == 'train':
             for part in ('train', 'val'):
                 _build_data(runner, f'{part}_dataloader')
+            _check_names(runner)
         getattr(runner, loop)()
     if torch.distributed.is_initialized():
         # A thread of gloo that is still busy at Python's own end aborts a
         # process that had done all its work; after DDP some stay, but idle.
         torch.distributed.barrier()
         torch.distributed.destroy_process_group()
+
+
+def _check_names(runner: Runner) -> None:
+    """Refuse now what IoUMetric would refuse in the first validation."""
+    metrics = runner.cfg.get('val_evaluator') or []
+    if isinstance(metrics, dict):
+        metrics = metrics.get('metrics') or metrics
+    kinds = [
+        metric.get('type')
+        for metric in ([metrics] if isinstance(metrics, dict) else metrics)
+        if isinstance(metric, dict)
+    ]
+    names = [str(getattr(kind, '__name__', kind)) for kind in kinds]
+    loader = runner._val_dataloader
+    metainfo = getattr(getattr(loader, 'dataset', None), 'metainfo', None)
+    if isinstance(metainfo, dict) and not metainfo.get('classes') and any(
+            name.split('.')[-1] == 'IoUMetric' for name in names):
+        raise ConfigError('val_dataloader.dataset',
+                          'it has no class names, which IoUMetric needs',
+                          'list them in metainfo.classes')
 
 
 class _Started(Hook):

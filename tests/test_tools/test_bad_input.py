@@ -533,6 +533,11 @@ REFUSED = {
     (annotations(reversed_categories), DATA,
      "label 0 is 'disc' in metainfo.classes but 'bar' in the data",
      'class_map'),
+    'a class of another spelling':
+    (put(f'{DATA}.metainfo.classes', ('disk', 'square', 'bar')), DATA,
+     "has 'disk', which is no category of the data", 'annotation file'),
+    'no class names': (drop(f'{DATA}.metainfo'), DATA, 'has 80 classes',
+                       'list the classes that you have in metainfo.classes'),
     'joined data of unlike classes':
     (joined(classes=('disc', 'bar', 'square')), DATA,
      "label 1 is 'square' in one and 'bar' in another"),

@@ -158,3 +158,29 @@ def test_metrics(case, run, tmp_path):
     assert {'mIoU', 'mAcc', 'aAcc'} <= set(json.loads(written.read_text()))
     log = next(tmp_path.glob('*/*.log')).read_text()
     assert 'per class results' in log and '|  disc' in log
+
+
+@pytest.mark.parametrize('part, change, sentence', [
+    ('val_dataloader', lambda cfg: cfg.val_dataloader.dataset.pop('metainfo'),
+     'no class names, which IoUMetric needs'),
+    ('train_dataloader',
+     lambda cfg: cfg.model.student.decode_head.update(ignore_index=254),
+     'a mask has the label 255 but model.student predicts 4 classes, 0 to 3'),
+])
+def test_refused_before_the_first_update(case, run, tmp_path, part, change,
+                                         sentence):
+    """One sentence that names the field, not an error of a loss or metric."""
+    cfg = Config.fromfile(case[0])
+    cfg.val_dataloader, cfg.val_cfg = cfg.test_dataloader.copy(), {}
+    cfg.val_evaluator = [cfg.test_evaluator]
+    change(cfg)
+    cfg.dump(str(tmp_path / 'toy.py'))
+    with pytest.raises(ConfigError, match=sentence) as error:
+        run(TRAIN, tmp_path / 'toy.py', '--work-dir', tmp_path)
+    assert error.value.field == f'{part}.dataset'
+
+
+def test_no_checkpoint_to_test(case, run):
+    """Before a model is built."""
+    with pytest.raises(ConfigError, match="CHECKPOINT: .*'no.pth'"):
+        run(TEST, case[0], 'no.pth')

@@ -9,6 +9,7 @@ import argparse
 import hashlib
 from importlib.util import find_spec
 from pathlib import Path
+from textwrap import shorten
 
 import torch
 from mmengine.config import Config
@@ -78,7 +79,7 @@ def load_student(weights, cfg):
     except RuntimeError as error:
         raise ConfigError(
             'CHECKPOINT', 'it is not of the student of this config: '
-            f'{error}') from error
+            f'{shorten(str(error), 300, placeholder=" …")}') from error
     return model
 
 

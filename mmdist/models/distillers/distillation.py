@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from mmdist.engine import TeacherMonitor
 from mmdist.errors import ConfigError
 from mmdist.utils import DataClasses, classes_in_training
-from ..class_mapping import class_map_in_training
+from ..class_mapping import check_masks, class_map_in_training
 from ..losses.base import LogitLoss
 from ..taps import (Call, LogitPair, LogitTap, owner_of, pair_logits,
                     reads_text, tensors_in, watch_heads)
@@ -67,7 +67,7 @@ class Distillation:
             samples (Sequence | dict): The data samples.
         """
         if self.tap and not self._saw_classes:
-            self.compare_classes(student, classes_in_training())
+            self.compare_classes(student, classes_in_training(), samples)
             self._saw_classes = True
         if not self.scale:
             losses = own_losses(inputs, samples)
@@ -151,8 +151,12 @@ class Distillation:
                 self.teacher.model):
             yield
 
-    def compare_classes(self, student: nn.Module, data: DataClasses) -> None:
-        """Compare the teacher's classes with those of the training set.
+    def compare_classes(self,
+                        student: nn.Module,
+                        data: DataClasses,
+                        samples: Any = None) -> None:
+        """Compare the teacher's classes with those of the training set, and
+        the labels of masks with those that the student predicts.
 
         Raises:
             ConfigError: If student, teacher and data do not fit, or
@@ -166,6 +170,7 @@ class Distillation:
             number = None  # panoptic: another head predicts what is no thing
         elif getattr(head, 'out_channels', None) == 1:
             number = 2  # one column tells two classes apart
+        check_masks(samples, number, getattr(head, 'ignore_index', None))
         teacher = self.teacher
         class_map = class_map_in_training(teacher.class_map, teacher.classes,
                                           data, number)

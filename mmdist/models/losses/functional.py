@@ -76,7 +76,8 @@ def dist_terms(student: Tensor,
         column or of two softmax classes, intra of one row.
 
     Raises:
-        ValueError: If the shapes differ or an activation is unknown.
+        ValueError: If the shapes differ, an activation is unknown, or `tau`
+            is not positive.
     """
     synced = (
         sync_intra and dist.is_available() and dist.is_initialized()
@@ -138,7 +139,8 @@ def kd_terms(student: Tensor,
         dict[str, Tensor]: The scalar 'kl'; 0 where there are no rows.
 
     Raises:
-        ValueError: If the shapes differ or an activation is unknown.
+        ValueError: If the shapes differ, an activation is unknown, or `tau`
+            is not positive.
     """
     options = _checked(student, teacher, ('softmax', 'sigmoid'), tau,
                        student_activation, teacher_activation)
@@ -268,6 +270,8 @@ def _checked(student: Tensor, teacher: Tensor, known: Sequence[str],
             names = ', '.join(map(repr, known[:-1]))
             raise ValueError(f'an activation must be {names} or {known[-1]!r},'
                              f' but got {activation!r}')
+    if not tau > 0:
+        raise ValueError(f'tau must be positive, but got {tau}')
     return Options(float(tau), *activations, *more)
 
 
@@ -278,7 +282,8 @@ def _check_shapes(student: Tensor,
     if student.shape != teacher.shape:
         raise ValueError(
             f'student and teacher {what} must have one shape, but got '
-            f'{tuple(student.shape)} and {tuple(teacher.shape)}')
+            f'{tuple(student.shape)} and {tuple(teacher.shape)}; resize or '
+            'project one of them')
     if student.dim() < 2:
         raise ValueError(f'{what} must be (R, C) or (N, C, *spatial), but got '
                          f'the shape {tuple(student.shape)}')

@@ -393,6 +393,14 @@ def test_shapes_that_differ_are_refused(function, shape):
 
 
 @pytest.mark.parametrize('function', FUNCTIONS)
+@pytest.mark.parametrize('tau', [0, -1., float('nan')])
+def test_a_temperature_that_is_not_positive_is_refused(function, tau):
+    """Terms would be nan, or teach the opposite."""
+    with pytest.raises(ValueError, match=f'tau must be positive.* {tau}$'):
+        function(torch.zeros(4, 5), torch.zeros(4, 5), tau)
+
+
+@pytest.mark.parametrize('function', FUNCTIONS)
 @pytest.mark.parametrize('activations', [('relu', None), ('softmax', 'tanh')])
 def test_unknown_activation_is_refused(function, activations):
     """On either side; the message says what there is."""
