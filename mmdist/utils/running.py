@@ -68,19 +68,9 @@ def run(cfg: Config, loop: str) -> None:
 
 def _check_names(runner: Runner) -> None:
     """Refuse now what IoUMetric would refuse in the first validation."""
-    metrics = runner.cfg.get('val_evaluator') or []
-    if isinstance(metrics, dict):
-        metrics = metrics.get('metrics') or metrics
-    kinds = [
-        metric.get('type')
-        for metric in ([metrics] if isinstance(metrics, dict) else metrics)
-        if isinstance(metric, dict)
-    ]
-    names = [str(getattr(kind, '__name__', kind)) for kind in kinds]
-    loader = runner._val_dataloader
-    metainfo = getattr(getattr(loader, 'dataset', None), 'metainfo', None)
-    if isinstance(metainfo, dict) and not metainfo.get('classes') and any(
-            name.split('.')[-1] == 'IoUMetric' for name in names):
+    dataset = getattr(runner._val_dataloader, 'dataset', None)
+    names = getattr(dataset, 'metainfo', dict(classes=True)).get('classes')
+    if not names and 'IoUMetric' in str(runner.cfg.get('val_evaluator')):
         raise ConfigError('val_dataloader.dataset',
                           'it has no class names, which IoUMetric needs',
                           'list them in metainfo.classes')
