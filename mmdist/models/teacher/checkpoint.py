@@ -219,7 +219,7 @@ def load_strictly(model: nn.Module,
         missing = model.load_state_dict(weights, strict=False).missing_keys
     except RuntimeError as error:  # shapes
         lines = str(error).strip().split('\n\t')
-        raise refusal(f'does not fit its config: {lines[:2][-1]}',
+        raise refusal(f'does not fit its config: {lines[:2][-1].rstrip(".")}',
                       remedy) from error
     # Old batch norms did not count; MMEngine lets this pass, too.
     missing = [key for key in missing if 'num_batches_tracked' not in key]
