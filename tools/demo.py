@@ -21,7 +21,7 @@ from mmdist.utils import run_tool
 
 CONFIGS = ROOT / 'configs' / 'experiments'
 SCENES = dict(num_train=2000, num_val=240, size=96)
-NUM_TRAINED = 1200  # of the scenes, so that it takes some ten minutes
+NUM_TRAINED = 1200  # of the scenes, to take 10 to 16 minutes
 TITLES = dict(
     teacher='teacher',
     alone='student alone',
