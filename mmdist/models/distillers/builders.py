@@ -36,7 +36,8 @@ def build_loss(cfg: dict, field: str, base: type = nn.Module) -> nn.Module:
         elif own:
             known = ', '.join(inspect.signature(own).parameters)
             remedy = f'{own.__name__} takes {known}'
-        raise ConfigError(field, str(error.args[0]), remedy) from error
+        raise ConfigError(field, ' '.join(map(str, error.args)),
+                          remedy) from error
     if not isinstance(loss, base):
         raise ConfigError(
             field, f'{type(loss).__name__} is no loss on logits',
