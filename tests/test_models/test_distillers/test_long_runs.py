@@ -14,6 +14,7 @@ import torch
 from mmengine.optim import AmpOptimWrapper, OptimWrapper
 from torch.nn.modules.module import register_module_forward_hook
 
+from mmdist.errors import ConfigError
 from tests import helpers, segmentors
 from tests.helpers import assert_same, flat, gradients, merged, total
 
@@ -274,7 +275,8 @@ def test_wherever_an_iteration_fails_no_tap_stays(kind, error, tmp_path):
 
 @pytest.mark.parametrize('kind', KINDS)
 def test_labels_out_of_range_leave_no_tap(kind, tmp_path):
-    """The student's own loss refuses them, while its head is watched."""
+    """The student's own loss refuses them, while its head is watched, or
+    those of a mask are refused by us."""
     wrapper, other = (make(kind, tmp_path) for _ in range(2))
     inputs, samples = helpers.prepared(wrapper, batch(kind))
     for sample in samples:
@@ -283,7 +285,8 @@ def test_labels_out_of_range_leave_no_tap(kind, tmp_path):
         else:
             sample.gt_instances.labels[:] = 77
     before = everything(wrapper)
-    with pytest.raises((IndexError, RuntimeError), match='Class|bounds'):
+    with pytest.raises((IndexError, RuntimeError, ConfigError),
+                       match='Class|bounds|mask has the label 77'):
         wrapper(inputs, samples, mode='loss')
     assert_untouched(wrapper, before)
     assert_same(losses_of(wrapper, kind), losses_of(other, kind))
