@@ -462,8 +462,8 @@ REFUSED = {
     # the losses
     'no loss': (drop(LOSS), LOSS, 'must be given'),
     'loss is a name': (replace(LOSS, 'mmdist.DISTLoss'), LOSS),
-    'loss of an unknown type': (put(f'{LOSS}.type',
-                                    'mmdist.DisLoss'), LOSS, 'DisLoss'),
+    'loss of an unknown type': (put(f'{LOSS}.type', 'mmdist.DisLoss'), LOSS,
+                                'DisLoss', 'write mmdist.DISTLoss'),
     'loss of mmdet': (replace(LOSS, dict(type='mmdet.FocalLoss')), LOSS),
     'unknown key of the loss': (put(f'{LOSS}.betta', 1.), LOSS, 'betta',
                                 'takes beta, gamma, tau'),

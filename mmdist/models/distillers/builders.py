@@ -1,5 +1,6 @@
 """Losses of a distilled model, built from its config."""
 import inspect
+from difflib import get_close_matches
 from typing import Dict, List, Optional, Sequence, Tuple
 
 import torch
@@ -23,19 +24,21 @@ def build_loss(cfg: dict, field: str, base: type = nn.Module) -> nn.Module:
         raise ConfigError(field,
                           f'it must be a dict with a `type`, but is {cfg!r}')
     name = str(getattr(cfg['type'], '__name__', cfg['type']))
-    own = MODELS.module_dict.get(name.rpartition('.')[2])
+    name = name.rpartition('.')[2]
     try:
         loss = MODELS.build(cfg)
     except ConfigError as error:
         raise ConfigError(f'{field}.{error.field}', error.problem,
                           error.remedy) from error
     except (KeyError, TypeError) as error:
-        remedy = ''
-        if own and isinstance(error, KeyError):
-            remedy = f'write mmdist.{own.__name__}'
-        elif own:
-            known = ', '.join(inspect.signature(own).parameters)
-            remedy = f'{own.__name__} takes {known}'
+        remedy, losses = '', MODELS.module_dict
+        if isinstance(error, KeyError):
+            spelt = {other.lower(): other for other in losses}
+            for alike in get_close_matches(name.lower(), spelt, 1):
+                remedy = f'write mmdist.{spelt[alike]}'
+        elif name in losses:
+            known = ', '.join(inspect.signature(losses[name]).parameters)
+            remedy = f'{name} takes {known}'
         raise ConfigError(field, ' '.join(map(str, error.args)),
                           remedy) from error
     if not isinstance(loss, base):
