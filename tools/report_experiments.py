@@ -12,16 +12,13 @@ from collections import Counter
 from pathlib import Path
 from typing import Dict, Iterator
 
-from experiments.grid import Grid, describe, pd, tables_of
+from experiments.grid import Grid, Table, describe, pd
 from experiments.runs import ROOT
 from matplotlib.figure import Figure
 from scipy import stats
 
 from mmdist.errors import ConfigError
 from mmdist.utils import markdown_table, run_tool
-
-# What is shown of the discrepancy, of labelled rows.
-MEASURES = ('kl', 'inter', 'intra', 'top-1 agreement')
 
 
 def parse_args() -> argparse.Namespace:
@@ -49,7 +46,7 @@ class Report:
 
     def __init__(self, path: Path, folder: Path, page: Path) -> None:
         self.folder, self.links = folder, os.path.relpath(folder, page.parent)
-        self.results, known = tables_of(folder / f'{path.stem}.csv').values()
+        self.results = Table(folder / f'{path.stem}.csv')
         self.grid = grid = Grid(path, ROOT / 'work_dirs', self.results)
         self.field, self.split = 'metric', ''
         if grid.test:
@@ -73,22 +70,7 @@ class Report:
         base = [rows.run.map(self.baseline), rows.seed]
         rows['gain'] = rows[self.field] - rows[self.field].reindex(
             pd.MultiIndex.from_arrays(base)).to_numpy()
-        elsewhere = {
-            pattern.format(teacher)
-            for teacher in grid.teachers
-            for pattern in ('{}', *grid.taught.values())
-        }
-        self.main_runs = [
-            name for name in grid.runs
-            if name in rows.index and name not in elsewhere
-        ]
-        measures = grid.measures()
-        found = known.of(*measures)
-        found = found[found.group == 'foreground'].assign(
-            teacher=found.key.map({m.id: m.teacher.name
-                                   for m in measures}))
-        self.measured = found.drop_duplicates(
-            'teacher', keep='last').set_index('teacher')
+        self.main_runs = [name for name in grid.runs if name in rows.index]
 
     def mean(self, field: str, run: str) -> str:
         """Mean, deviation and number of runs: 0.512 ± 0.004 (5)."""
@@ -112,7 +94,7 @@ class Report:
         return f'**{text}**' if low > 0 or high < 0 else text
 
     def main_table(self) -> str:
-        """The runs that are not in the table of teachers."""
+        """A row for each run."""
         rows, grid = [], self.grid
         for name in self.main_runs:
             row = {'run': name, grid.metric.title: self.mean('metric', name)}
@@ -125,26 +107,6 @@ class Report:
             row['options'] = describe(grid.of(name)[0].declared)
             rows.append(row)
         return markdown_table(rows)
-
-    def teacher_table(self) -> str:
-        """Each teacher's metric, discrepancy and students."""
-        rows, grid = [], self.grid
-        for teacher in grid.teachers:
-            row = {
-                'teacher': teacher,
-                f'its {grid.metric.title}': self.mean('metric', teacher)
-            }
-            for name in MEASURES:
-                row[name] = ''
-                if teacher in self.measured.index:
-                    row[name] = f'{self.measured[name][teacher]:.3f}'
-            for title, pattern in grid.taught.items():
-                name = pattern.format(teacher)
-                row[title] = self.mean(self.field, name)
-                if name in self.baseline:
-                    row[f'{title}, gain{self.split}'] = self.mean('gain', name)
-            rows.append(row)
-        return markdown_table(rows, missing='')
 
     def sweep_table(self, sweep: str) -> str:
         """The metric of each member, with a column per value of the last
@@ -187,17 +149,6 @@ class Report:
             if table:
                 yield f'The sweep of {sweep.upper()}, {grid.metric.title}:'
                 yield table
-        if grid.teachers:
-            yield ('Stronger teachers, and how far the student that was '
-                   'trained alone (its first seed) is from each on rows with '
-                   'a label:')
-            yield self.teacher_table()
-        if len(self.measured):
-            name = f'{grid.name}_discrepancy.csv'
-            yield f'By groups of rows: [{name}]({self.links}/{name}).'
-            if grid.taught:
-                self.draw_teachers(self.folder / f'{grid.name}_teachers.png')
-                yield f'![teachers]({place}_teachers.png)'
 
     def draw_runs(self, path: Path) -> None:
         """A row per run, with a point per seed and a line for the mean."""
@@ -238,24 +189,6 @@ class Report:
             ylabel=f'{self.grid.metric.title}, validation')
         axes.grid(alpha=0.3)
         axes.legend()
-        figure.savefig(path, dpi=110)
-
-    def draw_teachers(self, path: Path) -> None:
-        """The students' metric by the discrepancy of their teachers."""
-        figure = Figure((12, 4), layout='constrained')
-        panels = figure.subplots(1, len(MEASURES), sharey=True)
-        metric = self.rows.metric.groupby(level='run').agg(['mean', 'std'])
-        for axes, measure in zip(panels, MEASURES):
-            for title, pattern in self.grid.taught.items():
-                points = self.measured[[measure]].rename(pattern.format)
-                points = points.join(metric, how='inner').sort_values(measure)
-                if len(points):
-                    axes.errorbar(
-                        *points.T.values, fmt='o-', capsize=3, label=title)
-            axes.set(xlabel=measure)
-            axes.grid(alpha=0.3)
-        panels[0].set(ylabel=self.grid.metric.title)
-        panels[0].legend()
         figure.savefig(path, dpi=110)
 
 

@@ -6,9 +6,9 @@ was interrupted. ``tools/report_experiments.py`` makes tables and figures.
 """
 import argparse
 from pathlib import Path
-from typing import Dict, List
+from typing import List
 
-from experiments.grid import Grid, GridRun, Job, Measure, Table, tables_of
+from experiments.grid import Grid, GridRun, Table
 from experiments.runs import (ROOT, carry_out, end_like_ctrl_c, locked, say,
                               short)
 
@@ -40,31 +40,28 @@ def parse_args() -> argparse.Namespace:
     return args
 
 
-def jobs_left(grid: Grid, tables: Dict[type, Table]) -> List[Job]:
-    """The measurements and runs without a result, after what they need.
+def runs_left(grid: Grid, results: Table) -> List[GridRun]:
+    """The runs without a result, after the teachers that they need.
 
     Of runs that train the same the first is taken.
     """
     missing = {}
     for run in grid.all():
-        if run not in tables[GridRun]:
+        if run not in results:
             missing.setdefault(run.id, run)
-    measures = [m for m in grid.measures() if m not in tables[Measure]]
-    jobs = [need for measure in measures for need in measure.needs] + measures
-    jobs += [run.teacher for run in missing.values() if run.teacher]
-    return list(dict.fromkeys([*jobs, *missing.values()]))
+    teachers = [run.teacher for run in missing.values() if run.teacher]
+    return list(dict.fromkeys([*teachers, *missing.values()]))
 
 
 def main() -> None:
     args = parse_args()
     end_like_ctrl_c()
-    tables = tables_of(args.results)
-    grid = Grid(args.grid, args.work_dir, tables[GridRun])
+    results = Table(args.results)
+    grid = Grid(args.grid, args.work_dir, results)
     if args.dry_run:
-        for job in jobs_left(grid, tables):
-            if not job.done:
-                train = 'train ' if isinstance(job, GridRun) else ''
-                say(f'{train}{job.label}')
+        for run in runs_left(grid, results):
+            if not run.done:
+                say(f'train {run.label}')
         for name, entry in grid.runs.items():
             if not grid.of(name):
                 say(f'{name}: once the sweep {entry["best_of"]} is done')
@@ -76,13 +73,12 @@ def main() -> None:
             say(f'Digit scenes in {folder}')
             write_digit_scenes(**dict(grid.scenes, out_dir=ROOT / folder))
         for _ in range(2):  # then what takes the best of a sweep
-            jobs = jobs_left(grid, tables)
-            for job in jobs:
-                if job.done:
-                    tables[type(job)].keep(job)
-            failures += carry_out(jobs, args.jobs,
-                                  lambda job: tables[type(job)].keep(job))
-    say(f'{len(tables[GridRun].rows)} results in {short(args.results)}')
+            runs = runs_left(grid, results)
+            for run in runs:
+                if run.done:
+                    results.keep(run)
+            failures += carry_out(runs, args.jobs, results.keep)
+    say(f'{len(results.rows)} results in {short(args.results)}')
     if failures:
         raise SystemExit('\n'.join(dict.fromkeys(failures)))
 

@@ -151,8 +151,8 @@ def test_quick_full_and_seeds_have_folders_of_their_own(demo):
 
 
 def test_taught_students_need_the_teacher(runs):
-    assert [[need.label for need in run.needs]
-            for run in runs] == [[], [], ['teacher'], ['teacher']]
+    teacher = runs[0]
+    assert [run.teacher for run in runs] == [None, None, teacher, teacher]
 
 
 def test_done_training_is_skipped_unless_asked_otherwise(make_runs, runs):
@@ -374,8 +374,8 @@ class Script:
     """A few lines of Python in a process of their own, as a run."""
     call = None  # the function of tools/
 
-    def __init__(self, folder, label, code, needs=()):
-        self.label, self.code, self.needs = label, code, needs
+    def __init__(self, folder, label, code, teacher=None):
+        self.label, self.code, self.teacher = label, code, teacher
         self.folder, self.written = folder, folder / f'{label}.txt'
 
     @property
@@ -402,7 +402,7 @@ def script(shared, tmp_path, monkeypatch):
 
 def test_runs_are_side_by_side_and_in_order(shared, script, capsys):
     first, other = script('first', WRITE), script('other', WRITE)
-    last = script('last', WRITE, [first])
+    last = script('last', WRITE, first)
     ended = []
     assert shared.carry_out([first, last, other], ended=ended.append) == []
     assert all(run.done for run in (first, other, last))
@@ -417,10 +417,10 @@ def test_runs_are_side_by_side_and_in_order(shared, script, capsys):
 
 
 @pytest.mark.parametrize('code', ['raise SystemExit(3)', 'pass'])
-def test_a_failure_stops_what_needs_it(shared, script, code, capsys):
+def test_a_failure_stops_those_it_teaches(shared, script, code, capsys):
     """It names the folder of the log; the others go on."""
     bad, other = script('bad', code), script('other', WRITE)
-    last = script('last', WRITE, [bad])
+    last = script('last', WRITE, bad)
     failures = shared.carry_out([bad, last, other])
     assert len(failures) == 2
     assert failures[0] == f'"bad" failed, see the logs in {bad.folder}'

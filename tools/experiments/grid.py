@@ -11,9 +11,7 @@ A grid is a Python file with these names:
 - ``sweeps``: the same with a list of ``options``, one for each member;
 - ``seeds`` of runs that name none, ``scenes`` (digit scenes to be drawn,
   arguments of ``write_digit_scenes``), ``test=True`` (each model is tested by
-  ``tools/test.py``, too);
-- ``discrepancy=dict(student=..., teachers=..., taught=...)``: how far a run is
-  from others, and the names of the runs that these taught, by title.
+  ``tools/test.py``, too).
 """
 import json
 import re
@@ -22,11 +20,11 @@ import subprocess
 import sys
 from collections import Counter
 from pathlib import Path
-from typing import Any, Dict, Iterator, List, Optional, Union
+from typing import Any, Dict, Iterator, List, Optional
 
 from mmdist.datasets import scenes_manifest
 from mmdist.errors import ConfigError
-from .runs import ROOT, Metric, Run, call, read_json, short, versions
+from .runs import ROOT, Metric, Run, short, versions
 
 try:
     import pandas as pd
@@ -60,7 +58,7 @@ class GridRun(Run):
         self.cfg.dump(self.config)
         yield from super().carry_out(jobs)
 
-    def rows(self) -> List[Dict[str, Any]]:
+    def row(self) -> Dict[str, Any]:
         """The row of a run that is done."""
         commit = subprocess.run(['git', 'describe', '--always', '--dirty'],
                                 cwd=ROOT,
@@ -71,99 +69,44 @@ class GridRun(Run):
                   self.tested() if self.tests else None,
                   round(self.seconds / 60, 2), json.dumps(self.declared),
                   self.key, commit, ' '.join(versions()), curve)
-        return [dict(zip(self.COLUMNS, values))]
-
-
-class Measure:
-    """One call of ``analyze_discrepancy.py`` for two runs."""
-    COLUMNS = ('student', 'teacher', 'group', 'rows', 'kl', 'inter', 'intra',
-               'spearman', 'kendall', 'top-1 agreement', 'key')
-
-    def __init__(self, student: GridRun, teacher: GridRun) -> None:
-        self.needs = self.student, self.teacher = student, teacher
-        self.label = f'discrepancy of {student.label} from {teacher.label}'
-        self.id = f'{student.id}-{teacher.id}'
-        self.folder = teacher.folder / f'from_{student.id}'
-
-    def rows(self) -> List[Dict[str, Any]]:
-        """A row for each group of rows of logits; none if not measured."""
-        found = read_json(self.folder / 'discrepancy.json')
-        names = dict(
-            student=self.student.name, teacher=self.teacher.name, key=self.id)
-        return [
-            dict(names, group=group, **values) for model in found.values()
-            for group, values in model['groups'].items()
-        ]
-
-    @property
-    def done(self) -> bool:
-        """Whether both models are trained and were compared."""
-        return all(run.trained for run in self.needs) and bool(self.rows())
-
-    def carry_out(self, jobs: int) -> Iterator[None]:
-        """Compare the models."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        models = [
-            short(path) for run in self.needs
-            for path in (run.config, run.checkpoint)
-        ]
-        words = [
-            'tools/analysis_tools/analyze_discrepancy.py', *models,
-            '--out-dir',
-            short(self.folder)
-        ]
-        yield from call(self.label, words, self.folder / 'measure.log', jobs)
-
-
-Job = Union[GridRun, Measure]
+        return dict(zip(self.COLUMNS, values))
 
 
 class Table:
-    """A CSV file of results, in which those of a job are found by its id."""
+    """A CSV file of results, in which that of a run is found by its id."""
 
-    def __init__(self, path: Path, columns: tuple) -> None:
-        self.path, self.columns = path, columns
-        self.rows = self.read()
+    def __init__(self, path: Path) -> None:
+        self.path, self.rows = path, self.read(path)
 
-    def read(self) -> pd.DataFrame:
+    @staticmethod
+    def read(path: Path) -> pd.DataFrame:
         """The rows of the file, which other calls write to, too."""
-        if not self.path.exists():
-            return pd.DataFrame(columns=self.columns)
+        if not path.exists():
+            return pd.DataFrame(columns=GridRun.COLUMNS)
         rows = pd.read_csv(
-            self.path, dtype=dict(key=str), float_precision='round_trip')
-        if tuple(rows) != self.columns:
+            path, dtype=dict(key=str), float_precision='round_trip')
+        if tuple(rows) != GridRun.COLUMNS:
             raise ConfigError(
-                '--results', f'{self.path} has other columns than results of '
+                '--results', f'{path} has other columns than results of '
                 'experiments', 'choose another file')
         return rows
 
-    def keep(self, job: Job) -> None:
-        """Append the rows of a job, once."""
-        if job not in self:
+    def keep(self, run: GridRun) -> None:
+        """Append the row of a run, once."""
+        if run not in self:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            new = pd.DataFrame(job.rows(), columns=self.columns)
+            new = pd.DataFrame([run.row()], columns=GridRun.COLUMNS)
             header = not self.path.exists()
             new.to_csv(self.path, mode='a', header=header, index=False)
-            self.rows = self.read()
+            self.rows = self.read(self.path)
 
-    def of(self, *jobs: Job) -> pd.DataFrame:
-        """The rows of runs or measurements."""
-        ids = self.rows.key
-        if 'seed' in self.rows:
-            ids = ids + '.' + self.rows.seed.astype(str)
-        return self.rows[ids.isin([job.id for job in jobs])]
+    def of(self, *runs: GridRun) -> pd.DataFrame:
+        """The rows of runs."""
+        ids = self.rows.key + '.' + self.rows.seed.astype(str)
+        return self.rows[ids.isin([run.id for run in runs])]
 
-    def __contains__(self, job: Job) -> bool:
-        return len(self.of(job)) > 0
-
-
-def tables_of(path: Path) -> Dict[type, Table]:
-    """The tables of runs and of measurements, from the file of the runs."""
-    other = path.with_name(f'{path.stem}_discrepancy.csv')
-    return {
-        kind: Table(file, kind.COLUMNS)
-        for kind, file in ((GridRun, path), (Measure, other))
-    }
+    def __contains__(self, run: GridRun) -> bool:
+        return len(self.of(run)) > 0
 
 
 class Grid:
@@ -188,10 +131,6 @@ class Grid:
         self.title, self.metric = cfg['title'], Metric(**cfg['metric'])
         self.scenes, self.test = cfg.get('scenes'), cfg.get('test', False)
         self.seeds, self.sweeps = cfg.get('seeds', [0]), cfg.get('sweeps', {})
-        measured = cfg.get('discrepancy') or {}
-        self.student = measured.get('student')
-        self.teachers = measured.get('teachers', [])
-        self.taught = measured.get('taught', {})
         scenes = dict(self.scenes or {})
         scenes.pop('out_dir', None)
         self.manifest = scenes_manifest(**scenes) if scenes else {}
@@ -208,8 +147,6 @@ class Grid:
         self.entries = dict(entries)
         for name, entry in [*self.sweeps.items(), *self.runs.items()]:
             self.check(name, entry)
-        for name in {self.student, *self.teachers} - {None}:
-            self.check('discrepancy', dict(config='', teacher=name))
         folders = Counter(folder_name(name) for name, _ in entries)
         twice = [folder for folder, number in folders.items() if number > 1]
         if twice:
@@ -260,13 +197,6 @@ class Grid:
         """All runs whose options are known, seed by seed."""
         runs = [run for name in self.entries for run in self.of(name)]
         return sorted(runs, key=lambda run: run.seed)
-
-    def measures(self) -> List[Measure]:
-        """The measurements of discrepancies, of first seeds."""
-        return [
-            Measure(self.of(self.student)[0],
-                    self.of(teacher)[0]) for teacher in self.teachers
-        ]
 
 
 def folder_name(name: str) -> str:

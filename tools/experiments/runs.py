@@ -65,7 +65,6 @@ class Run:
     tests: bool = True  # whether tools/test.py follows
 
     def __post_init__(self) -> None:
-        self.needs = [self.teacher] if self.teacher else []
         self.record_file = self.folder / 'train.json'
         self.cfg = copy.deepcopy(read_config(self.config))
         self.cfg.merge_from_dict(self.options)
@@ -254,17 +253,16 @@ def carry_out(
 ) -> List[str]:
     """Do what is left of runs, the first ones first, ``jobs`` at a time.
 
-    A run waits until all that it needs are trained. A failure stops what
-    needs the failed run; the others go on. Runs are anything with `label`,
-    `folder`, `needs`, `trained`, `done` and `carry_out`. ``ended`` gets each
-    that ended well. Returned is what failed, and what waits for it.
+    A run waits until its teacher is trained. A failure stops the runs that
+    wait for it; the others go on. ``ended`` gets each that ended well.
+    Returned is what failed, and what waits for it.
     """
     waiting, running, failures = [r for r in runs if not r.done], {}, []
     try:
         while True:
             ready = [
                 run for run in waiting
-                if all(need.trained for need in run.needs)
+                if run.teacher is None or run.teacher.trained
             ]
             for run in ready[:jobs - len(running)]:
                 waiting.remove(run)

@@ -20,9 +20,8 @@ INTRA = dict(type='mmdist.DISTLoss', beta=0.0, gamma=1.0)
 
 def ablation(student: str, kd: Entry, dist: Entry,
              teachers: Dict[str, Entry]) -> Dict[str, Any]:
-    """The fields `runs`, `sweeps` and `discrepancy` of a grid, from the config
-    of a student, its runs with KD and DIST, and the runs of teachers, the
-    weakest first."""
+    """The fields `runs` and `sweeps` of a grid, from the config of a student,
+    its runs with KD and DIST, and the runs of teachers, the weakest first."""
     alone = 'student alone'
     kd, dist = (dict(entry, baseline=alone) for entry in (kd, dist))
     runs = {
@@ -44,11 +43,7 @@ def ablation(student: str, kd: Entry, dist: Entry,
     return dict(
         runs=runs,
         sweeps=dict(
-            kd=sweep(kd, 'loss_weight'), dist=sweep(dist, 'beta', 'gamma')),
-        discrepancy=dict(
-            student=alone,
-            teachers=list(teachers),
-            taught=dict(KD='KD from {}', DIST='DIST from {}')))
+            kd=sweep(kd, 'loss_weight'), dist=sweep(dist, 'beta', 'gamma')))
 
 
 def features(dist: Entry, others: Dict[str, Entry], **chosen) -> Entry:

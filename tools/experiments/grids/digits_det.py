@@ -50,4 +50,3 @@ runs.update(
             'DIST + features of the backbone': dict(INTRA, where='backbone')
         }, **INTRA))
 sweeps = study['sweeps']
-discrepancy = study['discrepancy']

@@ -34,4 +34,3 @@ runs = {
         }, **MSE)
 }
 sweeps = study['sweeps']
-discrepancy = study['discrepancy']
