@@ -1,4 +1,5 @@
 """The data of the CamVid configs."""
+import os
 import os.path as osp
 
 import cv2
@@ -17,11 +18,11 @@ NAME = 'pspnet_r18-w8-d8_1xb8-1k_camvid-180x240.py'
 def load(monkeypatch):
     """A function that reads the config with a data folder."""
 
-    def load(root=None):
+    def load(root=None, name=NAME):
         monkeypatch.delenv('MMDIST_CAMVID', raising=False)
         if root:
             monkeypatch.setenv('MMDIST_CAMVID', str(root))
-        return Config.fromfile(osp.join(ROOT, 'configs', 'camvid', NAME))
+        return Config.fromfile(osp.join(ROOT, 'configs', 'camvid', name))
 
     return load
 
@@ -70,3 +71,29 @@ def test_shared_frames(load, shared):
         sample = datasets[1][index]['data_samples']
         labels |= set(sample.gt_sem_seg.data.unique().tolist())
     assert labels <= {*range(11), 255} and len(labels) > 8
+
+
+def test_validation_is_the_end_of_each_training_video(load, shared):
+    """Neighbouring frames look alike; the test frames are no other set's."""
+    root = osp.join(shared, 'data', 'camvid')
+    if not osp.isdir(root):
+        pytest.skip(f'{root} is missing')
+    cfg = load(root, 'fpn_lite0_20e_camvid-180x240.py')
+    names = {}
+    for split, size in dict(train=294, val=73, test=101).items():
+        dataset = build(cfg[f'{split}_dataloader'].dataset)
+        paths = [
+            dataset.get_data_info(i)['img_path'] for i in range(len(dataset))
+        ]
+        names[split] = {osp.basename(path) for path in paths}
+        assert len(names[split]) == size
+    videos = {name.partition('_')[0] for name in names['train']}
+    assert len(videos) == 3
+    for video in videos:
+        train, val = ({n
+                       for n in names[split] if n.startswith(video)}
+                      for split in ('train', 'val'))
+        assert max(train) < min(val) and len(val) > 0.18 * len(train)
+    assert names['train'] | names['val'] == set(
+        os.listdir(osp.join(root, 'images', 'train')))
+    assert names['test'] == set(os.listdir(osp.join(root, 'images', 'val')))

@@ -20,6 +20,8 @@ PAIRS = {
     'bccd/{}_faster-rcnn_r18-w8-w32_fpn_12e_bccd.py',
     'bccd/retinanet_r18-w16_fpn_12e_bccd.py':
     'bccd/{}_retinanet_r18-w16-w32_fpn_12e_bccd.py',
+    'camvid/fpn_lite0_20e_camvid-180x240.py':
+    'camvid/{}_fpn_lite0-lite2_20e_camvid-180x240.py',
     'camvid/pspnet_r18-w8-d8_1xb8-1k_camvid-180x240.py':
     'camvid/{}_pspnet_r18-w8-deeplabv3-w24_1xb8-1k_camvid-180x240.py',
     'cards/retinanet_lite0_fpn_20e_cards.py':
