@@ -10,8 +10,7 @@ alone = 'student alone'
 runs = {
     'teacher':
     dict(config=folder + 'fpn_lite2_40e_camvid-180x240.py', seeds=[0]),
-    alone:
-    dict(config=student),
+    alone: dict(config=student),
     **{
         name:
         dict(
@@ -26,6 +25,5 @@ runs = {
     },
     # as long as the distilled students take, and has it flattened?
     f'{alone}, 40 epochs':
-    dict(
-        config=student, baseline=alone, options={'train_cfg.max_epochs': 40})
+    dict(config=student, baseline=alone, options={'train_cfg.max_epochs': 40})
 }
