@@ -183,14 +183,21 @@ def map_shapes(
     if where == 'head':  # one map; its size does not matter
         heads = [m.get_submodule(classifying_head(m)) for m in models.values()]
         return [[torch.Size((1, h.conv_seg.in_channels, 1, 1))] for h in heads]
-    shapes = []
+
+    def maps_of(model: nn.Module, sizes: Sequence[int]) -> tuple:
+        """The size of the image, and the shapes."""
+        with watch_maps(model, where) as found:
+            size = probe(model, sizes).size
+        _, maps = list(found.values())[-1]
+        return size, [level.shape for level in maps]
+
     try:
-        size = max(probe(model, SIZES).size for model in models.values())
-        for model in models.values():
-            with watch_maps(model, where) as found:
-                probe(model, [size])
-            _, maps = list(found.values())[-1]
-            shapes.append([level.shape for level in maps])
+        found = [maps_of(model, SIZES) for model in models.values()]
+        largest = max(size for size, _ in found)
+        shapes = [
+            levels if size == largest else maps_of(model, [largest])[1]
+            for model, (size, levels) in zip(models.values(), found)
+        ]
     except CannotSay as error:
         raise ConfigError(
             field, 'a model does not run on a random image, which would show '

@@ -13,7 +13,7 @@ from .watch import owner_of, replaced
 
 RGB = 3
 # The side of 128 is the largest stride; SSD needs more.
-PROBE_SIZES = (128, 512)
+PROBE_SIZES = (128, 300, 512)
 
 
 class Probe(NamedTuple):

@@ -477,9 +477,8 @@ def test_mimic_of_ssd(tmp_path):
     path = osp.join(ZOO, 'ssd/ssd300_coco.py')
     model = Config.fromfile(path).model.to_dict()
     model['backbone']['init_cfg'] = None
-    teacher, weights = str(tmp_path / 'ssd.pth'), build(model)
-    weights.init_weights()
-    torch.save(weights.state_dict(), teacher)
+    teacher = str(tmp_path / 'ssd.pth')
+    torch.save(build(model).state_dict(), teacher)
     wrapper = build_distiller(
         model, dict(config=model, checkpoint=teacher), mimic_loss=MIMIC)
     convs = wrapper.distiller['mimic'].projections
