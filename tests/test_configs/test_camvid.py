@@ -74,7 +74,7 @@ def test_shared_frames(load, shared):
 
 
 def test_validation_is_the_end_of_each_training_video(load, shared):
-    """Neighbouring frames look alike; the test frames are no other set's."""
+    """Neighbouring frames look alike, and no split shares a test frame."""
     root = osp.join(shared, 'data', 'camvid')
     if not osp.isdir(root):
         pytest.skip(f'{root} is missing')

@@ -77,3 +77,7 @@ def test_builds(alone, distilled, tmp_path, monkeypatch):
     torch.save(dict(state_dict=weights), cfg.model.teacher.checkpoint)
     distiller = Runner.from_cfg(cfg).model
     assert distiller.state_dict().keys() == student.state_dict().keys()
+    features = osp.join(ROOT, 'configs', distilled.format('dist-feat'))
+    if osp.isfile(features):  # the same, and a loss on feature maps
+        cfg.model.feature_loss = Config.fromfile(features).model.feature_loss
+        assert Runner.from_cfg(cfg).model.distillation.features

@@ -464,6 +464,8 @@ REFUSED = {
     'loss is a name': (replace(LOSS, 'mmdist.DISTLoss'), LOSS),
     'loss of an unknown type': (put(f'{LOSS}.type', 'mmdist.DisLoss'), LOSS,
                                 'DisLoss', 'write mmdist.DISTLoss'),
+    'loss of another library': (put(f'{LOSS}.type',
+                                    'PKDLoss'), LOSS, 'custom_imports'),
     'loss of mmdet': (replace(LOSS, dict(type='mmdet.FocalLoss')), LOSS),
     'unknown key of the loss': (put(f'{LOSS}.betta', 1.), LOSS, 'betta',
                                 'takes beta, gamma, tau'),

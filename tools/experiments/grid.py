@@ -73,7 +73,7 @@ class GridRun(Run):
 
 
 class Table:
-    """A CSV file of results, in which that of a run is found by its id."""
+    """A CSV file of results, one row per run, found by the run's id."""
 
     def __init__(self, path: Path) -> None:
         self.path, self.rows = path, self.read(path)

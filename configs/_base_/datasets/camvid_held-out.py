@@ -1,6 +1,6 @@
-# CamVid with the end of each of the three training videos for validation (a
-# fifth of their frames: neighbours look alike), so that the validation frames
-# are a test, which chooses nothing.
+# The end of each training video (a fifth of its frames) is for validation,
+# since neighbouring frames look alike. The 101 validation frames are then the
+# test set.
 _base_ = './camvid.py'
 held_out = [*range(50, 62), *range(143, 163), *range(326, 367)]
 train_dataloader = dict(
@@ -11,7 +11,3 @@ val_dataloader = dict(
         data_prefix=dict(
             img_path='images/train', seg_map_path='annotations/train'),
         indices=held_out))
-test_dataloader = dict(
-    dataset=dict(
-        data_prefix=dict(
-            img_path='images/val', seg_map_path='annotations/val')))

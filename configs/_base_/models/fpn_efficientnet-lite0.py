@@ -31,5 +31,9 @@ model = dict(
         # people are 4 % of the pixels
         loss_decode=[
             dict(type='CrossEntropyLoss', loss_name='loss_ce'),
-            dict(type='DiceLoss', loss_name='loss_dice', loss_weight=3.0)
+            dict(
+                type='DiceLoss',
+                loss_name='loss_dice',
+                use_sigmoid=False,
+                loss_weight=3.0)
         ]))

@@ -24,7 +24,7 @@ def build_loss(cfg: dict, field: str, base: type = nn.Module) -> nn.Module:
         raise ConfigError(field,
                           f'it must be a dict with a `type`, but is {cfg!r}')
     name = str(getattr(cfg['type'], '__name__', cfg['type']))
-    name = name.rpartition('.')[2]
+    scope, _, name = name.rpartition('.')
     try:
         loss = MODELS.build(cfg)
     except ConfigError as error:
@@ -33,9 +33,12 @@ def build_loss(cfg: dict, field: str, base: type = nn.Module) -> nn.Module:
     except (KeyError, TypeError) as error:
         remedy, losses = '', MODELS.module_dict
         if isinstance(error, KeyError):
-            spelt = {other.lower(): other for other in losses}
-            for alike in get_close_matches(name.lower(), spelt, 1):
-                remedy = f'write mmdist.{spelt[alike]}'
+            spelt = {n.lower(): n for n in losses if n.endswith('Loss')}
+            likely = get_close_matches(name.lower(), spelt, 1,
+                                       0.6 if scope == 'mmdist' else 1)
+            remedy = 'import the module of your own loss by custom_imports'
+            if likely:
+                remedy = f'write mmdist.{spelt[likely[0]]}'
         elif name in losses:
             known = ', '.join(inspect.signature(losses[name]).parameters)
             remedy = f'{name} takes {known}'
@@ -192,11 +195,11 @@ def map_shapes(
         return size, [level.shape for level in maps]
 
     try:
-        found = [maps_of(model, SIZES) for model in models.values()]
-        largest = max(size for size, _ in found)
+        probed = [maps_of(model, SIZES) for model in models.values()]
+        largest = max(size for size, _ in probed)
         shapes = [
             levels if size == largest else maps_of(model, [largest])[1]
-            for model, (size, levels) in zip(models.values(), found)
+            for model, (size, levels) in zip(models.values(), probed)
         ]
     except CannotSay as error:
         raise ConfigError(

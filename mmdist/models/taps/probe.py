@@ -12,8 +12,9 @@ from .columns import check_alike
 from .watch import owner_of, replaced
 
 RGB = 3
-# The side of 128 is the largest stride; SSD needs more.
-PROBE_SIZES = (128, 300, 512)
+# The side of 128 is the largest stride; SSD needs more, and 320 is a multiple
+# of 32, which YOLOX and YOLOv3 need beside it.
+PROBE_SIZES = (128, 320, 512)
 
 
 class Probe(NamedTuple):

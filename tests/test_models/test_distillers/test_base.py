@@ -12,7 +12,7 @@ from mmengine.config import Config
 from mmengine.optim import OptimWrapper
 
 from mmdist.models.distillers import BaseDistiller, DistillDetector
-from mmdist.models.distillers.builders import SIZES
+from mmdist.models.distillers.builders import SIZES, map_shapes
 from mmdist.registry import MODELS
 from tests.helpers import (DENSE, NUM_CLASSES, TWO_STAGE, ZOO, assert_same,
                            batch, build, build_distiller, detector,
@@ -477,12 +477,18 @@ def test_mimic_of_ssd(tmp_path):
     path = osp.join(ZOO, 'ssd/ssd300_coco.py')
     model = Config.fromfile(path).model.to_dict()
     model['backbone']['init_cfg'] = None
-    teacher = str(tmp_path / 'ssd.pth')
-    torch.save(build(model).state_dict(), teacher)
+    teacher, weights = str(tmp_path / 'ssd.pth'), build(model)
+    weights.neck.init_weights()  # some stand in memory as it was
+    torch.save(weights.state_dict(), teacher)
     wrapper = build_distiller(
         model, dict(config=model, checkpoint=teacher), mimic_loss=MIMIC)
     convs = wrapper.distiller['mimic'].projections
     assert [len(c.weight) for c in convs] == [512, 1024, 512, 256, 256, 256]
+    # and YOLOX beside it only a multiple of 32
+    shapes = map_shapes(
+        dict(student=build(detector('yolox')), teacher=weights), 'neck')
+    for levels in shapes:
+        assert [shape[2] for shape in levels[:3]] == [40, 20, 10]
 
 
 def test_mimic_of_channels_that_the_config_lists(make, monkeypatch):

@@ -23,7 +23,7 @@ runs = {
             'DIST + features': 'dist-feat'
         }.items()
     },
-    # as long as the distilled students take, and has it flattened?
+    # about the time of a distilled run; it shows whether it has flattened
     f'{alone}, 40 epochs':
     dict(config=student, baseline=alone, options={'train_cfg.max_epochs': 40})
 }
