@@ -22,7 +22,8 @@ ROOT = Path(__file__).resolve().parents[1]
 # --features adds a loss and its arguments to DIST on the class logits. In the
 # trials on digit scenes (docs/en/results.md), on outputs of FPNs, detectors
 # have 0.408 mAP by intra and 0.406 by mimic, segmentors 51 mIoU by mimic (five
-# seeds). Segmentors without a neck are compared before their last convolution:
+# seeds), though no more than without after four times the epochs (one seed).
+# Segmentors without a neck are compared before their last convolution:
 # to project the stages of a PSPNet costs 1.13 x the step.
 FEATURES = {
     'mmdist.DistillDetector': ('DISTLoss', 'beta=0.0, gamma=1.0'),

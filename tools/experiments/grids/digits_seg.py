@@ -1,4 +1,4 @@
-from experiments.study import INTRA, ablation, features, widths
+from experiments.study import INTRA, LOSS, ablation, features, widths
 
 title = 'Digit scenes, segmentation'
 metric = dict(key='mIoU', title='mIoU (%)', format='.1f')
@@ -7,19 +7,19 @@ seeds = [0, 1, 2, 3, 4]
 
 folder = 'configs/experiments/'
 wide = folder + 'fpn_r18-w24_5e_digits.py'
+student = folder + 'fpn_r18-w12_5e_digits.py'
 longer = {'train_cfg.max_epochs': 10, 'train_cfg.val_interval': 10}
-dist = dict(
-    config=folder + 'dist_fpn_r18-w12-w24_5e_digits.py', teacher='teacher w24')
-study = ablation(
-    folder + 'fpn_r18-w12_5e_digits.py',
+kd, dist = (
     dict(
-        config=folder + 'kd_fpn_r18-w12-w24_5e_digits.py',
-        teacher='teacher w24'), dist, {
-            **widths(wide, 16, 24, 36, 48), 'teacher w24, 10 epochs':
-            dict(config=wide, seeds=[0], options=longer),
-            'teacher w24, 10 epochs, augmented':
-            dict(config=folder + 'fpn_r18-w24_10e-aug_digits.py', seeds=[0])
-        })
+        config=f'{folder}{name}_fpn_r18-w12-w24_5e_digits.py',
+        teacher='teacher w24') for name in ('kd', 'dist'))
+study = ablation(
+    student, kd, dist, {
+        **widths(wide, 16, 24, 36, 48), 'teacher w24, 10 epochs':
+        dict(config=wide, seeds=[0], options=longer),
+        'teacher w24, 10 epochs, augmented':
+        dict(config=folder + 'fpn_r18-w24_10e-aug_digits.py', seeds=[0])
+    })
 MSE = dict(type='mmdist.MimicLoss', loss_weight=1.0)
 runs = {
     **study['runs'],
@@ -33,4 +33,39 @@ runs = {
             'DIST + features, inter and intra': dict(INTRA, beta=1.0)
         }, **MSE)
 }
+
+# Is it the students' training that is too short?
+
+
+def lasting(epochs: int, run: dict, *seeds: int) -> dict:
+    """A run of other epochs, with ten validations."""
+    options = {
+        'train_cfg.max_epochs': epochs,
+        'train_cfg.val_interval': epochs // 10
+    }
+    return dict(
+        run, seeds=[0, *seeds], options={
+            **run.get('options', {}),
+            **options
+        })
+
+
+late = '20 epochs'
+taught = dict(
+    teacher=f'teacher w24, {late}', baseline=f'student alone, {late}')
+runs.update({
+    f'student alone, {epochs} epochs':
+    lasting(epochs, dict(config=student), *([1, 2] if epochs == 20 else []))
+    for epochs in (10, 20, 40)
+})
+runs.update({
+    taught['teacher']:
+    lasting(20, dict(config=wide)),
+    f'KD, tau 4, {late}':
+    lasting(20, dict(kd, options={LOSS + 'tau': 4.0}, **taught), 1, 2),
+    f'DIST, {late}':
+    lasting(20, dict(dist, **taught), 1, 2),
+    f'DIST + features, {late}':
+    lasting(20, dict(runs['DIST + features'], **taught), 1, 2)
+})
 sweeps = study['sweeps']
