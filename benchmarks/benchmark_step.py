@@ -219,12 +219,14 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     MMLogger.get_current_instance().setLevel('ERROR')
     zoo.tell_progress()
-    results = [measure(pair, args) for pair in args.pairs]
     print(f'Two images of {args.size} pixels, {args.device}, {args.threads} '
           f'threads, torch {torch.__version__}')
-    print(table([row_of(result) for result in results]))
-    if args.json:
-        args.json.write_text(json.dumps(results, indent=1))
+    results = []
+    for pair in args.pairs:  # each takes minutes
+        results.append(measure(pair, args))
+        print(table([row_of(results[-1])]), flush=True)
+        if args.json:
+            args.json.write_text(json.dumps(results, indent=1))
 
 
 if __name__ == '__main__':
