@@ -5,9 +5,9 @@ without gradients, are what nobody can save; their sum is compared with a step
 of mmdist, with one of the first steps, in which the teacher is judged, and
 with the way of toolkits that record what they need while the teacher computes
 its whole loss (here without their distillation loss). A step with a feature
-loss beside the class logits is compared with the step without it, turn by
-turn. All are run in turns on one synthetic batch, so that what else the
-machine does meets all; ratios of medians are what counts. Weights are random.
+loss beside the class logits is compared with the step without it. All are run
+in turns on one synthetic batch, so that what else the machine does meets all;
+what counts are the ratios within a turn. Weights are random.
 """
 import argparse
 import copy
@@ -16,7 +16,6 @@ import sys
 import tempfile
 from functools import partial
 from pathlib import Path
-from statistics import median
 from typing import Any, Callable, Dict, Tuple
 
 import numpy as np
@@ -92,8 +91,8 @@ def _random_rois(inputs: Tensor) -> Tensor:
 
 def measure(names: Tuple[str, str],
             args: argparse.Namespace) -> Dict[str, Any]:
-    """Medians in milliseconds, their ratios, and peak memory, with random
-    weights and two synthetic images."""
+    """Medians in milliseconds, quartiles of ratios, and peak memory, with
+    random weights and two synthetic images."""
     package = scope_of(load_config(names[0], '--pairs'))
     cfg, teacher_cfg = (zoo.load(name) for name in names)
     student, teacher = (zoo.build(each.model, package, seed=i).to(args.device)
@@ -147,19 +146,30 @@ def measure(names: Tuple[str, str],
         features=partial(usual, featured, features_step),
         judging=judging,
         recorded=recorded)
-    times = turns(ways, args.repeats, args.device)
-    medians = {name: median(values) for name, values in times.items()}
-    ratios = [f / m for f, m in zip(times['features'], times['mmdist'])]
-    low, middle, high = np.percentile(ratios, [25, 50, 75]).tolist()
-    medians['sum'] = least = medians['student'] + medians['teacher']
+    times = {
+        name: np.array(values)
+        for name, values in turns(ways, args.repeats, args.device).items()
+    }
+    times['sum'] = times['student'] + times['teacher']
+    by_sum = {
+        f'{name} by the sum': times[name] / times['sum']
+        for name in ('mmdist', 'judging', 'recorded')
+    }
+    by_step = {'features by mmdist': times['features'] / times['mmdist']}
     return dict(
         name=names[0],
         shape=list(inputs.shape),
-        milliseconds=medians,
-        ratio=medians['mmdist'] / least,
-        judging_ratio=medians['judging'] / least,
-        features_ratio=middle,
-        features_quartiles=[low, high],
+        milliseconds={
+            k: float(np.median(v))
+            for k, v in times.items()
+        },
+        ratios={
+            name: np.percentile(ratios, [25, 50, 75]).tolist()
+            for name, ratios in {
+                **by_sum,
+                **by_step
+            }.items()
+        },
         peak_mib={
             name: peak_memory(ways[name], args.device) / MIB
             for name in ('student', 'mmdist', 'judging', 'features')
@@ -167,9 +177,8 @@ def measure(names: Tuple[str, str],
 
 
 def row_of(result: Dict[str, Any]) -> Dict[str, str]:
-    """A row of the table."""
+    """A row of the table; of ratios the median and the quartiles."""
     times, memory = result['milliseconds'], result['peak_mib']
-    low, high = result['features_quartiles']
     return {
         'model': Path(result['name']).stem,
         **{
@@ -177,10 +186,9 @@ def row_of(result: Dict[str, Any]) -> Dict[str, str]:
             for name in ('student', 'teacher', 'sum', 'mmdist')
         },
         **{
-            f'{name} by the sum': f'{times[name] / times["sum"]:.3f}'
-            for name in ('mmdist', 'judging', 'recorded')
-        }, 'features by mmdist':
-        f'{result["features_ratio"]:.3f} ({low:.3f} to {high:.3f})',
+            name: f'{middle:.3f} ({low:.3f} to {high:.3f})'
+            for name, (low, middle, high) in result['ratios'].items()
+        },
         **{
             f'{name}, MiB': f'{value:.0f}'
             for name, value in memory.items()

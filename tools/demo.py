@@ -1,8 +1,8 @@
 """Train a teacher and three students on digit scenes, and compare them.
 
 The students are one small model, trained alone, with vanilla KD and with
-DIST, by ``tools/train.py`` and ``tools/test.py`` on ordinary configs. Two
-trainings run side by side; a second call goes on where the first one stopped.
+DIST, by ``tools/train.py`` on ordinary configs. Two trainings run side by
+side; a second call goes on where the first one stopped.
 """
 import argparse
 import contextlib
@@ -21,7 +21,7 @@ from mmdist.utils import run_tool
 
 CONFIGS = ROOT / 'configs' / 'experiments'
 SCENES = dict(num_train=2000, num_val=240, size=96)
-NUM_TRAINED = 1200  # of the scenes, to take 10 to 16 minutes
+NUM_TRAINED = 1200  # of the scenes, to take some ten minutes
 TITLES = dict(
     teacher='teacher',
     alone='student alone',
@@ -67,9 +67,15 @@ class DemoRun(Run):
                 if 'ann_file' in cfg[part]:
                     options[f'{part}.ann_file'] = cfg[part].ann_file.replace(
                         cfg.data_root, root)
-        super().__init__(label, config, args.work_dir / label, options,
-                         task.metric,
-                         read_json(self.data_root / 'manifest.json'), teacher)
+        super().__init__(
+            label,
+            config,
+            args.work_dir / label,
+            options,
+            task.metric,
+            read_json(self.data_root / 'manifest.json'),
+            teacher,
+            tests=False)
 
     def remark(self) -> str:
         """The minutes that are left for all runs, from those spent so far."""
@@ -96,7 +102,7 @@ def make_table(runs: List[DemoRun]) -> str:
     """Metric and minutes of a task's models, as Markdown."""
     task = runs[0].task
     rows = [
-        f'| {TITLES[run.name]:19} | {task.metric.show(run.tested()):>9} '
+        f'| {TITLES[run.name]:19} | {task.metric.show(run.validated()):>9} '
         f'| {run.seconds / 60:7.1f} |' for run in runs
     ]
     return '\n'.join([
@@ -155,8 +161,7 @@ def write_report(groups: List[List[DemoRun]], args: argparse.Namespace,
         plot_curves(runs, args.work_dir / curves)
         draw_predictions(runs, args.work_dir / images)
         commands = [
-            f'python {shlex.join(run.command(tool))}' for run in runs
-            for tool in ('train', 'test')
+            f'python {shlex.join(run.command("train"))}' for run in runs
         ]
         text += '\n'.join([
             f'\n## {task.title.capitalize()}\n',

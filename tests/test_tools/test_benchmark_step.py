@@ -42,16 +42,17 @@ def test_it_writes_what_it_measured(tmp_path, monkeypatch, capsys):
     assert [Path(result['name']).stem for result in results] == list(MODELS)
     for result, name in zip(results, MODELS):
         assert f'| {name} | ' in table
-        times = result['milliseconds']
-        least = times['student'] + times['teacher']
+        times, ratios = result['milliseconds'], result['ratios']
         assert result['shape'] == [2, 3, 64, 64]
-        assert result['ratio'] == pytest.approx(times['mmdist'] / least)
         # The teacher runs once beside the student.
         assert times['teacher'] < times['mmdist']
-        assert result['judging_ratio'] == pytest.approx(times['judging'] /
-                                                        least)
-        low, high = result['features_quartiles']
-        assert 0 < low <= result['features_ratio'] <= high
+        # of one turn
+        assert times['sum'] == times['student'] + times['teacher']
+        for way, (low, middle, high) in ratios.items():
+            above, below = way.split(' by ')
+            below = times[below.replace('the ', '')]
+            assert low == middle == high == pytest.approx(times[above] / below)
+        assert len(ratios) == 4
         memory = result['peak_mib']
         assert memory['student'] < memory['mmdist']
         assert memory['student'] < memory['features']

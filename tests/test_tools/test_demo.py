@@ -158,7 +158,7 @@ def test_taught_students_need_the_teacher(runs):
 def test_done_training_is_skipped_unless_asked_otherwise(make_runs, runs):
     assert not runs[2].trained
     run = finish(runs[2])
-    assert run.trained and run.seconds == 60 and not run.done
+    assert run.done and run.seconds == 60
     for options in (['--seed', '1'], ['--quick']):
         assert not make_runs(*options)[2].trained
     assert make_runs()[2].trained
@@ -330,7 +330,7 @@ def test_table_shows_metric_and_minutes(demo, make_runs, number, metric,
     for run in runs:
         run.folder.mkdir(parents=True)
         run.save(90.)
-        run.tested = lambda: (0.1234, 12.34)[number]
+        run.validated = lambda: (0.1234, 12.34)[number]
     table = demo.make_table(runs).splitlines()
     assert all(word in table[0] for word in (task.title, metric, 'minutes'))
     assert len(table) == 6 and 'student, DIST' in table[5]
