@@ -34,6 +34,8 @@ def find_config(name: str, field: str) -> str:
                 field,
                 f'the package {package!r} is not installed (got {name!r})')
         path = osp.join(osp.dirname(spec.origin), '.mim', 'configs', inner)
+    if osp.isdir(path):
+        raise ConfigError(field, f'{name!r} is a folder, not a config')
     if not osp.isfile(path):
         raise ConfigError(field, f'there is no such config: {name!r}')
     return path

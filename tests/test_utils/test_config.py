@@ -61,10 +61,10 @@ def test_a_fork_is_found_by_its_import_name(tmp_path, monkeypatch):
 @pytest.mark.parametrize('name, reason', [
     ('no.py', 'no such config'),
     ('/no/such/config.py', 'no such config'),
-    ('.', 'no such config'),
+    ('.', 'is a folder, not a config'),
     ('mmdet::retinanet/no.py', 'no such config'),
-    ('mmdet::', 'no such config'),
-    ('mmdet::retinanet', 'no such config'),
+    ('mmdet::', 'is a folder, not a config'),
+    ('mmdet::retinanet', 'is a folder, not a config'),
     ('nosuchpackage::a.py', "'nosuchpackage' is not installed"),
     ('nosuchpackage.sub::a.py', "'nosuchpackage.sub' is not installed"),
     ('::a.py', "'' is not installed"),
