@@ -147,7 +147,7 @@ class Report:
         for sweep in grid.sweeps:
             table = self.sweep_table(sweep)
             if table:
-                yield f'The sweep of {sweep.upper()}, {grid.metric.title}:'
+                yield f'The sweep of {sweep}, {grid.metric.title}:'
                 yield table
 
     def draw_runs(self, path: Path) -> None:

@@ -1,12 +1,13 @@
 """The runs that the grids of digit scenes have in common: the paper's
 ablation, its sweeps, and teachers of rising strength."""
 import itertools
-from typing import Any, Dict
+from typing import Any, Dict, Iterable
 
 Entry = Dict[str, Any]
 LOSS = 'model.distill_loss.'
 WEIGHTS = (0.5, 1.0, 2.0, 4.0)
 TEMPERATURES = (1.0, 2.0, 4.0)
+ALL = tuple(itertools.product(WEIGHTS, TEMPERATURES))
 # Sweeps have a seed of their own, so that no result chose its options.
 SWEEP_SEED = 10
 MIMIC = {
@@ -31,8 +32,8 @@ def ablation(student: str, kd: Entry, dist: Entry,
         'DIST, inter only': dict(dist, options={LOSS + 'gamma': 0.0}),
         'DIST, intra only': dict(dist, options={LOSS + 'beta': 0.0}),
         'DIST + mimic': dict(dist, options=MIMIC),
-        'KD, best of its sweep': dict(kd, best_of='kd'),
-        'DIST, best of its sweep': dict(dist, best_of='dist'),
+        'KD, best of its sweep': dict(kd, best_of='KD'),
+        'DIST, best of its sweep': dict(dist, best_of='DIST'),
         'KD, alpha=0': dict(kd, options={'model.alpha': 0.0}),
         'DIST, alpha=0': dict(dist, options={'model.alpha': 0.0})
     }
@@ -43,7 +44,7 @@ def ablation(student: str, kd: Entry, dist: Entry,
     return dict(
         runs=runs,
         sweeps=dict(
-            kd=sweep(kd, 'loss_weight'), dist=sweep(dist, 'beta', 'gamma')))
+            KD=sweep(kd, 'loss_weight'), DIST=sweep(dist, 'beta', 'gamma')))
 
 
 def features(dist: Entry, others: Dict[str, Entry], **chosen) -> Entry:
@@ -64,14 +65,13 @@ def features(dist: Entry, others: Dict[str, Entry], **chosen) -> Entry:
     return runs
 
 
-def sweep(run: Entry, *weights: str) -> Entry:
-    """Every value of some weights of a run's loss with every temperature."""
-    options = [
-        dict.fromkeys((LOSS + name for name in weights), weight)
-        | {
-            LOSS + 'tau': tau
-        } for weight, tau in itertools.product(WEIGHTS, TEMPERATURES)
-    ]
+def sweep(run: Entry, *weights: str, settings: Iterable = ALL) -> Entry:
+    """Pairs of a value for some weights of a run's loss and a temperature."""
+    options = [{
+        **run.get('options', {}),
+        **dict.fromkeys((LOSS + name for name in weights), weight), LOSS + 'tau':
+        tau
+    } for weight, tau in settings]
     return dict(run, seeds=[SWEEP_SEED], options=options)
 
 

@@ -1,4 +1,4 @@
-from experiments.study import INTRA, LOSS, ablation, features, widths
+from experiments.study import (INTRA, LOSS, ablation, features, sweep, widths)
 
 title = 'Digit scenes, segmentation'
 metric = dict(key='mIoU', title='mIoU (%)', format='.1f')
@@ -44,7 +44,7 @@ def lasting(epochs: int, run: dict, *seeds: int) -> dict:
         'train_cfg.val_interval': epochs // 10
     }
     return dict(
-        run, seeds=[0, *seeds], options={
+        run, seeds=seeds or [0], options={
             **run.get('options', {}),
             **options
         })
@@ -53,19 +53,33 @@ def lasting(epochs: int, run: dict, *seeds: int) -> dict:
 late = '20 epochs'
 taught = dict(
     teacher=f'teacher w24, {late}', baseline=f'student alone, {late}')
+five = range(5)
 runs.update({
     f'student alone, {epochs} epochs':
-    lasting(epochs, dict(config=student), *([1, 2] if epochs == 20 else []))
+    lasting(epochs, dict(config=student), *(five if epochs == 20 else []))
     for epochs in (10, 20, 40)
 })
 runs.update({
     taught['teacher']:
     lasting(20, dict(config=wide)),
     f'KD, tau 4, {late}':
-    lasting(20, dict(kd, options={LOSS + 'tau': 4.0}, **taught), 1, 2),
+    lasting(20, dict(kd, options={LOSS + 'tau': 4.0}, **taught), *five),
     f'DIST, {late}':
-    lasting(20, dict(dist, **taught), 1, 2),
+    lasting(20, dict(dist, **taught), *five),
     f'DIST + features, {late}':
-    lasting(20, dict(runs['DIST + features'], **taught), 1, 2)
+    lasting(20, dict(runs['DIST + features'], **taught), *five)
 })
-sweeps = study['sweeps']
+# Four settings each, about the best of the shorter schedule.
+sweeps = {
+    **study['sweeps'], f'KD, {late}':
+    sweep(
+        lasting(20, dict(kd, **taught)),
+        'loss_weight',
+        settings=((1., 1.), (1., 2.), (1., 4.), (2., 4.))),
+    f'DIST, {late}':
+    sweep(
+        lasting(20, dict(dist, **taught)),
+        'beta',
+        'gamma',
+        settings=((1., 1.), (2., 1.), (1., 2.), (1., 4.)))
+}
