@@ -67,11 +67,11 @@ def features(dist: Entry, others: Dict[str, Entry], **chosen) -> Entry:
 
 def sweep(run: Entry, *weights: str, settings: Iterable = ALL) -> Entry:
     """Pairs of a value for some weights of a run's loss and a temperature."""
-    options = [{
-        **run.get('options', {}),
-        **dict.fromkeys((LOSS + name for name in weights), weight), LOSS + 'tau':
-        tau
-    } for weight, tau in settings]
+    options = []
+    for weight, tau in settings:
+        chosen = dict.fromkeys((LOSS + name for name in weights), weight)
+        chosen[LOSS + 'tau'] = tau
+        options.append({**run.get('options', {}), **chosen})
     return dict(run, seeds=[SWEEP_SEED], options=options)
 
 
