@@ -7,6 +7,7 @@ side; a second call goes on where the first one stopped.
 import argparse
 import contextlib
 import shlex
+import sys
 from pathlib import Path
 from typing import List, Optional
 
@@ -21,7 +22,7 @@ from mmdist.utils import run_tool
 
 CONFIGS = ROOT / 'configs' / 'experiments'
 SCENES = dict(num_train=2000, num_val=240, size=96)
-NUM_TRAINED = 1200  # of the scenes, to take some ten minutes
+NUM_TRAINED = 1200  # of the scenes, to take less than ten minutes
 TITLES = dict(
     teacher='teacher',
     alone='student alone',
@@ -29,9 +30,9 @@ TITLES = dict(
     dist='student, DIST')
 QUICK = dict(num_train=96, num_val=24)
 QUICK_EPOCHS = 2
-NEXT = (
-    'Next: `python tools/make_config.py STUDENT TEACHER CHECKPOINT` writes '
-    'a config for your own data; see docs/en/quickstart.md.')
+NEXT = (f'Next: `{short(Path(sys.executable))} tools/make_config.py STUDENT '
+        'TEACHER CHECKPOINT` writes a config for your own data; see '
+        'docs/en/quickstart.md.')
 QUICK_NOTE = 'A quick run shows the path only: its numbers mean nothing.'
 NUM_IMAGES = 3
 
@@ -192,7 +193,7 @@ def parse_args(argv: Optional[List[str]] = None) -> argparse.Namespace:
 
 
 def demo(args: argparse.Namespace) -> None:
-    """Draw scenes, train, test and report."""
+    """Draw scenes, train and report."""
     note = QUICK_NOTE if args.quick else f'Seed {args.seed}.'
     say(note)
     with locked(args.work_dir):

@@ -526,6 +526,7 @@ def test_interrupted_demo_goes_on(demo, tiny, repo, tmp_path, capsys):
         assert title in output
     for text in (output, (work / 'report.md').read_text()):
         assert 'numbers mean nothing' in text
+        assert f'{demo.short(Path(sys.executable))} tools/make_config' in text
     for name in ('curves.png', 'predictions.jpg'):
         assert f'](det/{name})' in text
         assert (work / 'det' / name).stat().st_size > 10000

@@ -79,9 +79,11 @@ def by_name(grid):
 def test_missing_pandas_names_the_extra(repo, monkeypatch):
     monkeypatch.setitem(sys.modules, 'pandas', None)
     monkeypatch.syspath_prepend(f'{repo}/tools')
-    for name in ('experiments.grid', 'run_experiments', 'report_experiments'):
+    monkeypatch.syspath_prepend(f'{repo}/tools/analysis_tools')
+    tools = 'run_experiments', 'report_experiments', 'analyze_discrepancy'
+    for name in ('experiments.grid', *tools):
         monkeypatch.delitem(sys.modules, name, raising=False)
-    for tool in ('run_experiments', 'report_experiments'):
+    for tool in tools:
         with pytest.raises(SystemExit, match=r"install 'mmdist\[analysis\]'"):
             importlib.import_module(tool)
 

@@ -6,11 +6,11 @@ of mmdist compare their class logits for the same instances.
 import argparse
 import copy
 import json
+import sys
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Dict, Iterator, List, Tuple
 
-import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from mmengine.config import Config
@@ -27,6 +27,11 @@ from mmdist.models.distillers import BaseDistiller
 from mmdist.utils import (class_names_of, data_classes_of, data_sets_in,
                           load_config, markdown_table, run_tool, scope_of,
                           wrapper_for)
+
+try:
+    import pandas as pd
+except ModuleNotFoundError:
+    sys.exit("Error: pandas is not installed; pip install 'mmdist[analysis]'")
 
 # More classes than a figure can name.
 MOST_NAMES = 40

@@ -1,4 +1,4 @@
-from experiments.study import (INTRA, LOSS, ablation, features, sweep, widths)
+from experiments.study import INTRA, LOSS, ablation, features, sweep, widths
 
 title = 'Digit scenes, segmentation'
 metric = dict(key='mIoU', title='mIoU (%)', format='.1f')
