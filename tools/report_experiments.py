@@ -71,6 +71,8 @@ class Report:
         rows['gain'] = rows[self.field] - rows[self.field].reindex(
             pd.MultiIndex.from_arrays(base)).to_numpy()
         self.main_runs = [name for name in grid.runs if name in rows.index]
+        # of more than one validation
+        self.curves = rows[rows.curve.astype(str).str.contains(' ')]
 
     def mean(self, field: str, run: str) -> str:
         """Mean, deviation and number of runs: 0.512 ± 0.004 (5)."""
@@ -141,7 +143,7 @@ class Report:
         if self.main_runs:
             self.draw_runs(self.folder / f'{grid.name}.png')
             yield f'![runs]({place}.png)'
-            if self.rows.curve.any():
+            if len(self.curves):
                 self.draw_curves(self.folder / f'{grid.name}_curves.png')
                 yield f'![curves]({place}_curves.png)'
         for sweep in grid.sweeps:
@@ -170,20 +172,14 @@ class Report:
         """The metric by epoch or iteration; the mean over seeds."""
         figure = Figure((7, 4), layout='constrained')
         axes = figure.subplots()
-        for i, name in enumerate(self.main_runs):
-            rows = self.rows[self.rows.run == name].dropna(subset='curve')
+        for name in self.main_runs:
             curves = [
                 dict(point.split(':') for point in text.split())
-                for text in rows.curve
+                for text in self.curves.curve[self.curves.run == name]
             ]
-            values = pd.DataFrame(curves, dtype=float).mean()
-            if len(values):
-                axes.plot(
-                    values.index.astype(int),
-                    values,
-                    '.-',
-                    color=f'C{i}',
-                    label=name)
+            if curves:
+                values = pd.DataFrame(curves, dtype=float).mean()
+                axes.plot(values.index.astype(int), values, '.-', label=name)
         axes.set(
             xlabel=self.grid.of(self.main_runs[0])[0].unit,
             ylabel=f'{self.grid.metric.title}, validation')

@@ -49,4 +49,6 @@ runs.update(
             'DIST + features, projected': dict(INTRA, project=True),
             'DIST + features of the backbone': dict(INTRA, where='backbone')
         }, **INTRA))
+# the best of them: all seeds
+del runs['DIST + features, projected']['seeds']
 sweeps = study['sweeps']
