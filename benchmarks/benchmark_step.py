@@ -151,11 +151,11 @@ def measure(names: Tuple[str, str],
         for name, values in turns(ways, args.repeats, args.device).items()
     }
     times['sum'] = times['student'] + times['teacher']
-    by_sum = {
+    ratios = {
         f'{name} by the sum': times[name] / times['sum']
         for name in ('mmdist', 'judging', 'recorded')
     }
-    by_step = {'features by mmdist': times['features'] / times['mmdist']}
+    ratios['features by mmdist'] = times['features'] / times['mmdist']
     return dict(
         name=names[0],
         shape=list(inputs.shape),
@@ -164,11 +164,8 @@ def measure(names: Tuple[str, str],
             for k, v in times.items()
         },
         ratios={
-            name: np.percentile(ratios, [25, 50, 75]).tolist()
-            for name, ratios in {
-                **by_sum,
-                **by_step
-            }.items()
+            name: np.percentile(values, [25, 50, 75]).tolist()
+            for name, values in ratios.items()
         },
         peak_mib={
             name: peak_memory(ways[name], args.device) / MIB
