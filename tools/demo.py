@@ -68,15 +68,9 @@ class DemoRun(Run):
                 if 'ann_file' in cfg[part]:
                     options[f'{part}.ann_file'] = cfg[part].ann_file.replace(
                         cfg.data_root, root)
-        super().__init__(
-            label,
-            config,
-            args.work_dir / label,
-            options,
-            task.metric,
-            read_json(self.data_root / 'manifest.json'),
-            teacher,
-            tests=False)
+        super().__init__(label, config, args.work_dir / label, options,
+                         task.metric,
+                         read_json(self.data_root / 'manifest.json'), teacher)
 
     def remark(self) -> str:
         """The minutes that are left for all runs, from those spent so far."""

@@ -21,7 +21,7 @@ from tests.quick import quick
 
 ROOT = osp.dirname(osp.dirname(osp.dirname(osp.abspath(__file__))))
 TRAIN = osp.join(ROOT, 'tools', 'train.py')
-MOMENTS = 10  # of each task
+MOMENTS = 20
 EPOCHS, ITERS = 4, 12
 FLIP = dict(type='RandomFlip', prob=0.5)
 # A new process need not import everything again.

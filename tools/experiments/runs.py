@@ -62,7 +62,7 @@ class Run:
     metric: Metric
     manifest: dict  # describes its data
     teacher: Optional['Run'] = None
-    tests: bool = True  # whether tools/test.py follows
+    tests: bool = False  # whether tools/test.py follows
 
     def __post_init__(self) -> None:
         self.record_file = self.folder / 'train.json'

@@ -49,17 +49,19 @@ def ablation(student: str, kd: Entry, dist: Entry,
 
 def features(dist: Entry, others: Dict[str, Entry], **chosen) -> Entry:
     """Runs with DIST and a feature loss: the ``chosen`` one with the seeds of
-    the grid, and others, by their arguments, with three seeds each;
-    ``logits=False`` leaves DIST on the class logits out."""
+    the grid, and others, by their arguments, with three ``seeds`` unless they
+    name them; ``logits=False`` leaves DIST on the class logits out."""
     runs = {}
     for name, loss in {'DIST + features': chosen, **others}.items():
         options = {
             f'model.feature_loss.{field}': value
-            for field, value in loss.items() if field != 'logits'
+            for field, value in loss.items()
+            if field not in ('logits', 'seeds')
         }
         if not loss.get('logits', True):
             options['model.distill_loss'] = None
-        seeds = {} if loss is chosen else dict(seeds=[0, 1, 2])
+        seeds = {} if loss is chosen else dict(
+            seeds=loss.get('seeds', range(3)))
         runs[name] = dict(
             dist, baseline='student alone', options=options, **seeds)
     return runs

@@ -46,9 +46,8 @@ runs.update(
             'features alone': dict(INTRA, logits=False),
             'DIST + features, weight 4': dict(INTRA, gamma=4.0),
             'DIST + features, inter and intra': dict(INTRA, beta=1.0),
-            'DIST + features, projected': dict(INTRA, project=True),
+            'DIST + features, projected': dict(
+                INTRA, project=True, seeds=range(5)),
             'DIST + features of the backbone': dict(INTRA, where='backbone')
         }, **INTRA))
-# the best of them: all seeds
-del runs['DIST + features, projected']['seeds']
 sweeps = study['sweeps']
